@@ -1,0 +1,219 @@
+"""The command line: parses, calls, prints. Everything it can do, the Python API can do as well."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lora_foundry import __version__
+from lora_foundry.errors import FoundryError
+
+app = typer.Typer(
+    name="lora-foundry",
+    help="Describe a character; get a LoRA that draws it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+DEMO_NAME = "Elara"
+DEMO_DESCRIPTION = "1girl, pink hair, twintails, green eyes, pale skin, blue dress, crown"
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder for everything made here; else LORA_FOUNDRY_HOME.", metavar="DIR"),
+]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's name or a TOML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change one recipe value, as in train.rank=8. Repeatable."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object at the end and nothing else.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+
+
+def main() -> None:
+    """The program. Exit codes: 0 done, 1 failed but worth trying again, 2 the input cannot be used, 130 stopped."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _err.print("Stopped. Run the same command again to go on from here.")
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """Turns this project's errors into one sentence (or one JSON object) and their exit code."""
+    try:
+        yield
+    except FoundryError as error:
+        _fail(error, as_json)
+
+
+def _fail(error: FoundryError, as_json: bool) -> NoReturn:
+    if as_json:
+        kind = type(error).__name__
+        print(
+            json.dumps({"status": "failed", "error": str(error), "kind": kind, "retryable": error.retryable})
+        )
+    else:
+        _err.print(f"[red]Error:[/red] {_escape(str(error))}", soft_wrap=True)
+    raise SystemExit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(value: bool) -> None:
+    if value:
+        _out.print(f"lora-foundry {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Describe a character; get a LoRA that draws it."""
+
+
+@app.command()
+def create(
+    name: Annotated[
+        str, typer.Argument(help="The character's name; becomes folder, file names and trigger word.")
+    ],
+    description: Annotated[str, typer.Option("--description", "-d", help="What the character looks like.")],
+    tags: Annotated[str, typer.Option(help="Identity tags for captions; else the description's parts.")] = "",
+    trigger: Annotated[str, typer.Option(help="The word that calls the character; else the name.")] = "",
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes plan, pictures and evaluation.")] = None,
+    output_name: Annotated[str | None, typer.Option(help="File name of the LoRA, without suffix.")] = None,
+    home: Home = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a character's pictures, train its LoRA, measure and install it. Run it again to go on after a stop."""
+    with _errors(as_json):
+        _create(
+            name, description, tags, trigger, recipe, settings or [], seed, output_name, home, as_json, quiet
+        )
+
+
+@app.command()
+def demo(
+    home: Home = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole pipeline on the bundled miniature model: a few minutes on two CPU cores, nothing to download."""
+    with _errors(as_json):
+        _create(DEMO_NAME, DEMO_DESCRIPTION, "", "", "mini", settings or [], None, None, home, as_json, quiet)
+
+
+def _create(
+    name: str,
+    description: str,
+    tags: str,
+    trigger: str,
+    recipe: str | None,
+    settings: list[str],
+    seed: int | None,
+    output_name: str | None,
+    home: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from lora_foundry.domain.character import Character, split_tags
+    from lora_foundry.foundry import Foundry
+    from lora_foundry.terminal import RunDisplay, print_result
+
+    character = Character(name=name, description=description, trigger=trigger, tags=split_tags(tags))
+    foundry = Foundry(home)
+    with RunDisplay(_err, shown=not (as_json or quiet)) as display:
+        result = foundry.create(
+            character,
+            recipe,
+            settings=settings,
+            seed=seed,
+            output_name=output_name,
+            progress=display.progress,
+            finished=display.finished,
+        )
+    if as_json:
+        print(result.model_dump_json())
+    else:
+        print_result(_out, result)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show every value of this recipe (or file).")] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped recipes, or show one with every value and what it means."""
+    from lora_foundry.recipe_files import load_recipe, recipe_names
+    from lora_foundry.terminal import print_recipe
+
+    with _errors(as_json):
+        if name is not None:
+            chosen = load_recipe(name, settings or [])
+            if as_json:
+                print(chosen.model_dump_json())
+            else:
+                print_recipe(_out, chosen)
+            return
+        known = [load_recipe(each) for each in recipe_names()]
+        if as_json:
+            print(json.dumps([{"name": each.name, "description": each.description} for each in known]))
+            return
+        table = Table("recipe", "what for", "pictures", "size", "steps", box=None, pad_edge=False)
+        for each in known:
+            size = f"{each.generate.width}x{each.generate.height}"
+            table.add_row(each.name, each.description, str(each.generate.images), size, str(each.total_steps))
+        _out.print(table)
+
+
+@app.command()
+def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption = False) -> None:
+    """Check what a run needs on this machine, each failing line with its mend. Exit code 1 if a line fails."""
+    from lora_foundry.doctor import examine
+    from lora_foundry.foundry import Foundry
+    from lora_foundry.recipe_files import load_recipe
+
+    with _errors(as_json):
+        settings = Foundry(home).settings
+        findings = examine(settings, load_recipe(recipe or settings.recipe))
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        for finding in findings:
+            mark = "[green]ok[/green]  " if finding.ok else "[red]no[/red]  "
+            _out.print(f"{mark}{finding.subject}: {_escape(finding.found)}", soft_wrap=True)
+            if not finding.ok:
+                _out.print(f"    -> {_escape(finding.mend)}", soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What this project is about, as plain typed data: characters, recipes, shots, datasets, LoRAs. No IO, no torch."""

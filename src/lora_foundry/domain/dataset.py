@@ -1,0 +1,78 @@
+"""The training set's records: what was asked for each picture, what came back, and its caption.
+
+They are stored as generation_metadata.json and tagging_results.json, the names the original system used."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_foundry.domain.shots import Shot
+
+
+class ImageRequest(BaseModel):
+    """Everything that decides one picture. Two equal requests are the same picture."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    prompt: str
+    negative: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+
+
+class PictureRecord(BaseModel):
+    """One picture of the set: its file name in images/, its shot and its request."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    shot: Shot
+    request: ImageRequest
+    model: str
+    attempt: int = 0
+    sha256: str = ""
+
+
+class GenerationMetadata(BaseModel):
+    """generation_metadata.json: written last by the generate stage, so its existence means done."""
+
+    model_config = ConfigDict(frozen=True)
+
+    character: str
+    trigger: str
+    description: str
+    recipe: str
+    seed: int
+    model: str
+    fingerprint: str
+    pictures: tuple[PictureRecord, ...]
+    seconds: float
+
+
+class Caption(BaseModel):
+    """The caption of one picture, as tags in order, and where each group of them came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    text: str
+    source: str
+
+
+class TaggingResults(BaseModel):
+    """tagging_results.json: written last by the caption stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    character: str
+    trigger: str
+    captioner: str
+    pruned: tuple[str, ...]
+    fingerprint: str
+    captions: tuple[Caption, ...]

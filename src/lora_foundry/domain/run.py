@@ -1,0 +1,49 @@
+"""One run: a character, a recipe and the folders it works in. Every stage gets the same run and finds what the
+stages before it left in the run's folder, so a stage can be run alone, again, or on another host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.recipe import Recipe
+
+StageName = Literal["generate", "curate", "caption", "train", "evaluate", "publish"]
+
+
+class Run(BaseModel):
+    """What a pipeline works on. Plain data: it survives a trip through JSON to another process."""
+
+    model_config = ConfigDict(frozen=True)
+
+    character: Character
+    recipe: Recipe
+    dataset_dir: Path
+    lora_dir: Path
+    output_name: str
+
+
+class ProgressEvent(BaseModel):
+    """One line of news from a stage. `done` and `total` count the stage's own units (images, steps, files)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: StageName
+    done: int
+    total: int
+    unit: str = "step"
+    message: str = ""
+    loss: float | None = None
+    image: Path | None = None
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hex digits that change when any of `parts` (models or JSON-like values) changes."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

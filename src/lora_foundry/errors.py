@@ -1,0 +1,80 @@
+"""Every error this project raises on purpose, in one tree, so that a caller can decide by type alone.
+
+    FoundryError
+    ├── PermanentError            trying again changes nothing; exit code 2
+    │   ├── InputError            what the user gave cannot be used (name, recipe, option, folder)
+    │   ├── BaseModelError        the base model is missing, unsafe, damaged or of an unsupported kind
+    │   ├── StorageError          the disk is full or a folder cannot be written
+    │   ├── MissingExtraError     an optional dependency is not installed
+    │   └── VerificationError     a LoRA was made, but it failed its proofs and is not published
+    └── RetryableError            the same call may succeed later; exit code 1
+        ├── BackendError          a generator, tagger or trainer stopped working
+        └── StageError            a stage ended without its result
+
+A message is one sentence or two: what happened, where, and what to do next. `exit_code` is the CLI's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FoundryError(Exception):
+    """Root of the tree. Never raised itself."""
+
+    exit_code = 1
+    retryable = False
+
+
+class PermanentError(FoundryError):
+    """Trying the same thing again cannot help."""
+
+    exit_code = 2
+
+
+class InputError(PermanentError):
+    """The user's input cannot be used as it is."""
+
+
+class BaseModelError(PermanentError):
+    """The base model is missing, unsafe, damaged, or of a kind that is not supported."""
+
+
+class StorageError(PermanentError):
+    """A file could not be written: the disk is full, or the folder is not ours to write."""
+
+
+class MissingExtraError(PermanentError):
+    """An optional dependency that the recipe asks for is not installed."""
+
+
+class VerificationError(PermanentError):
+    """The LoRA file failed a proof (keys, NaN, effect on a picture) and must not be published."""
+
+
+class RetryableError(FoundryError):
+    """The same call may succeed when it is made again."""
+
+    retryable = True
+
+
+class BackendError(RetryableError):
+    """A generator, captioner, embedder or trainer stopped working."""
+
+
+class StageError(RetryableError):
+    """A stage ended without leaving its result."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A closing sentence for an unknown word: the nearest known one, or all of them if none is near.
+
+    >>> did_you_mean("trian", ["train", "publish"])
+    "did you mean 'train'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "known: " + ", ".join(names) if names else "none is known"

@@ -1,0 +1,243 @@
+"""The composition root and the public Python API: the one place that joins a recipe's choices to backends.
+
+foundry = Foundry()
+result = foundry.create(Character(name="Elara", description="1girl, brown hair, armor"), recipe="mini")
+result.lora_path
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_foundry.bases.inspect import Base, find_base
+from lora_foundry.domain.character import Character, check_name
+from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.errors import BackendError, FoundryError, InputError, did_you_mean
+from lora_foundry.locks import FolderLock
+from lora_foundry.paths import RunPaths
+from lora_foundry.pipeline import Stage, run_pipeline
+from lora_foundry.ports import Captioner, Embedder, Generator, Publisher, Tagger, Trainer
+from lora_foundry.recipe_files import load_recipe
+from lora_foundry.settings import Settings
+from lora_foundry.storage import make_folder, read_model, storage_errors, write_model
+
+# Every backend a recipe can name: kind -> name -> "module:Class". Imported at first use only.
+BACKENDS: dict[str, dict[str, str]] = {
+    "generator": {"diffusers": "lora_foundry.backends.diffusers:DiffusersGenerator"},
+    "captioner": {"plan": "lora_foundry.backends.plan_captions:PlanCaptioner"},
+    "tagger": {"mini": "lora_foundry.backends.mini_instruments:MiniTagger"},
+    "embedder": {"mini": "lora_foundry.backends.mini_instruments:MiniEmbedder"},
+    "trainer": {"inprocess": "lora_foundry.training.trainer:InProcessTrainer"},
+    "publisher": {"folder": "lora_foundry.backends.folder:FolderPublisher"},
+}
+
+
+def load_backend(kind: str, name: str) -> Callable[..., Any]:
+    """The class of a backend. Raises InputError with the nearest known name for an unknown one."""
+    known = BACKENDS[kind]
+    if name not in known:
+        raise InputError(f"There is no {kind} {name!r}; {did_you_mean(name, known)}")
+    module, _, attribute = known[name].partition(":")
+    return cast(Callable[..., Any], getattr(import_module(module), attribute))
+
+
+class RecipePorts:
+    """The ports of one recipe; each backend is made when it is first asked for."""
+
+    def __init__(self, recipe: Recipe, base: Base, device: str) -> None:
+        self._recipe, self._base, self._device = recipe, base, device
+
+    @cached_property
+    def generator(self) -> Generator:
+        make = load_backend("generator", self._recipe.generate.backend)
+        return cast(Generator, make(self._base, self._recipe.generate, self._device))
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        return cast(Captioner, load_backend("captioner", self._recipe.caption.backend)())
+
+    @cached_property
+    def tagger(self) -> Tagger | None:
+        name = self._recipe.model.tagger
+        return None if name == "none" else cast(Tagger, load_backend("tagger", name)())
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        name = self._recipe.model.embedder
+        return None if name == "none" else cast(Embedder, load_backend("embedder", name)())
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return cast(Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._device))
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        return cast(Publisher, load_backend("publisher", self._recipe.publish.backend)())
+
+    def close(self) -> None:
+        """Gives back the memory of the generator, if it was ever made."""
+        if "generator" in self.__dict__:
+            self.generator.close()
+
+
+class Scores(BaseModel):
+    """Shares from 0 to 1; None where the recipe names no instrument that could tell."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity_before: float | None = None
+    identity_after: float | None = None
+    adherence_before: float | None = None
+    adherence_after: float | None = None
+
+
+class CreateResult(BaseModel):
+    """What a run left behind."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Literal["completed"]
+    published: bool
+    verdict: str
+    lora_path: Path | None
+    report_path: Path
+    dataset_dir: Path
+    trigger: str
+    scores: Scores
+    seconds: dict[str, float]
+
+
+class Foundry:
+    """Makes LoRAs. `home` and the other settings default to the environment (see Settings)."""
+
+    def __init__(self, home: Path | str | None = None, settings: Settings | None = None) -> None:
+        if settings is None:
+            settings = Settings() if home is None else Settings(home=Path(home))
+        self.settings = settings
+
+    def create(
+        self,
+        character: Character,
+        recipe: str | Recipe | None = None,
+        *,
+        settings: Iterable[str] = (),
+        seed: int | None = None,
+        output_name: str | None = None,
+        progress: Callable[[ProgressEvent], None] = lambda event: None,
+        finished: Callable[[Stage, BaseModel, float], None] = lambda stage, result, seconds: None,
+    ) -> CreateResult:
+        """Runs the whole pipeline here and returns what it made; an interrupted run goes on where it stopped.
+
+        recipe: a shipped recipe's name, a TOML file's path, or a Recipe; `settings` are "section.key=value" changes.
+        progress: called often, from this thread. finished: called after each stage.
+        Raises PermanentError kinds before anything is written if the input cannot be used.
+        """
+        run, base = self.prepare(character, recipe, settings=settings, seed=seed, output_name=output_name)
+        paths = RunPaths(run.dataset_dir, character.slug)
+        _check_writable(run.dataset_dir, run.lora_dir)
+        make_folder(run.dataset_dir)
+        with FolderLock(paths.lock):
+            _claim(paths, run)
+            ports = RecipePorts(run.recipe, base, self.settings.device)
+            try:
+                seconds = run_pipeline(run, ports, progress, finished)
+            except (RuntimeError, MemoryError) as error:
+                raise BackendError(
+                    f"A stage stopped working: {error}. Run the same command to go on."
+                ) from error
+            finally:
+                ports.close()
+        return _result(run, paths, seconds)
+
+    async def acreate(
+        self, character: Character, recipe: str | Recipe | None = None, **options: Any
+    ) -> CreateResult:
+        """`create` in a thread, for callers that have an event loop; takes the same options."""
+        return await asyncio.to_thread(self.create, character, recipe, **options)
+
+    def prepare(
+        self,
+        character: Character,
+        recipe: str | Recipe | None = None,
+        *,
+        settings: Iterable[str] = (),
+        seed: int | None = None,
+        output_name: str | None = None,
+    ) -> tuple[Run, Base]:
+        """Checks every input and says where the run will work, without writing anything."""
+        changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
+        if not isinstance(recipe, Recipe):
+            recipe = load_recipe(recipe or self.settings.recipe, changes)
+        elif changes:
+            raise InputError(
+                "Settings change a recipe that is named or read from a file, not a Recipe object."
+            )
+        base = find_base(recipe.model.base, self.settings.model_folders)
+        run = Run(
+            character=character,
+            recipe=recipe,
+            dataset_dir=self.settings.datasets_dir / character.name,
+            lora_dir=self.settings.loras_dir,
+            output_name=_output_name(output_name or f"{character.slug}_{recipe.name}"),
+        )
+        return run, base
+
+
+def _output_name(name: str) -> str:
+    """A file name without suffix that every system can hold."""
+    return check_name(re.sub(r"\s+", "_", name).removesuffix(".safetensors"))
+
+
+def _claim(paths: RunPaths, run: Run) -> None:
+    """Records whose folder this is; refuses a folder that belongs to a character of another name."""
+    earlier = read_model(paths.run_file, Run)
+    if earlier is not None and earlier.character.name != run.character.name:
+        raise InputError(
+            f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
+        )
+    if earlier != run:
+        write_model(paths.run_file, run)
+
+
+def _check_writable(*folders: Path) -> None:
+    """Raises StorageError for a folder that cannot be made or written, before any work is done."""
+    for folder in folders:
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with storage_errors(folder):
+            probe = existing / f".lora-foundry-{id(folder)}"
+            probe.touch(exist_ok=False)
+            probe.unlink()
+
+
+def _result(run: Run, paths: RunPaths, seconds: dict[str, float]) -> CreateResult:
+    evaluation = read_model(paths.evaluation_result, Evaluation)
+    publication = read_model(paths.publication, Publication)
+    if evaluation is None or publication is None:
+        raise FoundryError(f"The run in {paths.root} left no result; run it again.")
+    return CreateResult(
+        status="completed",
+        published=publication.published,
+        verdict=publication.verdict,
+        lora_path=publication.lora,
+        report_path=paths.report,
+        dataset_dir=run.dataset_dir,
+        trigger=run.character.trigger,
+        scores=Scores(
+            identity_before=evaluation.before.identity,
+            identity_after=evaluation.after.identity,
+            adherence_before=evaluation.before.adherence,
+            adherence_after=evaluation.after.adherence,
+        ),
+        seconds=seconds,
+    )

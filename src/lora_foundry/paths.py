@@ -1,0 +1,105 @@
+"""The only place that spells a folder's or a file's name; the layout is a contract with other programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Everything below one character's dataset folder."""
+
+    root: Path
+    slug: str
+
+    @property
+    def run_file(self) -> Path:
+        """What this folder was made from: character, recipe, output name."""
+        return self.root / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a run works in this folder."""
+        return self.root / ".lock"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    def image(self, index: int) -> Path:
+        """The picture of shot `index`, counted from 0; files count from 001."""
+        return self.images / f"{self.slug}_{index + 1:03d}.png"
+
+    @staticmethod
+    def caption(image: Path) -> Path:
+        return image.with_suffix(".txt")
+
+    @property
+    def rejected(self) -> Path:
+        """Pictures that curation set aside, kept for the report."""
+        return self.root / "rejected"
+
+    @property
+    def generation_metadata(self) -> Path:
+        return self.root / "generation_metadata.json"
+
+    @property
+    def curation(self) -> Path:
+        return self.root / "curation.json"
+
+    @property
+    def tagging_results(self) -> Path:
+        return self.root / "tagging_results.json"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training"
+
+    @property
+    def training_result(self) -> Path:
+        return self.training / "result.json"
+
+    @property
+    def trained_lora(self) -> Path:
+        return self.training / "lora.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def evaluation_result(self) -> Path:
+        return self.evaluation / "scores.json"
+
+    @property
+    def before_after(self) -> Path:
+        return self.evaluation / "before_after.png"
+
+    @property
+    def report(self) -> Path:
+        return self.evaluation / "report.html"
+
+    @property
+    def publication(self) -> Path:
+        return self.root / "publication.json"
+
+
+def published_lora(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def published_preview(folder: Path, name: str) -> Path:
+    """The name ComfyUI and A1111 look for beside a LoRA."""
+    return folder / f"{name}.preview.png"
+
+
+def published_metadata(folder: Path, name: str) -> Path:
+    return folder / f"{name}.metadata.json"
+
+
+TRAINING_CONFIG = "config.json"
+TRAINING_LOG = "log.txt"
+TRAINING_LOSS = "loss.csv"
+CHECKPOINTS = "checkpoints"
+CACHE = "cache"

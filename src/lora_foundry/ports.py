@@ -1,0 +1,166 @@
+"""The plug-in points, all of them: to add a backend, write one class that has one of these shapes and name it in
+`foundry.BACKENDS`. Stages see only these protocols, never a backend's name.
+
+Images are PIL RGB pictures. A backend may load its model at the first call; `close` gives the memory back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.dataset import ImageRequest, PictureRecord
+from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.run import ProgressEvent
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class GeneratedImage(NamedTuple):
+    """A picture and the request that it answers."""
+
+    request: ImageRequest
+    image: Image.Image
+
+
+class Generator(Protocol):
+    """Makes pictures from prompts."""
+
+    @property
+    def model(self) -> str:
+        """The base model's name and hash, as recorded with every picture."""
+        ...
+
+    def generate(
+        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+    ) -> Iterator[GeneratedImage]:
+        """Yields a picture for every request, batch by batch, as they come to be.
+
+        A batch is made as a whole: the same batch gives the same bytes on the same machine. Raises BaseModelError for
+        a base that cannot be used, VerificationError for a LoRA with keys that the base does not have, BackendError
+        for what may pass.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back the memory; the next call loads again."""
+        ...
+
+
+class Captioner(Protocol):
+    """Says what pictures show, as tags."""
+
+    def describe(
+        self, character: Character, pictures: Sequence[PictureRecord], folder: Path
+    ) -> list[list[str]]:
+        """The tags of each picture of `folder`: features of the character first, then the shot's words."""
+        ...
+
+
+class Trait(NamedTuple):
+    """One thing a tagger can tell: an attribute (hair_color) and its value (brown hair)."""
+
+    attribute: str
+    value: str
+
+
+class Tagger(Protocol):
+    """Reads visible traits from pictures; the measuring instrument of the evaluation."""
+
+    def understand(self, tags: Iterable[str]) -> list[Trait]:
+        """The traits that `tags` ask for, as far as this instrument can see them ("red dress" may be two)."""
+        ...
+
+    def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        """For each picture the value it shows of every attribute that is visible in it."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns pictures into vectors whose cosine says whether they show the same character."""
+
+    def embed(self, images: Sequence[Image.Image]) -> FloatArray:
+        """(n, d), float32, each row of length 1."""
+        ...
+
+
+class TrainingImage(NamedTuple):
+    """A picture's path, its caption as the trainer reads it, and how often an epoch shows it."""
+
+    path: Path
+    caption: str
+    repeats: int = 1
+
+
+class TrainingJob(NamedTuple):
+    """All that a trainer needs: the base, the pictures, the settings, and the folders it may write."""
+
+    base: Path
+    images: tuple[TrainingImage, ...]
+    settings: TrainSection
+    trigger: str
+    output: Path
+    workdir: Path
+    metadata: dict[str, str]
+
+
+class ProgressCallback(Protocol):
+    """Receives news; must return quickly."""
+
+    def __call__(self, event: ProgressEvent) -> None: ...
+
+
+class Trainer(Protocol):
+    """Trains a LoRA."""
+
+    def train(self, job: TrainingJob, progress: ProgressCallback) -> TrainedLora:
+        """Trains, or goes on from the newest checkpoint in `job.workdir`, and writes `job.output` in kohya's names.
+
+        Raises PermanentError kinds for bad settings or a bad base, BackendError for NaN or a crash.
+        """
+        ...
+
+
+class PublishedFiles(NamedTuple):
+    """Where a LoRA and what stands beside it were installed."""
+
+    lora: Path
+    preview: Path
+    metadata: Path
+
+
+class Publisher(Protocol):
+    """Installs a proven LoRA where it is used."""
+
+    def publish(self, lora: Path, preview: Path, metadata: bytes, folder: Path, name: str) -> PublishedFiles:
+        """Copies atomically to `folder/name.*`; never overwrites a file that belongs to another character."""
+        ...
+
+
+class Ports(Protocol):
+    """The backends that a recipe chose. Each is made at its first use, so a stage loads only what it needs."""
+
+    @property
+    def generator(self) -> Generator: ...
+
+    @property
+    def captioner(self) -> Captioner: ...
+
+    @property
+    def tagger(self) -> Tagger | None: ...
+
+    @property
+    def embedder(self) -> Embedder | None: ...
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def publisher(self) -> Publisher: ...

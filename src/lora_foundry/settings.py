@@ -1,0 +1,53 @@
+"""Where things are on this machine: folders now, servers later. What a run does is the recipe's business, not this."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_home() -> Path:
+    """The platform's user data folder for this program."""
+    return Path(platformdirs.user_data_dir("lora-foundry", appauthor=False))
+
+
+class Settings(BaseSettings):
+    """Read from the environment as LORA_FOUNDRY_<NAME>, or given by the caller."""
+
+    model_config = SettingsConfigDict(env_prefix="LORA_FOUNDRY_", frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default_factory=default_home, description="Folder that holds everything below unless set."
+    )
+    datasets: Path | None = Field(default=None, description="Folder of the training sets; `<home>/datasets`.")
+    loras: Path | None = Field(
+        default=None,
+        description="Where finished LoRAs go; `<comfyui>/models/loras` if set, else `<home>/loras`.",
+    )
+    models: Path | None = Field(default=None, description="Folder of base models; `<home>/models`.")
+    comfyui: Path | None = Field(
+        default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
+    )
+    recipe: str = Field(default="mini", description="Recipe where none is named.")
+    device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+
+    @property
+    def datasets_dir(self) -> Path:
+        return (self.datasets or self.home / "datasets").expanduser().absolute()
+
+    @property
+    def loras_dir(self) -> Path:
+        if self.loras is None and self.comfyui is not None:
+            return (self.comfyui / "models" / "loras").expanduser().absolute()
+        return (self.loras or self.home / "loras").expanduser().absolute()
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Where base models are looked for, in order."""
+        folders = [(self.models or self.home / "models").expanduser().absolute()]
+        if self.comfyui is not None:
+            folders.append((self.comfyui / "models" / "checkpoints").expanduser().absolute())
+        return tuple(folders)

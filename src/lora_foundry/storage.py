@@ -1,0 +1,116 @@
+"""Safe writing, in one place: every file is written aside and renamed, so a kill never leaves half a file,
+and a full disk or a forbidden folder becomes one clear sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from lora_foundry.errors import StageError, StorageError
+
+Model = TypeVar("Model", bound=BaseModel)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Translates the operating system's errors about `path` into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            message = f"The disk that holds {path} is full; free some space and run the same command again."
+        elif error.errno in _FORBIDDEN:
+            message = (
+                f"{path} cannot be written ({error.strerror}); choose another folder or change its rights."
+            )
+        else:
+            message = (
+                f"{path} could not be written ({error.strerror or error}); see to the disk and try again."
+            )
+        raise StorageError(message) from error
+
+
+def make_folder(path: Path) -> Path:
+    """Creates `path` with its parents and returns it. Raises StorageError."""
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> Path:
+    """Calls `write` with a temporary path in the same folder, flushes it to the disk and renames it to `path`.
+
+    The temporary name keeps the suffix, since image and tensor writers choose the format by it.
+    Raises StorageError, leaving nothing behind.
+    """
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.stem[:80]}.{os.getpid()}.part{path.suffix}")
+    try:
+        with storage_errors(path):
+            write(aside)
+            descriptor = os.open(aside, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Writes `data` to `path` atomically."""
+    return write_aside(path, lambda aside: aside.write_bytes(data))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8 `text` with newline line ends to `path` atomically."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_model(path: Path, model: BaseModel) -> Path:
+    """Writes a pydantic model as indented JSON, atomically."""
+    return write_text(path, model.model_dump_json(indent=2) + "\n")
+
+
+def write_json(path: Path, value: object) -> Path:
+    """Writes any JSON-like value (models inside included), indented, atomically."""
+    data = TypeAdapter(object).dump_python(value, mode="json")
+    return write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_model(path: Path, kind: type[Model]) -> Model | None:
+    """Reads a model written by `write_model`; None where the file does not exist or holds something else.
+
+    A result of an older version that no longer fits counts as absent: the stage that made it runs again.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def require_model(path: Path, kind: type[Model], made_by: str) -> Model:
+    """Reads the result of an earlier stage, which must exist. Raises StageError."""
+    model = read_model(path, kind)
+    if model is None:
+        raise StageError(f"{path} is missing or damaged; run the '{made_by}' stage again.")
+    return model
+
+
+def remove_tree(path: Path) -> None:
+    """Deletes a folder and what is in it; absent is fine."""
+    with storage_errors(path):
+        shutil.rmtree(path, ignore_errors=False) if path.exists() else None

@@ -1,0 +1,100 @@
+"""How a run looks in a terminal: one line a stage with rate and time left, and a summary at the end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.foundry import CreateResult
+from lora_foundry.pipeline import PIPELINE, Stage
+
+
+class RunDisplay:
+    """Progress of a run on a console; silent where `shown` is false."""
+
+    def __init__(self, console: Console, shown: bool) -> None:
+        self._console = console
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:<9}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>12}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[message]}"),
+            console=console,
+            disable=not shown,
+        )
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def progress(self, event: ProgressEvent) -> None:
+        """Shows news of a stage."""
+        if event.stage not in self._bars:
+            self._bars[event.stage] = self._progress.add_task(
+                "", stage=event.stage, rate="", message="", total=None
+            )
+        bar = self._bars[event.stage]
+        task = self._progress.tasks[self._progress.task_ids.index(bar)]
+        rate = f"{task.speed:.1f} {event.unit}/s" if task.speed else ""
+        loss = f"loss {event.loss:.3f}  " if event.loss is not None else ""
+        message = loss + escape(event.message[:60])
+        self._progress.update(bar, completed=event.done, total=event.total, rate=rate, message=message)
+
+    def finished(self, stage: Stage, result: BaseModel, seconds: float) -> None:
+        """Marks a stage as done."""
+        if stage.name in self._bars:
+            self._progress.update(self._bars[stage.name], message=f"done in {seconds:.1f} s", rate="")
+
+
+def print_result(console: Console, result: CreateResult) -> None:
+    """The summary: what was made, how well it does, how long each stage took."""
+    if result.published:
+        console.print(f"\n[bold]{result.lora_path}[/bold]", soft_wrap=True)
+    else:
+        console.print(f"\n[yellow]Not published:[/yellow] {escape(result.verdict)}", soft_wrap=True)
+    console.print(f"trigger word: [bold]{escape(result.trigger)}[/bold]")
+    table = Table("", "before", "after", box=None, pad_edge=False)
+    scores = result.scores
+    table.add_row("identity", _share(scores.identity_before), _share(scores.identity_after))
+    table.add_row("adherence", _share(scores.adherence_before), _share(scores.adherence_after))
+    console.print(table)
+    times = "  ".join(f"{stage.name} {result.seconds.get(stage.name, 0.0):.1f}" for stage in PIPELINE)
+    console.print(f"seconds: {times}  total {sum(result.seconds.values()):.1f}", soft_wrap=True)
+    console.print(f"pictures: {escape(str(result.dataset_dir))}", soft_wrap=True)
+    console.print(f"report: {escape(str(result.report_path))}", soft_wrap=True)
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
+
+
+def print_recipe(console: Console, recipe: Recipe) -> None:
+    """Every value of a recipe with what it means."""
+    console.print(f"[bold]{escape(recipe.name)}[/bold]: {escape(recipe.description)}\n", soft_wrap=True)
+    for name, field in Recipe.model_fields.items():
+        value = getattr(recipe, name)
+        if not isinstance(value, BaseModel):
+            if name not in {"name", "description"}:
+                console.print(
+                    f"{name} = {value!r}  [dim]{escape(field.description or '')}[/dim]", soft_wrap=True
+                )
+            continue
+        console.print(f"\n[bold]\\[{name}][/bold]")
+        for key, part in type(value).model_fields.items():
+            shown = escape(repr(getattr(value, key)))
+            console.print(f"  {key} = {shown}  [dim]{escape(part.description or '')}[/dim]", soft_wrap=True)

@@ -1,0 +1,125 @@
+"""Recipes: typed, documented, and strict about every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_foundry.domain.recipe import Recipe, field_paths, parse_recipe
+from lora_foundry.errors import InputError
+from lora_foundry.recipe_files import load_recipe, recipe_names
+
+
+def test_the_original_numbers_are_kept() -> None:
+    recipe = load_recipe("sd15")
+    made, train = recipe.generate, recipe.train
+    assert (made.images, made.width, made.height, made.steps, made.cfg, made.batch_size) == (
+        40,
+        768,
+        768,
+        28,
+        7.5,
+        4,
+    )
+    assert (made.sampler, made.scheduler) == ("dpmpp_2m", "karras")
+    assert (train.rank, train.alpha, train.epochs, train.repeats, train.batch_size) == (32, 16, 15, 10, 1)
+    assert (train.learning_rate, train.lr_schedule, train.warmup_steps) == (1e-4, "cosine_with_restarts", 100)
+    assert (train.min_snr_gamma, train.precision, train.keep_tokens, train.seed) == (5, "fp16", 1, 42)
+    assert recipe.total_steps == 6000
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_loads(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.rnk=8", "did you mean 'train.rank'"),
+        ("trian.rank=8", "did you mean 'train'"),
+        ("rank=8", "did you mean 'train.rank'"),
+        ("train.rank=0", "train.rank = 0 is not possible"),
+        ("generate.images=0", "generate.images = 0"),
+        ("train.rank=many", "train.rank = 'many'"),
+        ("train.rank", "section.key=value"),
+        ("=3", "section.key=value"),
+        ("train.rank.x=3", "not possible"),
+        ("generate.width=100", "multiple of 8"),
+        ("train.learning_rate=nan", "train.learning_rate"),
+        ("train.learning_rate=-1", "greater than 0"),
+        ("seed=-1", "seed = -1"),
+    ],
+)
+def test_bad_settings_are_refused_in_words(setting: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_recipe("mini", [setting])
+
+
+def test_settings_change_values_of_every_type() -> None:
+    recipe = load_recipe(
+        "mini",
+        [
+            "train.rank=8",
+            "train.learning_rate=1e-3",
+            "caption.prune_identity=false",
+            "model.base=my model",
+            'caption.keep=["crown"]',
+            "seed=7",
+        ],
+    )
+    assert recipe.train.rank == 8
+    assert recipe.train.learning_rate == 1e-3
+    assert recipe.caption.prune_identity is False
+    assert recipe.model.base == "my model"
+    assert recipe.caption.keep == ("crown",)
+    assert recipe.seed == 7
+
+
+def test_unknown_recipes_and_bad_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'mini'"):
+        load_recipe("mimi")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(str(tmp_path / "absent.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train\n")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_recipe(str(broken))
+    broken.write_text("name = 'x'\n")
+    with pytest.raises(InputError, match="lacks"):
+        load_recipe(str(broken))
+
+
+def test_a_recipe_file_of_the_users_own_works(tmp_path: Path) -> None:
+    import lora_foundry.recipes as shipped
+
+    text = (Path(str(shipped.__file__)).parent / "mini.toml").read_text()
+    own = tmp_path / "with a space é.toml"
+    own.write_text(text.replace('name = "mini"', 'name = "own"'), encoding="utf-8")
+    assert load_recipe(str(own)).name == "own"
+
+
+@given(st.text(max_size=40))
+def test_any_setting_is_applied_or_refused(setting: str) -> None:
+    try:
+        assert isinstance(load_recipe("mini", [setting]), Recipe)
+    except InputError as error:
+        assert str(error)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_recipe_or_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_recipe(text, "text")
+
+
+def test_every_field_is_described() -> None:
+    for path in field_paths():
+        section: type = Recipe
+        for part in path.split("."):
+            field = section.model_fields[part]  # type: ignore[attr-defined]
+            section = field.annotation
+        assert field.description, path
