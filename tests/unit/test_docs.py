@@ -1,0 +1,63 @@
+"""A setting, command or recipe field that no page names does not exist for a user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from lora_foundry.cli import app
+from lora_foundry.domain.recipe import Recipe, field_paths
+from lora_foundry.recipe_files import recipe_names
+from lora_foundry.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_every_recipe_field_is_documented_as_described_in_the_code() -> None:
+    text = page("recipes.md")
+    for path in field_paths():
+        section: type = Recipe
+        for part in path.split("."):
+            field = section.model_fields[part]  # type: ignore[attr-defined]
+            section = field.annotation
+        assert f"`{path}`" in text, f"docs/recipes.md lacks {path}; run python docs/make_recipes_page.py"
+        assert field.description.replace("|", "\\|") in text, f"docs/recipes.md is out of date for {path}"
+    assert not [name for name in recipe_names() if f"`{name}`" not in text]
+
+
+def test_every_setting_is_documented() -> None:
+    text = page("settings.md")
+    for name in Settings.model_fields:
+        assert f"`LORA_FOUNDRY_{name.upper()}`" in text, f"docs/settings.md lacks {name}"
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = page("commands.md")
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        assert f"## {name}" in text, f"docs/commands.md lacks {name}"
+        for parameter in command.params:
+            for option in (each for each in parameter.opts if each.startswith("--")):
+                assert f"`{option}`" in text, f"docs/commands.md lacks {option} of {name}"
+
+
+def test_readme_names_the_two_commands_and_shows_a_real_picture() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in text
+    assert "make test" in text
+    picture = text.split("![", 1)[1].split("](", 1)[1].split(")", 1)[0]
+    assert (ROOT / picture).stat().st_size > 10_000
+
+
+def test_every_page_the_docs_link_to_exists() -> None:
+    import re
+
+    for file in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", file.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (file.parent / target).exists(), f"{file} links to {target}, which is not there"
