@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,4 +215,4 @@ def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption =
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

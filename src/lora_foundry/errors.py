@@ -6,6 +6,7 @@
     │   ├── BaseModelError        the base model is missing, unsafe, damaged or of an unsupported kind
     │   ├── StorageError          the disk is full or a folder cannot be written
     │   ├── MissingExtraError     an optional dependency is not installed
+    │   ├── DivergedError         training ran into NaN; the same settings would again
     │   └── VerificationError     a LoRA was made, but it failed its proofs and is not published
     └── RetryableError            the same call may succeed later; exit code 1
         ├── BackendError          a generator, tagger or trainer stopped working
@@ -47,6 +48,10 @@ class StorageError(PermanentError):
 
 class MissingExtraError(PermanentError):
     """An optional dependency that the recipe asks for is not installed."""
+
+
+class DivergedError(PermanentError):
+    """Training arrived at numbers that are none; with the same settings it would do so again."""
 
 
 class VerificationError(PermanentError):

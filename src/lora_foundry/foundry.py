@@ -22,12 +22,12 @@ from lora_foundry.domain.character import Character, check_name
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, FoundryError, InputError, did_you_mean
 from lora_foundry.locks import FolderLock
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import Stage, run_pipeline
-from lora_foundry.ports import Captioner, Embedder, Generator, Publisher, Tagger, Trainer
+from lora_foundry.ports import Captioner, Embedder, Generator, ProgressCallback, Publisher, Tagger, Trainer
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.storage import make_folder, read_model, storage_errors, write_model
@@ -134,7 +134,7 @@ class Foundry:
         settings: Iterable[str] = (),
         seed: int | None = None,
         output_name: str | None = None,
-        progress: Callable[[ProgressEvent], None] = lambda event: None,
+        progress: ProgressCallback = lambda event: None,
         finished: Callable[[Stage, BaseModel, float], None] = lambda stage, result, seconds: None,
     ) -> CreateResult:
         """Runs the whole pipeline here and returns what it made; an interrupted run goes on where it stopped.

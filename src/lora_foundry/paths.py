@@ -41,6 +41,22 @@ class RunPaths:
         return self.root / "rejected"
 
     @property
+    def candidates(self) -> Path:
+        """Where curation keeps what it has made again until the set is decided; empty, and gone, afterwards."""
+        return self.root / "candidates"
+
+    def attempt(self, folder: Path, index: int, attempt: int) -> Path:
+        """A picture of shot `index` outside images/: rejected or not yet decided on."""
+        return folder / f"{self.slug}_{index + 1:03d}_attempt{attempt + 1}.png"
+
+    def previous_images(self) -> Path:
+        """The first free folder for pictures of an older plan."""
+        number = 1
+        while (folder := self.root / f"images.previous-{number}").exists():
+            number += 1
+        return folder
+
+    @property
     def generation_metadata(self) -> Path:
         return self.root / "generation_metadata.json"
 
@@ -71,6 +87,10 @@ class RunPaths:
     @property
     def evaluation_result(self) -> Path:
         return self.evaluation / "scores.json"
+
+    def evaluation_pictures(self, side: str = "") -> Path:
+        """Where the evaluation's pictures lie; `side` is "before" or "after"."""
+        return self.evaluation / "pictures" / side
 
     @property
     def before_after(self) -> Path:

@@ -100,9 +100,8 @@ class TrainingImage(NamedTuple):
 
 
 class TrainingJob(NamedTuple):
-    """All that a trainer needs: the base, the pictures, the settings, and the folders it may write."""
+    """All that a trainer needs: the pictures, the settings, and where it may write. `metadata` goes into the file."""
 
-    base: Path
     images: tuple[TrainingImage, ...]
     settings: TrainSection
     trigger: str
@@ -118,12 +117,17 @@ class ProgressCallback(Protocol):
 
 
 class Trainer(Protocol):
-    """Trains a LoRA."""
+    """Trains a LoRA of the base it was made for."""
+
+    @property
+    def model(self) -> str:
+        """The base model's name and hash."""
+        ...
 
     def train(self, job: TrainingJob, progress: ProgressCallback) -> TrainedLora:
         """Trains, or goes on from the newest checkpoint in `job.workdir`, and writes `job.output` in kohya's names.
 
-        Raises PermanentError kinds for bad settings or a bad base, BackendError for NaN or a crash.
+        Raises PermanentError kinds for bad settings or a bad base, DivergedError for NaN, BackendError for a crash.
         """
         ...
 

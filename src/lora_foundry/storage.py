@@ -114,3 +114,17 @@ def remove_tree(path: Path) -> None:
     """Deletes a folder and what is in it; absent is fine."""
     with storage_errors(path):
         shutil.rmtree(path, ignore_errors=False) if path.exists() else None
+
+
+def move_file(source: Path, target: Path) -> Path:
+    """Renames within one file system, making the target's folder; atomic. Raises StorageError."""
+    make_folder(target.parent)
+    with storage_errors(target):
+        return source.replace(target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what `write_aside` left in `folder` when the process was killed."""
+    with storage_errors(folder):
+        for leftover in folder.glob(".*.part*"):
+            leftover.unlink(missing_ok=True)

@@ -27,7 +27,11 @@ class ImageRequest(BaseModel):
 
 
 class PictureRecord(BaseModel):
-    """One picture of the set: its file name in images/, its shot and its request."""
+    """One picture of the set: its file name in images/, its shot and its request.
+
+    The same record, without the hash, is embedded in the picture itself. attempt counts the pictures that curation had
+    made for this shot before this one. guidance_rescale is the one choice of the recipe that the request leaves out.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +40,7 @@ class PictureRecord(BaseModel):
     request: ImageRequest
     model: str
     attempt: int = 0
+    guidance_rescale: float = 0.0
     sha256: str = ""
 
 
@@ -56,13 +61,18 @@ class GenerationMetadata(BaseModel):
 
 
 class Caption(BaseModel):
-    """The caption of one picture, as tags in order, and where each group of them came from."""
+    """The caption of one picture.
+
+    source: the captioner's name, or "edited" where a person has changed the .txt file.
+    written: SHA-256 of the caption that was written last, by which a person's change is noticed.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     file: str
     text: str
     source: str
+    written: str = ""
 
 
 class TaggingResults(BaseModel):

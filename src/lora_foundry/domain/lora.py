@@ -17,7 +17,10 @@ class LoraUse(BaseModel):
 
 
 class TrainedLora(BaseModel):
-    """What training leaves: the exported file and what it took to make it."""
+    """What training leaves: the exported file and what it took to make it.
+
+    fingerprint: of everything that went into it; a result with another one is stale.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,3 +31,4 @@ class TrainedLora(BaseModel):
     seconds: float
     resumed_from: int = 0
     parameters: int = 0
+    fingerprint: str = ""

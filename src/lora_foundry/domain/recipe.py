@@ -81,6 +81,13 @@ class CurateSection(Section):
         description="Most differing bits of the 64-bit difference hash at "
         "which two pictures of the set count as duplicates.",
     )
+    duplicate_difference: float = Field(
+        6.0,
+        ge=0,
+        le=255,
+        description="Most that the colours of two such pictures differ on average (0-255, at 32 px); "
+        "it tells simple drawings apart whose hashes are equal.",
+    )
     check_traits: bool = Field(
         False,
         description="Reject pictures in which the tagger sees less than "

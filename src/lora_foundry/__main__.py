@@ -1,0 +1,5 @@
+"""`python -m lora_foundry` is the same program as `lora-foundry`."""
+
+from lora_foundry.cli import main
+
+main()

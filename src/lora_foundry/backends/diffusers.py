@@ -1,0 +1,245 @@
+"""Makes pictures in this process with a Stable Diffusion base: no server, any machine with torch. What
+decides a picture is in its request alone, so that it does not matter when, how often or beside which others
+it is made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lora_foundry.backends.diffusers_lora import APPLIED, check_lora
+from lora_foundry.backends.diffusers_samplers import make_scheduler
+from lora_foundry.bases.devices import choose_device, choose_dtype, use_available_cores
+from lora_foundry.bases.inspect import Base
+from lora_foundry.bases.loading import load_pipeline, quiet_libraries
+from lora_foundry.bases.prompts import PromptEncoder, stack_prompts
+from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.lora import LoraUse
+from lora_foundry.domain.recipe import GenerateSection
+from lora_foundry.errors import BackendError, InputError, VerificationError
+from lora_foundry.ports import GeneratedImage
+
+logger = logging.getLogger(__name__)
+
+_MOST_PROMPTS_KEPT = 512
+_BLACK = 8  # a picture without a brighter value than this, of 255, shows nothing
+
+
+class _Settings(NamedTuple):
+    """What the pictures that are computed together have in common; `length` is that of their text
+    embeddings."""
+
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    length: int
+
+
+class DiffusersGenerator:
+    """A Generator on a diffusers pipeline, which is loaded at the first picture and kept until `close`."""
+
+    def __init__(self, base: Base, section: GenerateSection, device: str = "auto") -> None:
+        self._base = base
+        self._section = section
+        self._device_name = device
+        self._loaded: Any = None
+        self._base_schedule: Any = None
+        self._applied: LoraUse | None = None
+        self._embeddings: dict[str, Tensor] = {}
+        self._seen_good = False
+
+    @property
+    def model(self) -> str:
+        return f"{self._base.name} [{self._base.identity[:12]}]"
+
+    def generate(
+        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+    ) -> Iterator[GeneratedImage]:
+        """See ports.Generator. The LoRA is on while batches are made and off again afterwards."""
+        try:
+            for batch in batches:
+                self._use(lora)
+                yield from self._make(batch)
+        finally:
+            self._use(None)
+
+    def close(self) -> None:
+        self._loaded = self._base_schedule = self._applied = None
+        self._embeddings.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _pipeline(self) -> Any:
+        """The pipeline, loaded once."""
+        if self._loaded is None:
+            device = _device(self._device_name)
+            use_available_cores()
+            self._loaded = load_pipeline(self._base, choose_dtype("fp16", device), device)
+            self._base_schedule = self._loaded.scheduler.config
+        return self._loaded
+
+    def _use(self, lora: LoraUse | None) -> None:
+        """Puts `lora` on the base, or takes the one that is on it off; the base itself stays as it is."""
+        if lora == self._applied:
+            return
+        pipeline = self._pipeline()
+        if self._applied is not None:
+            pipeline.unload_lora_weights()
+            self._applied = None
+            self._embeddings.clear()
+        if lora is None:
+            return
+        check_lora(lora.path, pipeline)
+        self._embeddings.clear()
+        self._applied = lora
+        if lora.strength == 0:
+            return  # exactly the base's picture, without adding zeros
+        try:
+            with quiet_libraries():
+                pipeline.load_lora_weights(str(lora.path), adapter_name=APPLIED)
+                pipeline.set_adapters([APPLIED], [lora.strength])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise VerificationError(
+                f"The LoRA {lora.path} does not fit {self._base.name}: {reason}"
+            ) from error
+
+    def _make(self, batch: Sequence[ImageRequest]) -> list[GeneratedImage]:
+        """The pictures of one batch, in its order; those of unlike settings are computed one group after
+        another."""
+        groups: dict[_Settings, list[int]] = {}
+        for place, request in enumerate(batch):
+            groups.setdefault(self._settings_of(request), []).append(place)
+        made: dict[int, Image.Image] = {}
+        for settings, places in groups.items():
+            requests = [batch[place] for place in places]
+            made.update(zip(places, self._compute(settings, requests), strict=True))
+        return [GeneratedImage(request, made[place]) for place, request in enumerate(batch)]
+
+    def _settings_of(self, request: ImageRequest) -> _Settings:
+        length = max(len(self._embed(request.prompt)), len(self._embed(request.negative)))
+        return _Settings(
+            request.width,
+            request.height,
+            request.steps,
+            request.cfg,
+            request.sampler,
+            request.scheduler,
+            length,
+        )
+
+    def _compute(self, settings: _Settings, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        try:
+            latents = self._denoise(settings, requests)
+            return [
+                self._decode(latent[None], request) for latent, request in zip(latents, requests, strict=True)
+            ]
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"The memory of the device does not hold {len(requests)} pictures of {settings.width}x"
+                f"{settings.height}; set generate.batch_size lower and run again."
+            ) from error
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BackendError(
+                f"The base model {self._base.name} stopped while making pictures: {reason}"
+            ) from error
+
+    @torch.no_grad()
+    def _denoise(self, settings: _Settings, requests: Sequence[ImageRequest]) -> Tensor:
+        """The latents of a group. Noise is drawn on the CPU in fp32 from each picture's own seed."""
+        pipeline = self._pipeline()
+        with quiet_libraries():
+            pipeline.scheduler = make_scheduler(self._base_schedule, settings.sampler, settings.scheduler)
+            noises = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+            scale = pipeline.vae_scale_factor
+            shape = (1, pipeline.unet.config.in_channels, settings.height // scale, settings.width // scale)
+            latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises])
+            dtype, device = pipeline.unet.dtype, pipeline.unet.device
+            result: Tensor = pipeline(
+                prompt_embeds=self._stack([request.prompt for request in requests], settings.length),
+                negative_prompt_embeds=self._stack(
+                    [request.negative for request in requests], settings.length
+                ),
+                latents=latents.to(device, dtype),
+                generator=noises,
+                width=settings.width,
+                height=settings.height,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.cfg,
+                guidance_rescale=self._section.guidance_rescale,
+                output_type="latent",
+            ).images
+        return result
+
+    @torch.no_grad()
+    def _decode(self, latent: Tensor, request: ImageRequest) -> Image.Image:
+        """A latent as a picture; one at a time, which a small memory can hold."""
+        vae = self._pipeline().vae
+        latent = latent / vae.config.scaling_factor
+        pixels = vae.decode(latent.to(vae.dtype), return_dict=False)[0]
+        if not pixels.isfinite().all() and vae.dtype != torch.float32 and latent.isfinite().all():
+            # The VAE of Stable Diffusion 1.x overflows fp16 on some pictures. Widening and narrowing it
+            # loses nothing.
+            narrow = vae.dtype
+            pixels = vae.to(torch.float32).decode(latent.float(), return_dict=False)[0]
+            vae.to(narrow)
+        return self._report(pixels[0].float().cpu(), request)
+
+    def _report(self, pixels: Tensor, request: ImageRequest) -> Image.Image:
+        """The picture, with a warning where there is nothing to see on it. Raises BackendError where the
+        model has made nothing but NaN so far; a single such picture becomes a black one, which curation
+        makes again."""
+        finite = bool(pixels.isfinite().all())
+        if not finite and not self._seen_good:
+            raise BackendError(
+                f"The base model {self._base.name} gives NaN instead of a picture (picture {request.key}, "
+                f"seed {request.seed}); its weights are damaged, or they overflow in half precision."
+            )
+        values = (pixels.nan_to_num(-1.0).clamp(-1, 1) + 1) * 127.5 if finite else torch.zeros_like(pixels)
+        array = values.round().to(torch.uint8).permute(1, 2, 0).numpy()
+        self._seen_good |= finite
+        if array.max() <= _BLACK:
+            logger.warning(
+                "picture %s (seed %d) came out %s", request.key, request.seed, "black" if finite else "as NaN"
+            )
+        return Image.fromarray(np.ascontiguousarray(array))
+
+    @torch.no_grad()
+    def _embed(self, text: str) -> Tensor:
+        """The embedding of one prompt, (length, width), computed once for each text."""
+        if text not in self._embeddings:
+            if len(self._embeddings) >= _MOST_PROMPTS_KEPT:
+                self._embeddings.clear()
+            pipeline = self._pipeline()
+            self._embeddings[text] = PromptEncoder(pipeline.tokenizer, pipeline.text_encoder).encode(text)
+        return self._embeddings[text]
+
+    def _stack(self, texts: Sequence[str], length: int) -> Tensor:
+        """(n, length, width): embeddings filled up with windows of the empty prompt to one length."""
+        filler = self._embed("")
+        return stack_prompts([*map(self._embed, texts), filler.repeat(length // len(filler), 1)], filler)[:-1]
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name. Raises InputError if this machine has none."""
+    if name == "auto":
+        return choose_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"The device {name} was asked for, but torch finds {torch.cuda.device_count()} CUDA devices."
+        )
+    return device

@@ -1,0 +1,75 @@
+"""Where to compute: which device, in which number format, and on how many cores.
+
+More threads than cores make torch several times slower, and inside a container it sees the host's cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from lora_foundry.errors import InputError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+_PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
+def choose_device() -> torch.device:
+    """The best device there is: CUDA (or ROCm), Apple's, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`, where `auto` is the best. Raises InputError if this machine has none of that
+    name."""
+    if name == "auto":
+        return choose_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"The device {name} was asked for, but torch finds {torch.cuda.device_count()} CUDA devices."
+        )
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The torch type for a precision's name; a CPU computes fp16 as fp32, since it has no fast half type."""
+    dtype = PRECISIONS[precision]
+    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+
+
+def available_cores() -> int:
+    """Cores this process may really use: its affinity, cut by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return max(1, min(cores, round(quota))) if quota else max(1, cores)
+
+
+def use_available_cores() -> int:
+    """Sets torch's threads to the usable cores, unless OMP_NUM_THREADS already says how many; returns the
+    number."""
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(available_cores())
+    return torch.get_num_threads()
+
+
+def _quota() -> float | None:
+    """CPUs that the control group grants, where it limits them."""
+    try:
+        if _QUOTA_V2.exists():
+            limit, period = _QUOTA_V2.read_text().split()[:2]
+        else:
+            limit, period = _QUOTA_V1.read_text(), _PERIOD_V1.read_text()
+        return int(limit) / int(period) if int(limit) > 0 else None
+    except (OSError, ValueError):
+        return None

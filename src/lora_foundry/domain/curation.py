@@ -1,0 +1,120 @@
+"""What curation decided and why, for every picture that was made: a set nobody can explain cannot be
+trusted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_foundry.domain.shots import AXES, Shot, Vocabulary
+
+Fault = Literal["undecodable", "wrong_size", "blank", "duplicate", "blurred", "traits"]
+
+# From the least harmful in a training set to the most; the first four can be lived with where nothing better
+# came.
+SEVERITY: tuple[Fault, ...] = ("traits", "blurred", "duplicate", "blank", "wrong_size", "undecodable")
+UNUSABLE: frozenset[Fault] = frozenset({"wrong_size", "undecodable"})
+
+
+class Measures(BaseModel):
+    """What was measured of one picture; None where it could not be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    contrast: float | None = None
+    sharpness: float | None = None
+    hash: str = ""
+    traits_right: int | None = None
+    traits_seen: int | None = None
+
+    @property
+    def trait_share(self) -> float:
+        """The share of the described traits that are seen in the picture and right; 1 where none can be
+        judged."""
+        return (
+            self.traits_right / self.traits_seen
+            if self.traits_right is not None and self.traits_seen
+            else 1.0
+        )
+
+
+class Reason(BaseModel):
+    """One thing that is wrong with a picture, as a word for programs and a sentence for people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fault: Fault
+    text: str
+
+
+class Verdict(BaseModel):
+    """The decision on one picture. `file` is relative to the dataset folder.
+
+    An accepted picture with reasons is one that was taken although something is wrong with it, because the
+    budget was spent and nothing better came for its shot.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    index: int
+    attempt: int
+    seed: int
+    accepted: bool
+    reasons: tuple[Reason, ...] = ()
+    measures: Measures = Measures()
+
+    @property
+    def usable(self) -> bool:
+        return not any(reason.fault in UNUSABLE for reason in self.reasons)
+
+    def badness(self) -> tuple[int, int, float, float, int]:
+        """Sorts candidates for one shot, the best first."""
+        worst = max((SEVERITY.index(reason.fault) for reason in self.reasons), default=-1)
+        sharpness = self.measures.sharpness or 0.0
+        return (worst, len(self.reasons), -self.measures.trait_share, -sharpness, self.attempt)
+
+
+class Coverage(BaseModel):
+    """How often each word of one axis of the shots is shown by the accepted pictures."""
+
+    model_config = ConfigDict(frozen=True)
+
+    axis: str
+    counts: dict[str, int]
+    missing: tuple[str, ...]
+
+
+class CurationResult(BaseModel):
+    """curation.json: written last by the curate stage, so its existence means done."""
+
+    model_config = ConfigDict(frozen=True)
+
+    character: str
+    fingerprint: str
+    wanted: int
+    made: int
+    budget: int
+    accepted: tuple[Verdict, ...]
+    rejected: tuple[Verdict, ...]
+    coverage: tuple[Coverage, ...]
+    seconds: float
+
+
+def cover(vocabulary: Vocabulary, shots: Sequence[Shot]) -> tuple[Coverage, ...]:
+    """The coverage of every axis, words that nothing shows included."""
+    return tuple(
+        _cover_axis(axis, vocabulary.axis(axis), [shot[at] for shot in shots]) for at, axis in enumerate(AXES)
+    )
+
+
+def _cover_axis(axis: str, words: Sequence[str], shown: Iterable[str]) -> Coverage:
+    used = Counter(shown)
+    return Coverage(
+        axis=axis,
+        counts={word: used[word] for word in words},
+        missing=tuple(word for word in words if not used[word]),
+    )

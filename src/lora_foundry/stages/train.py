@@ -1,0 +1,112 @@
+"""Trains the LoRA on what stands in images/: each picture with the .txt beside it, exactly as a person may
+have left them, since those two are what decides the result."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+from lora_foundry.domain.dataset import TaggingResults
+from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.run import Run, fingerprint
+from lora_foundry.errors import InputError, StageError
+from lora_foundry.paths import CHECKPOINTS, RunPaths
+from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
+from lora_foundry.storage import make_folder, read_model, remove_leftovers, require_model, write_model
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_NO_INFLUENCE = {"checkpoint_every"}
+
+
+def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
+    """Trains, or goes on with a training that was stopped, and writes training/result.json.
+
+    Raises InputError naming the first picture without a caption, StageError for a picture that has gone, and
+    what the trainer raises.
+    """
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    tagged = require_model(paths.tagging_results, TaggingResults, "caption")
+    images = collect_images(paths, tagged, run.recipe.train.repeats)
+    made_from = _fingerprint(run, images, ports.trainer.model)
+    earlier = read_model(paths.training_result, TrainedLora)
+    if earlier is not None and earlier.fingerprint == made_from and _is_whole(earlier, paths.trained_lora):
+        return earlier.model_copy(update={"path": paths.trained_lora})
+
+    for folder in (make_folder(paths.training), paths.training / CHECKPOINTS):
+        remove_leftovers(folder)
+    job = TrainingJob(
+        images=images,
+        settings=run.recipe.train,
+        trigger=run.character.trigger,
+        output=paths.trained_lora,
+        workdir=paths.training,
+        metadata=_metadata(run),
+    )
+    result = ports.trainer.train(job, progress).model_copy(update={"fingerprint": made_from})
+    write_model(paths.training_result, result)
+    return result
+
+
+def collect_images(paths: RunPaths, tagged: TaggingResults, repeats: int) -> tuple[TrainingImage, ...]:
+    """Every picture in images/ with its caption, in the order of their names."""
+    files = sorted(
+        path for path in paths.images.glob("*") if path.suffix.lower() in PICTURES and path.name[0] != "."
+    )
+    present = {path.name for path in files}
+    for caption in tagged.captions:
+        if caption.file not in present:
+            raise StageError(
+                f"The picture {paths.images / caption.file} is gone; run the same command again."
+            )
+    return tuple(TrainingImage(path, _caption(path), repeats) for path in files)
+
+
+def _caption(image: Path) -> str:
+    """What stands in the .txt beside the picture, on one line. Raises InputError where there is nothing."""
+    path = RunPaths.caption(image)
+    try:
+        text = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except FileNotFoundError:
+        raise InputError(
+            f"{image} has no caption; write {path.name} beside it, or take the picture away."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"The caption {path} is not UTF-8 text; save it as UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"The caption {path} cannot be read ({error.strerror or error}).") from error
+    if not text:
+        raise InputError(
+            f"The caption {path} is empty; write what the picture shows, or take the picture away."
+        )
+    return text
+
+
+def _fingerprint(run: Run, images: tuple[TrainingImage, ...], model: str) -> str:
+    """Of everything that decides the file: base, settings, pictures, captions and what its metadata says."""
+    settings = run.recipe.train.model_dump(mode="json", exclude=_NO_INFLUENCE)
+    contents = [(image.path.name, _hash(image.path), image.caption, image.repeats) for image in images]
+    return fingerprint("train-1", model, settings, contents, run.character, run.output_name)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"The picture {path} cannot be read ({error.strerror or error}).") from error
+
+
+def _is_whole(lora: TrainedLora, path: Path) -> bool:
+    """Whether the file that `lora` tells of is still there as it was written."""
+    return path.is_file() and sha256(path.read_bytes()).hexdigest() == lora.sha256
+
+
+def _metadata(run: Run) -> dict[str, str]:
+    """What only this stage knows and the file should tell."""
+    character = run.character
+    return {
+        "ss_output_name": run.output_name,
+        "modelspec.title": run.output_name,
+        "modelspec.description": f"{character.name}: {character.description}",
+        "lora_foundry.character": character.model_dump_json(),
+        "lora_foundry.recipe": run.recipe.model_dump_json(),
+    }

@@ -1,0 +1,71 @@
+"""The noise process that Stable Diffusion and SDXL share: how a latent is noised, what the network is to
+predict, and how much each noise level counts. All of it is read from the scheduler's configuration, so that a
+v-prediction or zero-terminal-SNR base is trained as it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_foundry.errors import BaseModelError
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+class NoiseProcess:
+    """A variance-preserving noise schedule with its training target and min-SNR weights."""
+
+    def __init__(self, scheduler: Mapping[str, Any], min_snr_gamma: float, device: torch.device) -> None:
+        from diffusers import DDPMScheduler
+
+        self.prediction = str(scheduler.get("prediction_type", "epsilon"))
+        if self.prediction not in PREDICTIONS:
+            raise BaseModelError(
+                f"The base predicts {self.prediction!r}, which this trainer does not know; known: "
+                f"{', '.join(PREDICTIONS)}."
+            )
+        self.zero_terminal = bool(scheduler.get("rescale_betas_zero_snr", False))
+        cumulative = DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod.double()
+        self.levels = len(cumulative)
+        self._signal = cumulative.sqrt().float().to(device)
+        self._noise = (1 - cumulative).sqrt().float().to(device)
+        snr = cumulative / (1 - cumulative)
+        self._weights = snr_weights(snr, self.prediction, min_snr_gamma).float().to(device)
+
+    def timesteps(self, positions: Tensor) -> Tensor:
+        """Positions in 0..1 as timesteps."""
+        return (positions * self.levels).long().clamp(max=self.levels - 1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The noised latents that the network sees."""
+        return self._of(self._signal, timesteps) * latents + self._of(self._noise, timesteps) * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is to answer."""
+        if self.prediction == "epsilon":
+            return noise
+        return self._of(self._signal, timesteps) * noise - self._of(self._noise, timesteps) * latents
+
+    def weights(self, timesteps: Tensor) -> Tensor:
+        """How much each sample counts (n,)."""
+        return self._weights[timesteps]
+
+    @staticmethod
+    def _of(values: Tensor, timesteps: Tensor) -> Tensor:
+        return values[timesteps].view(-1, 1, 1, 1)
+
+
+def snr_weights(snr: Tensor, prediction: str, gamma: float) -> Tensor:
+    """Min-SNR-gamma (Hang et al. 2023): min(SNR, gamma) on the error of the predicted latent, brought to the
+    network's own target: divided by SNR for epsilon, by SNR + 1 for v. Where no signal is left (SNR 0, the
+    end of a zero-terminal-SNR schedule) the epsilon form is taken at its limit, 1. A gamma of 0 turns it
+    off."""
+    if gamma <= 0:
+        return torch.ones_like(snr)
+    capped = snr.clamp(max=gamma)
+    if prediction == "v_prediction":
+        return capped / (snr + 1)
+    return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), torch.ones_like(snr))

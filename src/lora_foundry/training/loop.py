@@ -1,0 +1,126 @@
+"""The training loop: batch, loss, backward, step; and around it what makes it safe to stop at any moment. It
+asks the device for its numbers only now and then, since each question makes a GPU wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.errors import DivergedError
+from lora_foundry.training.caches import CaptionCache, TensorFile
+from lora_foundry.training.checkpoints import Checkpoints, Learner
+from lora_foundry.training.draws import Draws
+from lora_foundry.training.families import FamilyModel
+from lora_foundry.training.journal import Journal
+from lora_foundry.training.schedule import rate_factor, set_rate
+
+NEWS_SECONDS = 0.4
+_MOST_PENDING = 25
+
+
+class Pending(NamedTuple):
+    """A step whose numbers are still on the device."""
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+    rate: float
+
+
+class Material(NamedTuple):
+    """What the steps are made of."""
+
+    draws: Draws
+    latents: TensorFile
+    hashes: Sequence[str]
+    captions: CaptionCache
+
+
+@dataclass
+class Loop:
+    """One training, from a step to the last."""
+
+    settings: TrainSection
+    total: int
+    model: FamilyModel
+    learner: Learner
+    material: Material
+    checkpoints: Checkpoints
+    journal: Journal
+    news: Callable[[int, float], None]
+    _pending: list[Pending] = field(default_factory=list)
+
+    def run(self, start: int) -> None:
+        """Trains steps `start` to `total`, with a checkpoint every so often and after the last. Raises
+        DivergedError for NaN, leaving the last good checkpoint."""
+        told = monotonic()
+        for step in range(start, self.total):
+            self._pending.append(self._step(step))
+            done = step + 1
+            checkpoint = done == self.total or done % self.settings.checkpoint_every == 0
+            if checkpoint or len(self._pending) >= _MOST_PENDING or monotonic() - told >= NEWS_SECONDS:
+                self._settle()
+                self.news(done, self.journal.mean_loss(20))
+                told = monotonic()
+            if checkpoint:
+                self._save(done)
+
+    def _step(self, step: int) -> Pending:
+        rate = self.settings.learning_rate * rate_factor(self.settings, step, self.total)
+        optimizer, scaler = self.learner.optimizer, self.learner.scaler
+        set_rate(optimizer, rate)
+        loss = self._loss(step)
+        torch.autograd.backward(scaler.scale(loss))
+        scaler.unscale_(optimizer)
+        limit = self.settings.max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.adapter.parameters(), limit)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return Pending(step + 1, loss.detach(), norm.detach(), rate)
+
+    def _loss(self, step: int) -> Tensor:
+        """The mean loss of the batch of step `step`."""
+        samples = self.material.draws.samples(step)
+        latents = torch.stack(
+            [self.material.latents[self.material.hashes[sample.image]] for sample in samples]
+        )
+        condition = self.material.captions.batch([sample.caption for sample in samples])
+        noise = self.material.draws.noise(step, latents.shape)
+        positions = self.material.draws.positions(step)
+        return self.model.losses(latents, condition, noise, positions).mean()
+
+    def _settle(self) -> None:
+        """Brings the pending numbers into the journal. Raises DivergedError at the first that is none."""
+        for pending in self._pending:
+            loss = float(pending.loss)
+            # With a gradient scaler an infinite norm is normal: that step was skipped and the scale lowered.
+            sound = torch.isfinite(pending.norm) or self.learner.scaler.is_enabled()
+            if loss - loss != 0 or not sound:
+                self.journal.flush()
+                raise self._diverged(pending.step, "loss" if loss - loss != 0 else "gradient")
+            self.journal.add(pending.step, loss, pending.rate)
+        self._pending.clear()
+        self.journal.flush()
+
+    def _save(self, step: int) -> None:
+        if not self.learner.adapter.is_finite():
+            raise self._diverged(step, "LoRA")
+        self.journal.flush(to_disk=True)
+        self.checkpoints.save(step, self.learner)
+        self.journal.say(step, f"checkpoint, loss {self.journal.mean_loss(50):.4f}")
+
+    def _diverged(self, step: int, what: str) -> DivergedError:
+        kept = self.checkpoints.newest()
+        self.journal.say(step, f"stopped: the {what} is not a number")
+        where = f"the checkpoint of step {kept} is kept" if kept else "there is no checkpoint yet"
+        return DivergedError(
+            f"Training stopped at step {step}: the {what} is not a number any more ({where}); lower "
+            "train.learning_rate, or set train.precision to bf16 or fp32."
+        )

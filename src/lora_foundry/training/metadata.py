@@ -1,0 +1,121 @@
+"""What a LoRA file says about itself, in the words that other programs look for: sd-scripts' `ss_*` entries,
+Stability's `modelspec.*` (sai_model_spec 1.0.1) and our own. Nothing in it changes between equal trainings,
+so there are no times."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+from lora_foundry import __version__
+from lora_foundry.bases.inspect import Base
+from lora_foundry.ports import TrainingJob
+from lora_foundry.training.schedule import total_steps
+
+
+def describe_lora(
+    job: TrainingJob, base: Base, frame: tuple[int, int], family: dict[str, str], loss: float, parameters: int
+) -> dict[str, str]:
+    """All metadata of the exported file. `family` is what the family's module says about its architecture."""
+    return {
+        **_modelspec(job, frame),
+        **family,
+        **_network(job),
+        **_training(job, loss, parameters),
+        **_dataset(job, frame),
+        "ss_sd_model_name": base.path.name,
+        "ss_sd_model_hash": base.identity[:8],
+        "ss_new_sd_model_hash": base.identity,
+        **job.metadata,
+    }
+
+
+def _modelspec(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
+    tags = [tag for tag, _ in _tag_counts(job).most_common(20) if tag != job.trigger]
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": job.metadata.get("ss_output_name", job.output.stem),
+        "modelspec.author": "lora-foundry",
+        "modelspec.resolution": f"{frame[0]}x{frame[1]}",
+        "modelspec.trigger_phrase": job.trigger,
+        "modelspec.usage_hint": f"Write {job.trigger!r} into the prompt.",
+        "modelspec.tags": ", ".join(tags),
+    }
+
+
+def _network(job: TrainingJob) -> dict[str, str]:
+    settings = job.settings
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(settings.rank),
+        "ss_network_alpha": str(settings.alpha),
+        "ss_network_args": json.dumps({"targets": list(settings.targets)}),
+        "ss_network_dropout": "None",
+    }
+
+
+def _training(job: TrainingJob, loss: float, parameters: int) -> dict[str, str]:
+    settings = job.settings
+    samples = sum(image.repeats for image in job.images)
+    steps = total_steps(settings, job.images)
+    return {
+        "ss_learning_rate": str(settings.learning_rate),
+        "ss_unet_lr": str(settings.learning_rate),
+        "ss_text_encoder_lr": "None",
+        "ss_optimizer": f"torch.optim.AdamW(weight_decay={settings.weight_decay})",
+        "ss_lr_scheduler": settings.lr_schedule,
+        "ss_lr_warmup_steps": str(settings.warmup_steps),
+        "ss_max_train_steps": str(steps),
+        "ss_steps": str(steps),
+        "ss_epoch": str(-(-steps * settings.batch_size // samples)),
+        "ss_num_epochs": str(-(-steps * settings.batch_size // samples)),
+        "ss_num_batches_per_epoch": str(-(-samples // settings.batch_size)),
+        "ss_batch_size_per_device": str(settings.batch_size),
+        "ss_total_batch_size": str(settings.batch_size),
+        "ss_gradient_accumulation_steps": "1",
+        "ss_gradient_checkpointing": str(settings.gradient_checkpointing),
+        "ss_max_grad_norm": str(settings.max_grad_norm),
+        "ss_mixed_precision": settings.precision.replace("fp32", "no"),
+        "ss_seed": str(settings.seed),
+        "ss_min_snr_gamma": str(settings.min_snr_gamma or None),
+        "ss_noise_offset": str(settings.noise_offset or None),
+        "ss_caption_dropout_rate": str(settings.caption_dropout),
+        "ss_shuffle_caption": str(settings.shuffle_tags),
+        "ss_keep_tokens": str(settings.keep_tokens),
+        "ss_cache_latents": "True",
+        "ss_training_comment": f"lora-foundry {__version__}",
+        "lora_foundry.version": __version__,
+        "lora_foundry.final_loss": f"{loss:.6g}",
+        "lora_foundry.parameters": str(parameters),
+    }
+
+
+def _dataset(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
+    folder = _folder(job)
+    repeats = max((image.repeats for image in job.images), default=1)
+    samples = sum(image.repeats for image in job.images)
+    bucket = {"resolution": list(frame), "count": samples}
+    return {
+        "ss_num_train_images": str(samples),
+        "ss_num_reg_images": "0",
+        "ss_resolution": f"({frame[0]}, {frame[1]})",
+        "ss_enable_bucket": "False",
+        "ss_bucket_info": json.dumps({"buckets": {"0": bucket}, "mean_img_ar_error": 0.0}),
+        "ss_dataset_dirs": json.dumps(
+            {folder: {"n_repeats": repeats, "img_count": len(job.images)}}, ensure_ascii=False
+        ),
+        "ss_tag_frequency": json.dumps({folder: dict(_tag_counts(job))}, ensure_ascii=False),
+    }
+
+
+def _folder(job: TrainingJob) -> str:
+    """The name sd-scripts' folder for this set would have: repeats and trigger."""
+    repeats = max((image.repeats for image in job.images), default=1)
+    return f"{repeats}_" + re.sub(r"[^\w -]", "_", job.trigger)
+
+
+def _tag_counts(job: TrainingJob) -> Counter[str]:
+    """How many captions hold each tag, the most frequent first."""
+    tags = Counter(tag.strip() for image in job.images for tag in image.caption.split(",") if tag.strip())
+    return Counter(dict(sorted(tags.items(), key=lambda item: (-item[1], item[0]))))

@@ -1,0 +1,222 @@
+"""The in-process trainer, as the Trainer port wants it: prepares a job (base, caches, LoRA, checkpoint), runs
+the loop and exports. A job that was stopped at any moment goes on from its newest checkpoint when it is run
+again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic, perf_counter
+
+import torch
+
+from lora_foundry import storage
+from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
+from lora_foundry.bases.inspect import Base
+from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.run import ProgressEvent, fingerprint
+from lora_foundry.errors import BackendError, InputError
+from lora_foundry.paths import CACHE, CHECKPOINTS, TRAINING_CONFIG, TRAINING_LOG, TRAINING_LOSS
+from lora_foundry.ports import ProgressCallback, TrainingJob
+from lora_foundry.training.adapter import Adapter
+from lora_foundry.training.caches import CaptionCache, cache_latents, choose_frame, hash_file, read_size
+from lora_foundry.training.checkpoints import Checkpoints, Learner
+from lora_foundry.training.draws import Draws, derive_seed
+from lora_foundry.training.export import kohya_tensors, write_lora
+from lora_foundry.training.families import FamilyModel, load_family
+from lora_foundry.training.journal import Journal
+from lora_foundry.training.loop import NEWS_SECONDS, Loop, Material
+from lora_foundry.training.metadata import describe_lora
+from lora_foundry.training.schedule import build_optimizer, total_steps
+
+_FINAL_LOSSES = 100
+_log = logging.getLogger(__name__)
+
+
+class InProcessTrainer:
+    """Trains a LoRA in this process, on the best device there is."""
+
+    def __init__(self, base: Base, device: str = "auto") -> None:
+        self._base = base
+        self._device_name = device
+
+    @property
+    def model(self) -> str:
+        """See `ports.Trainer`."""
+        return f"{self._base.name} [{self._base.identity[:12]}]"
+
+    def train(self, job: TrainingJob, progress: ProgressCallback) -> TrainedLora:
+        """See `ports.Trainer`."""
+        started = perf_counter()
+        _check(job)
+        use_available_cores()
+        base = self._base
+        total = total_steps(job.settings, job.images)
+        with _translated(job):
+            prepared = _Preparation(job, base, find_device(self._device_name), _Reporter(progress, total))
+            resumed, loss = prepared.run_loop(total)
+            tensors = kohya_tensors(prepared.adapter, prepared.model.export_name)
+            metadata = describe_lora(
+                job, base, prepared.frame, prepared.model.metadata(), loss, prepared.adapter.count()
+            )
+        digest = write_lora(job.output, tensors, metadata)
+        return TrainedLora(
+            path=job.output,
+            sha256=digest,
+            steps=total,
+            final_loss=loss,
+            seconds=round(perf_counter() - started, 3),
+            resumed_from=resumed,
+            parameters=prepared.adapter.count(),
+        )
+
+
+class _Preparation:
+    """All that must stand before the first step."""
+
+    def __init__(self, job: TrainingJob, base: Base, device: torch.device, reporter: _Reporter) -> None:
+        self._job, self._base, self._reporter, self._device = job, base, reporter, device
+        settings = job.settings
+        reporter.say("loading the base model")
+        self._hashes = [hash_file(image.path) for image in job.images]
+        self._fingerprint = _fingerprint(job, base, self._hashes)
+        self.model: FamilyModel = load_family(base, settings, device)
+        sizes = [read_size(image.path) for image in job.images]
+        self.frame = choose_frame(sizes, settings.resolution, self.model.side_multiple)
+        self._material = self._cache()
+        self.adapter = Adapter(
+            self.model.network,
+            self.model.lora_targets(settings.targets),
+            settings.rank,
+            settings.alpha,
+            derive_seed(settings.seed, "lora"),
+        )
+
+    def run_loop(self, total: int) -> tuple[int, float]:
+        """Trains what is left to train; returns the step it went on from, and the final loss."""
+        job, workdir = self._job, self._job.workdir
+        storage.write_json(
+            workdir / TRAINING_CONFIG,
+            {
+                "base": self._base.name,
+                "identity": self._base.identity,
+                "trigger": job.trigger,
+                "settings": job.settings,
+                "steps": total,
+                "images": {image.path.name: image.caption for image in job.images},
+                "frame": self.frame,
+                "parameters": self.adapter.count(),
+                "fingerprint": self._fingerprint,
+            },
+        )
+        scaled = choose_dtype(job.settings.precision, self._device) == torch.float16
+        learner = Learner(
+            self.adapter,
+            build_optimizer(job.settings, self.adapter.parameters()),
+            torch.amp.GradScaler(self._device.type, enabled=scaled),
+        )
+        checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint)
+        start = checkpoints.restore(learner)
+        journal = Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start)
+        try:
+            journal.say(
+                start,
+                f"{'going on' if start else 'start'}: {total} steps, {len(job.images)} pictures at "
+                f"{self.frame[0]}x{self.frame[1]}, {self.adapter.count():,} weights, {self._device}",
+            )
+            loop = Loop(
+                job.settings,
+                total,
+                self.model,
+                learner,
+                self._material,
+                checkpoints,
+                journal,
+                self._reporter.step,
+            )
+            loop.run(start)
+            return start, journal.mean_loss(min(_FINAL_LOSSES, total))
+        finally:
+            journal.close()
+
+    def _cache(self) -> Material:
+        """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
+        job, base, folder = self._job, self._base, self._job.workdir / CACHE
+        latents = cache_latents(
+            self.model,
+            [image.path for image in job.images],
+            self._hashes,
+            self.frame,
+            base.identity,
+            folder,
+            lambda done, count: self._reporter.preparing("encoding pictures", done, count),
+        )
+        captions = CaptionCache(self.model)
+        shuffled = job.settings.shuffle_tags
+        texts = [] if shuffled else [image.caption for image in job.images]
+        captions.prepare(
+            ["", *texts],
+            base.identity,
+            folder,
+            lambda done, count: self._reporter.preparing("encoding captions", done, count),
+        )
+        self.model.release_encoders(keep_text=shuffled)
+        return Material(Draws(job.settings, job.images), latents, self._hashes, captions)
+
+
+class _Reporter:
+    """Turns the loop's news into progress events, a few a second at most."""
+
+    def __init__(self, progress: ProgressCallback, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._told = 0.0
+
+    def say(self, message: str) -> None:
+        self._progress(ProgressEvent(stage="train", done=0, total=self._total, message=message))
+
+    def preparing(self, what: str, done: int, count: int) -> None:
+        if monotonic() - self._told >= NEWS_SECONDS:
+            self._told = monotonic()
+            self.say(f"{what}: {done} of {count}")
+
+    def step(self, done: int, loss: float) -> None:
+        self._progress(ProgressEvent(stage="train", done=done, total=self._total, loss=round(loss, 5)))
+
+
+def _check(job: TrainingJob) -> None:
+    """Raises InputError for a job without pictures, or with one that has no caption."""
+    if not job.images:
+        raise InputError(
+            "There are no pictures to train on; run the generate stage, or put pictures into the folder."
+        )
+    for image in job.images:
+        if not image.caption.strip():
+            raise InputError(
+                f"The caption of {image.path} is empty; write it, or run the caption stage again."
+            )
+
+
+def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
+    """Of all that decides the weights: a checkpoint with another one belongs to another training."""
+    settings = job.settings.model_dump(mode="json", exclude={"backend", "checkpoint_every"})
+    images = [
+        (digest, image.caption, image.repeats) for digest, image in zip(hashes, job.images, strict=True)
+    ]
+    return fingerprint("training-1", base.identity, settings, images)
+
+
+@contextmanager
+def _translated(job: TrainingJob) -> Iterator[None]:
+    """torch's errors as ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BackendError(
+            f"The GPU's memory is too small for batch size {job.settings.batch_size} at "
+            f"{job.settings.resolution} pixels; lower train.batch_size or set train.gradient_checkpointing."
+        ) from error
+    except RuntimeError as error:
+        raise BackendError(
+            f"Training in {job.workdir} stopped: {' '.join(str(error).split())[:300]}"
+        ) from error
