@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "lora_foundry.cli", "demo", "--home", home, "--json"]
+        command = [sys.executable, "-m", "lora_foundry", "demo", "--home", home, "--json"]
         started = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
         seconds = time.perf_counter() - started

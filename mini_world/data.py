@@ -1,6 +1,8 @@
-"""Pictures drawn once and kept as memory-mapped shards, so that training never waits for the renderer and every
-script sees the same pictures. A shard is a folder of arrays; scene number i of seed s can always be drawn again
-from (s, i), which is how captions are sampled afresh for pictures that are stored only once."""
+"""Pictures drawn once and kept as memory-mapped shards, so that training never waits for the renderer
+and every script sees the same pictures. A shard is a folder of arrays; scene number i of seed s can
+always be drawn again from (s, i), which is how captions are sampled afresh for pictures that are stored
+only once.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def write_shard(folder: Path, seed: int, first: int, count: int) -> None:
 def open_shard(folder: Path) -> Shard:
     """A shard's arrays, left on disk and mapped into memory."""
     about = json.loads((folder / "shard.json").read_text())
-    images, weights, labels = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "weights", "labels"))
+    images, weights, labels = (
+        np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "weights", "labels")
+    )
     return Shard(images, weights, labels, about["seed"], about["first"])
 
 
@@ -116,7 +120,12 @@ def group_scenes(seed: int, index: int) -> list[list[Scene]]:
     shots = [sample_scene(rng) for _ in range(GROUP_SHOTS)]
     rows = []
     for character in characters:
-        rows.append([Scene(character, s.pose, s.expression, s.view, s.framing, s.lighting, s.background) for s in shots])
+        rows.append(
+            [
+                Scene(character, s.pose, s.expression, s.view, s.framing, s.lighting, s.background)
+                for s in shots
+            ]
+        )
     return rows
 
 
@@ -157,7 +166,9 @@ def main() -> None:
         build_groups(root, options.seed if options.seed is not None else 31, options.shards * 100)
     else:
         default = {"pictures": 11, "held-out": 12}[options.kind]
-        build_shards(root, options.seed if options.seed is not None else default, options.shards, options.size)
+        build_shards(
+            root, options.seed if options.seed is not None else default, options.shards, options.size
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""From training's checkpoints to the folder that ships: a diffusers Stable Diffusion in half precision with the two
-instruments beside it. Everything is written aside and put in place by one rename, since others may be reading."""
+"""From training's checkpoints to the folder that ships: a diffusers Stable Diffusion in half precision
+with the two instruments beside it. Everything is written aside and put in place by one rename, since
+others may be reading.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ INSTRUMENTS = ("reader", "encoder")
 
 def world() -> dict:
     """The vocabulary as the runtime reads it: every value as the words that captions use."""
-    identity, shot = ({name: [tag(name, value) for value in values] for name, values in part.items()}
-                      for part in (TRAITS, SHOT))
+    identity, shot = (
+        {name: [tag(name, value) for value in values] for name, values in part.items()}
+        for part in (TRAITS, SHOT)
+    )
     return {"image_size": IMAGE_SIZE, "quality_tags": list(QUALITY_TAGS), "identity": identity, "shot": shot}
 
 
@@ -42,10 +46,17 @@ def write_pipeline(work: Path, run: str, folder: Path) -> dict:
         module.load_state_dict(values)
     polished = work / "decoder" / "final"
     vae = AutoencoderKL.from_pretrained(polished if polished.exists() else work / "vae" / "final")
+    scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, steps_offset=1)
+    scheduler.register_to_config(clip_sample=False)  # read by samplers made from this configuration
     pipeline = StableDiffusionPipeline(
-        vae=vae.half(), text_encoder=text.half(), tokenizer=tokenizer,
-        unet=unet.half(), scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=vae.half(),
+        text_encoder=text.half(),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / "vae" / "result.json").unlink(missing_ok=True)
@@ -56,15 +67,19 @@ def write_pipeline(work: Path, run: str, folder: Path) -> dict:
 
 def prefix_text_weights(file: Path) -> None:
     """Give the text encoder's weights the names under which every published Stable Diffusion stores them."""
-    weights = {name if name.startswith("text_model.") else f"text_model.{name}": value
-               for name, value in load_file(file).items()}
+    weights = {
+        name if name.startswith("text_model.") else f"text_model.{name}": value
+        for name, value in load_file(file).items()
+    }
     save_file(weights, file, metadata={"format": "pt"})
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of weights."""
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(folder.rglob("*.safetensors"))}
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def put_in_place(aside: Path, target: Path) -> None:
@@ -81,7 +96,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--run", default="diffusion")
     parser.add_argument("--target", type=Path, default=MODEL_DIR)
-    parser.add_argument("--instruments-only", action="store_true", help="only renew the reader and the encoder")
+    parser.add_argument(
+        "--instruments-only", action="store_true", help="only renew the reader and the encoder"
+    )
     options = parser.parse_args()
     aside = options.target.with_name(f".{options.target.name}.new{os.getpid()}")
     if options.instruments_only:

@@ -1,6 +1,7 @@
-"""How well the exported model obeys: random full prompts, pictures by the plain diffusers pipeline, attributes read
-by the reader, a table of the share that is right. Beside it stands what the reader says of clean pictures and of
-reconstructions, because no picture can be read better than those."""
+"""How well the exported model obeys: random full prompts, pictures by the plain diffusers pipeline,
+attributes read by the reader, a table of the share that is right. Beside it stands what the reader says
+of clean pictures and of reconstructions, because no picture can be read better than those.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from mini_world.export import hashes
 from mini_world.scene import Scene, attributes, sample_scene
 from mini_world.vocabulary import ATTRIBUTES
 
-SETTINGS = {"num_inference_steps": 16, "guidance_scale": 4.0, "guidance_rescale": 0.5, "height": 64, "width": 64}
+SETTINGS = {
+    "num_inference_steps": 16,
+    "guidance_scale": 4.0,
+    "guidance_rescale": 0.5,
+    "height": 64,
+    "width": 64,
+}
 BATCH = 16
 
 
@@ -39,7 +46,7 @@ def scenes(seed: int, count: int) -> list[Scene]:
 
 def generate(folder: Path, prompts: list[str], seed: int) -> list[Image.Image]:
     """One picture a prompt, each from its own seed."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
@@ -71,7 +78,7 @@ def drawn_and_restored(folder: Path, shown: list[Scene]) -> tuple[list[Image.Ima
     from mini_world.train_reader import restored_images
 
     images = np.stack([render(scene, picture_seed(99, place)) for place, scene in enumerate(shown)])
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     again = restored_images(vae, images, np.random.default_rng(0), 0.0)
     return [Image.fromarray(image) for image in images], [Image.fromarray(image) for image in again]
 
@@ -100,9 +107,13 @@ def main() -> None:
     reader = AttributeReader.load()
     drawn, restored = drawn_and_restored(options.model, shown)
     result = {
-        "prompts": options.count, "seed": options.seed, "settings": {"sampler": "DPM++ 2M", **SETTINGS},
-        "obedience": obedience(reader, pictures, shown), "restored": obedience(reader, restored, shown),
-        "drawn": obedience(reader, drawn, shown), "sha256": hashes(options.model),
+        "prompts": options.count,
+        "seed": options.seed,
+        "settings": {"sampler": "DPM++ 2M", **SETTINGS},
+        "obedience": obedience(reader, pictures, shown),
+        "restored": obedience(reader, restored, shown),
+        "drawn": obedience(reader, drawn, shown),
+        "sha256": hashes(options.model),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,8 @@
-"""What the training scripts share: an optimiser, a running average of weights, and checkpoints that are written
-aside and renamed. Muon is here because convolution kernels learn about half again as much from each step when
-their updates are orthogonalised, and on two cores every step counts; the rest of the weights get AdamW."""
+"""What the training scripts share: an optimiser, a running average of weights, and checkpoints that are
+written aside and renamed. Muon is here because convolution kernels learn about half again as much from
+each step when their updates are orthogonalised, and on two cores every step counts; the rest of the
+weights get AdamW.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def orthogonalised(updates: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, scaled so that AdamW's learning rates fit."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01
+    ) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
@@ -62,12 +66,16 @@ class Muon(torch.optim.Optimizer):
 class Both:
     """Muon for the inner matrices and kernels, AdamW for everything else, stepped as one."""
 
-    def __init__(self, module: nn.Module, lr: float, muon: bool, outer: tuple[str, ...] = (), betas=(0.9, 0.99)) -> None:
+    def __init__(
+        self, module: nn.Module, lr: float, muon: bool, outer: tuple[str, ...] = (), betas=(0.9, 0.99)
+    ) -> None:
         inner, rest = [], []
         for name, weight in module.named_parameters():
             matrix = weight.ndim >= 2 and min(weight.shape[0], weight[0].numel()) >= 16
             (inner if muon and matrix and not any(word in name for word in outer) else rest).append(weight)
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.01)]
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.01)
+        ]
         if inner:
             self.parts.append(Muon(inner, lr=lr))
         self.base = lr

@@ -1,6 +1,7 @@
-"""More work on the autoencoder's decoder alone, while the diffusion model already trains: the latents stay as they
-are, so nothing that was learnt about them is lost, and the pictures get sharper. Its noise is a little stronger
-than in the first training, because generated latents are never quite right."""
+"""More work on the autoencoder's decoder alone, while the diffusion model already trains: the latents
+stay as they are, so nothing that was learnt about them is lost, and the pictures get sharper. Its noise
+is a little stronger than in the first training, because generated latents are never quite right.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +25,21 @@ class Pairs:
     def __init__(self, work: Path, factor: float, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.factor = factor
-        self.shards = [(open_shard(folder), np.load(latents, mmap_mode="r")) for folder in shard_folders(work / "pictures")
-                       if (latents := work / "latents" / f"{folder.name}.npy").exists()]
+        self.shards = [
+            (open_shard(folder), np.load(latents, mmap_mode="r"))
+            for folder in shard_folders(work / "pictures")
+            if (latents := work / "latents" / f"{folder.name}.npy").exists()
+        ]
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shard, latents = self.shards[int(self.rng.integers(len(self.shards)))]
         rows = np.sort(self.rng.integers(len(latents), size=size))
         weights = torch.from_numpy(shard.weights[rows].astype(np.float32) / WEIGHT_SCALE)[:, None]
-        return torch.from_numpy(np.array(latents[rows])).float() / self.factor, to_tensor(shard.images[rows]), weights
+        return (
+            torch.from_numpy(np.array(latents[rows])).float() / self.factor,
+            to_tensor(shard.images[rows]),
+            weights,
+        )
 
 
 def train(options: argparse.Namespace) -> None:
@@ -62,16 +70,16 @@ def train(options: argparse.Namespace) -> None:
         average.update(trained)
         step += 1
         if time.time() - shown > 60:
-            finish(vae, trained, average, held, folder, step, spent)
+            finish(vae, trained, average, held, folder, {"steps": step, "minutes": round(spent / 60, 1)})
             shown = time.time()
-    finish(vae, trained, average, held, folder, step, time.time() - begun)
+    finish(vae, trained, average, held, folder, {"steps": step, "minutes": round(spent / 60, 1)})
 
 
-def finish(vae, trained, average: Average, held: torch.Tensor, folder: Path, step: int, spent: float) -> None:
+def finish(vae, trained, average: Average, held: torch.Tensor, folder: Path, result: dict) -> None:
     """Write the averaged decoder as it stands now, and go on with the weights as they were."""
     kept = {name: value.clone() for name, value in trained.state_dict().items()}
     trained.load_state_dict(average.values)
-    result = {"decibels": round(decibels(vae, held), 2), "steps": step, "minutes": round(spent / 60, 1)}
+    result = {**result, "decibels": round(decibels(vae, held), 2)}
     save_whole(trained.state_dict(), folder / "checkpoint.pt")
     vae.save_pretrained(folder / "final")
     (folder / "result.json").write_text(json.dumps(result) + "\n")

@@ -1,6 +1,8 @@
-"""The identity encoder: pictures of one character lie close together, whatever the shot. Its batches hold eight
-characters, half of them near relatives of the others, each in the same four shots, so that pose, place, light
-and framing are exactly what cannot help. Other pictures, another seed and another goal than the reader's."""
+"""The identity encoder: pictures of one character lie close together, whatever the shot. Its batches
+hold eight characters, half of them near relatives of the others, each in the same four shots, so that
+pose, place, light and framing are exactly what cannot help. Other pictures, another seed and another
+goal than the reader's.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ TOGETHER = 3
 
 def groups(work: Path, first: int = 0) -> list[np.ndarray]:
     """The drawn groups, left on disk; the very first hundred are kept for judging."""
-    return [np.load(file, mmap_mode="r") for file in sorted((work / "groups").glob("groups-?????.npy"))[first:]]
+    return [
+        np.load(file, mmap_mode="r") for file in sorted((work / "groups").glob("groups-?????.npy"))[first:]
+    ]
 
 
 def loss_of(vectors: torch.Tensor, people: torch.Tensor) -> torch.Tensor:
@@ -57,10 +61,12 @@ def judged(network: nn.Module, held: np.ndarray) -> dict[str, float]:
                 same += own.tolist()
                 other.append(float((table.sum() - own.sum()) / (table.numel() - len(own))))
                 hits += (table.argmax(1) == torch.arange(len(own))).float().tolist()
-    return {"same character, other shot": round(float(np.mean(same)), 3),
-            "other character, other shot": round(float(np.mean(other)), 3),
-            "other character, same shot": round(float(np.mean(shots)), 3),
-            "found": round(float(np.mean(hits)), 4)}
+    return {
+        "same character, other shot": round(float(np.mean(same)), 3),
+        "other character, other shot": round(float(np.mean(other)), 3),
+        "other character, same shot": round(float(np.mean(shots)), 3),
+        "found": round(float(np.mean(hits)), 4),
+    }
 
 
 def train(options: argparse.Namespace) -> None:
@@ -76,7 +82,9 @@ def train(options: argparse.Namespace) -> None:
     judge = EmbeddingNetwork.from_config(CONFIG).eval()
     begun, shown, step = time.time(), time.time(), 0
     while (spent := time.time() - begun) < options.minutes * 60:
-        optimizer.set_rate(min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * spent / options.minutes / 60)) + 1e-3)
+        optimizer.set_rate(
+            min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * spent / options.minutes / 60)) + 1e-3
+        )
         images, people = [], []
         for place in range(TOGETHER):
             block = drawn[int(rng.integers(len(drawn)))]
@@ -93,7 +101,10 @@ def train(options: argparse.Namespace) -> None:
         if time.time() - shown > 60:
             judge.load_state_dict(average.values)
             save_whole({"average": average.values}, checkpoint)
-            print(f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.3f} {judged(judge, held[:10])}", flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.3f} {judged(judge, held[:10])}",
+                flush=True,
+            )
             drawn = groups(options.work, 1)
             shown = time.time()
     judge.load_state_dict(average.values)

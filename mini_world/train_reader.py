@@ -1,6 +1,7 @@
-"""The attribute reader: fourteen small classifiers on one trunk. It is trained on clean pictures and on pictures
-harmed the way generated ones are (blurred, noisy, through the autoencoder with noise on the latents), because
-its work is to judge what the diffusion model draws."""
+"""The attribute reader: fourteen small classifiers on one trunk. It is trained on clean pictures and on
+pictures harmed the way generated ones are (blurred, noisy, through the autoencoder with noise on the
+latents), because its work is to judge what the diffusion model draws.
+"""
 
 from __future__ import annotations
 
@@ -84,14 +85,18 @@ def restored_shards(work: Path, count: int) -> list[Shard]:
         if not kept.exists():
             kept.parent.mkdir(exist_ok=True)
             np.save(kept, restored_images(vae, shard.images, np.random.default_rng(shard.first), 0.35))
-        shards.append(Shard(np.load(kept, mmap_mode="r"), shard.weights, shard.labels, shard.seed, shard.first))
+        shards.append(
+            Shard(np.load(kept, mmap_mode="r"), shard.weights, shard.labels, shard.seed, shard.first)
+        )
     return shards
 
 
 def loss_of(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """The mean cross-entropy over the attributes that each picture shows."""
-    losses = [nn.functional.cross_entropy(outputs[name].float(), labels[:, place], ignore_index=-1)
-              for place, name in enumerate(ATTRIBUTE_NAMES)]
+    losses = [
+        nn.functional.cross_entropy(outputs[name].float(), labels[:, place], ignore_index=-1)
+        for place, name in enumerate(ATTRIBUTE_NAMES)
+    ]
     return torch.stack([loss for loss in losses if not loss.isnan()]).mean()
 
 
@@ -150,7 +155,12 @@ def train(options: argparse.Namespace) -> None:
         step += 1
         if time.time() - shown > 60:
             clean = [open_shard(folder) for folder in shard_folders(options.work / "pictures")]
-            report(average, options.work, f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.4f}", quick=True)
+            report(
+                average,
+                options.work,
+                f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.4f}",
+                quick=True,
+            )
             shown = time.time()
     report(average, options.work, f"finished, {step} steps of {options.batch}", quick=False)
 
@@ -167,7 +177,9 @@ def report(average: Average, work: Path, line: str, quick: bool) -> None:
         return
     tables = judge_now(network, work)
     (folder / "final").mkdir(exist_ok=True)
-    halves = {name: value.half() if value.is_floating_point() else value for name, value in average.values.items()}
+    halves = {
+        name: value.half() if value.is_floating_point() else value for name, value in average.values.items()
+    }
     save_file(halves, folder / "final" / "model.safetensors")
     (folder / "final" / "config.json").write_text(json.dumps(config(), indent=1) + "\n")
     (folder / "final-accuracy.json").write_text(json.dumps(tables, indent=1) + "\n")
@@ -180,7 +192,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=14)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--again", action="store_true", help="go on, with pictures from the finished autoencoder")
+    parser.add_argument(
+        "--again", action="store_true", help="go on, with pictures from the finished autoencoder"
+    )
     parser.add_argument("--seed", type=int, default=5)
     train(parser.parse_args())
 

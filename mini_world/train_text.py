@@ -1,5 +1,7 @@
-"""The text encoder before it meets a picture: it learns to say from a caption which tags were named, so that the
-diffusion model starts with words that already mean something. Named people are taught here as well."""
+"""The text encoder before it meets a picture: it learns to say from a caption which tags were named, so
+that the diffusion model starts with words that already mean something. Named people are taught here as
+well.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,32 @@ from mini_world.vocabulary import ATTRIBUTES, TRAITS
 
 def build(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text encoder of the shipped form."""
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=160, intermediate_size=480, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=LENGTH, projection_dim=160, hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=160,
+            intermediate_size=480,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            projection_dim=160,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids, padded and cut to the model's length."""
-    return tokenizer(captions, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    ).input_ids
 
 
 def named(scene: Scene, caption: str) -> list[int]:
-    """For each attribute 0 when the caption leaves it open, else its value plus one; a name says all traits."""
+    """For each attribute 0 where the caption leaves it open, else value plus one; a name says all traits."""
     said = set(caption.split(", "))
     tags = visible_tags(scene)
     answer = []
@@ -61,7 +75,9 @@ def batch(tokenizer: CLIPTokenizer, rng: np.random.Generator, size: int) -> tupl
     """Captions of new scenes, and what they name."""
     scenes = [sample_scene(rng) for _ in range(size)]
     captions = [sample_caption(scene, rng) for scene in scenes]
-    return encode(tokenizer, captions), torch.tensor([named(s, c) for s, c in zip(scenes, captions, strict=True)])
+    return encode(tokenizer, captions), torch.tensor(
+        [named(s, c) for s, c in zip(scenes, captions, strict=True)]
+    )
 
 
 def answers(text: CLIPTextModel, heads: Heads, ids: torch.Tensor) -> list[list[torch.Tensor]]:
@@ -81,20 +97,30 @@ def train(options: argparse.Namespace) -> None:
     optimizer = Both(both, options.rate, muon=False, betas=(0.9, 0.98))
     shown = time.time()
     for step in range(options.steps):
-        optimizer.set_rate(min((step + 1) / 200, 1.0) * 0.5 * (1 + math.cos(math.pi * step / options.steps)) + 1e-3)
+        optimizer.set_rate(
+            min((step + 1) / 200, 1.0) * 0.5 * (1 + math.cos(math.pi * step / options.steps)) + 1e-3
+        )
         ids, truth = batch(tokenizer, rng, options.batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             outputs = answers(text, heads, ids)
-        loss = sum(nn.functional.cross_entropy(logits.float(), truth[:, place])
-                   for reading in outputs for place, logits in enumerate(reading)) / (2 * len(ATTRIBUTES))
+        loss = sum(
+            nn.functional.cross_entropy(logits.float(), truth[:, place])
+            for reading in outputs
+            for place, logits in enumerate(reading)
+        ) / (2 * len(ATTRIBUTES))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         if time.time() - shown > 30 or step + 1 == options.steps:
             right = (torch.stack([o.argmax(1) for o in outputs[0]], 1) == truth).float().mean()
-            print(f"{time.strftime('%H:%M:%S')} step {step + 1} loss {loss.item():.4f} right {right:.4f}", flush=True)
-            save_whole({"text": text.state_dict(), "heads": heads.state_dict(), "step": step + 1},
-                       options.work / "text" / "checkpoint.pt")
+            print(
+                f"{time.strftime('%H:%M:%S')} step {step + 1} loss {loss.item():.4f} right {right:.4f}",
+                flush=True,
+            )
+            save_whole(
+                {"text": text.state_dict(), "heads": heads.state_dict(), "step": step + 1},
+                options.work / "text" / "checkpoint.pt",
+            )
             shown = time.time()
     text.save_pretrained(options.work / "text" / "final")
 

@@ -1,6 +1,7 @@
-"""The autoencoder: 64 px pictures to 16x16 latents of four channels and back. It is trained on the mean of its
-posterior plus a little noise rather than by sampling, and its loss looks hardest at eyes, mouths and accessories,
-because what the autoencoder loses the diffusion model can never draw."""
+"""The autoencoder: 64 px pictures to 16x16 latents of four channels and back. It is trained on the mean
+of its posterior plus a little noise rather than by sampling, and its loss looks hardest at eyes, mouths
+and accessories, because what the autoencoder loses the diffusion model can never draw.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +25,16 @@ NOISE = 0.05
 def build(widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
     """An untrained autoencoder of the shipped form."""
     return AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=widths, layers_per_block=1,
-        latent_channels=4, norm_num_groups=8, sample_size=64, mid_block_add_attention=False,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
     )
 
 
@@ -48,7 +56,9 @@ class Pictures:
         return to_tensor(shard.images[rows]), weights[:, None]
 
 
-def crops(x: torch.Tensor, w: torch.Tensor, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def crops(
+    x: torch.Tensor, w: torch.Tensor, size: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One square of each picture, mostly around a point that the weights call important."""
     outs, weights = [], []
     room = x.shape[-1] - size
@@ -56,7 +66,9 @@ def crops(x: torch.Tensor, w: torch.Tensor, size: int, rng: np.random.Generator)
         if rng.random() < 0.7:
             chances = (weight[0].flatten() - 0.9).clamp(min=0).numpy().astype(np.float64)
             point = int(rng.choice(chances.size, p=chances / chances.sum())) if chances.sum() > 0 else 2080
-            top, left = (int(np.clip(v - size // 2 + rng.integers(-8, 9), 0, room)) for v in divmod(point, x.shape[-1]))
+            top, left = (
+                int(np.clip(v - size // 2 + rng.integers(-8, 9), 0, room)) for v in divmod(point, x.shape[-1])
+            )
         else:
             top, left = (int(v) for v in rng.integers(0, room + 1, size=2))
         outs.append(picture[:, top : top + size, left : left + size])
@@ -105,8 +117,6 @@ def train(options: argparse.Namespace) -> None:
     folder: Path = options.work / options.name
     folder.mkdir(parents=True, exist_ok=True)
     vae = build(tuple(options.widths))
-    vae.encoder.requires_grad_(not options.decoder_only)
-    vae.quant_conv.requires_grad_(not options.decoder_only)
     optimizer = Both(vae, options.rate, options.muon, outer=("conv_in", "conv_out", "quant_conv"))
     average = Average(vae, 0.998)
     step, spent = 0, 0.0
@@ -114,14 +124,13 @@ def train(options: argparse.Namespace) -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint)
         vae.load_state_dict(state["model"])
-        average.values, average.count = state["average"], step
-        if not options.fresh_schedule:
-            optimizer.load_state_dict(state["optimizer"])
-            step, spent, average.count = state["step"], state["spent"], state["step"]
+        average.values = state["average"]
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent, average.count = state["step"], state["spent"], state["step"]
     pictures = Pictures(options.work / options.pictures, options.seed + step)
     held = to_tensor(open_shard(shard_folders(options.work / "held-out")[0]).images[:200])
     judge = build(tuple(options.widths))
-    begun, shown, start = time.time() - spent, time.time(), step
+    begun, shown = time.time() - spent, time.time()
     while (spent := time.time() - begun) < options.minutes * 60:
         progress = spent / (options.minutes * 60)
         optimizer.set_rate(rate(progress, (step + 1) / 100))
@@ -133,8 +142,7 @@ def train(options: argparse.Namespace) -> None:
             z = vae.encode(x).latent_dist.mean
             restored = vae.decode(noisy(z, options.noise)).sample
         loss = loss_of(restored.float(), x, w)
-        if not options.decoder_only:
-            loss = loss + 1e-3 * (z.float().mean().square() + (z.float().std() - 1).square())
+        loss = loss + 1e-3 * (z.float().mean().square() + (z.float().std() - 1).square())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
@@ -142,11 +150,20 @@ def train(options: argparse.Namespace) -> None:
         step += 1
         if time.time() - shown > options.report:
             judge.load_state_dict(average.values)
-            state = {"model": vae.state_dict(), "average": average.values, "optimizer": optimizer.state_dict(),
-                     "step": step, "spent": spent, "widths": list(options.widths)}
+            state = {
+                "model": vae.state_dict(),
+                "average": average.values,
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "spent": spent,
+                "widths": list(options.widths),
+            }
             save_whole(state, checkpoint)
-            print(f"{time.strftime('%H:%M:%S')} step {step} {spent / 60:.1f} min loss {loss.item():.4f} "
-                  f"dB {decibels(judge, held):.2f}", flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} step {step} {spent / 60:.1f} min loss {loss.item():.4f} "
+                f"dB {decibels(judge, held):.2f}",
+                flush=True,
+            )
             pictures.refresh()
             shown = time.time()
     judge.load_state_dict(average.values)
@@ -154,9 +171,13 @@ def train(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def finish(vae: AutoencoderKL, held: torch.Tensor, pictures: Pictures, folder: Path, step: int, spent: float) -> None:
-    """Centre every latent channel and give all the same spread, folded into the 1x1 convolutions on either side,
-    narrow the posterior to almost nothing, and write the scaling factor: the file is then a plain AutoencoderKL."""
+def finish(
+    vae: AutoencoderKL, held: torch.Tensor, pictures: Pictures, folder: Path, step: int, spent: float
+) -> None:
+    """Centre every latent channel and give all the same spread, folded into the 1x1 convolutions
+    on either side, narrow the posterior to almost nothing, and write the scaling factor: the file is
+    then a plain AutoencoderKL.
+    """
     x, _ = pictures.batch(2000)
     z = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(50)])
     mean, spread, whole = z.mean((0, 2, 3)), z.std((0, 2, 3)), z.std()
@@ -170,9 +191,14 @@ def finish(vae: AutoencoderKL, held: torch.Tensor, pictures: Pictures, folder: P
     again = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(50)])
     vae.register_to_config(scaling_factor=round(float(1 / again.std()), 5))
     vae.save_pretrained(folder / "final")
-    result = {"decibels": round(decibels(vae, held), 2), "steps": step, "minutes": round(spent / 60, 1),
-              "scaling_factor": vae.config.scaling_factor,
-              "channel_mean": again.mean((0, 2, 3)).tolist(), "channel_std": again.std((0, 2, 3)).tolist()}
+    result = {
+        "decibels": round(decibels(vae, held), 2),
+        "steps": step,
+        "minutes": round(spent / 60, 1),
+        "scaling_factor": vae.config.scaling_factor,
+        "channel_mean": again.mean((0, 2, 3)).tolist(),
+        "channel_std": again.std((0, 2, 3)).tolist(),
+    }
     (folder / "final" / "result.json").write_text(json.dumps(result, indent=1))
     print("final", result, flush=True)
 
@@ -190,8 +216,6 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=0)
     parser.add_argument("--crop-until", type=float, default=0.6)
     parser.add_argument("--muon", action="store_true")
-    parser.add_argument("--decoder-only", action="store_true")
-    parser.add_argument("--fresh-schedule", action="store_true", help="keep the weights, start the schedule again")
     parser.add_argument("--report", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -45,12 +45,19 @@ def hash_distance(first: int, second: int) -> int:
     return (first ^ second).bit_count()
 
 
-def thumbnail(image: Image.Image) -> npt.NDArray[np.float64]:
-    """What `colour_difference` compares: a 32 px RGB thumbnail."""
-    return np.asarray(image.resize((_THUMB, _THUMB), Image.Resampling.BOX), dtype=np.float64)
+def thumbnail(image: Image.Image) -> Grey:
+    """What `difference` compares: a 32 px grey thumbnail with mean 0 and length 1."""
+    small = image.convert("L").resize((_THUMB, _THUMB), Image.Resampling.BOX)
+    levels = np.asarray(small, dtype=np.float64)
+    levels = levels - levels.mean()
+    length = float(np.linalg.norm(levels))
+    unit: Grey = levels / length if length > 0 else levels
+    return unit
 
 
-def colour_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
-    """Mean absolute difference of two thumbnails, 0 to 255. Hashes of simple drawings collide; colours
-    tell."""
-    return float(np.abs(first - second).mean())
+def difference(first: Grey, second: Grey) -> float:
+    """1 minus the correlation of two thumbnails: 0 for one picture, however bright, 1 for unrelated ones.
+
+    Hashes of simple drawings of one character collide; this keeps them apart.
+    """
+    return 1.0 - float((first * second).sum())

@@ -69,6 +69,11 @@ class RunPaths:
         return self.root / "tagging_results.json"
 
     @property
+    def captions_journal(self) -> Path:
+        """Which captions are not a person's; there only while captions are being written."""
+        return self.root / ".captions.json"
+
+    @property
     def training(self) -> Path:
         return self.root / "training"
 
@@ -95,6 +100,11 @@ class RunPaths:
     @property
     def before_after(self) -> Path:
         return self.evaluation / "before_after.png"
+
+    @property
+    def preview(self) -> Path:
+        """The picture that is published beside the LoRA."""
+        return self.evaluation / "preview.png"
 
     @property
     def report(self) -> Path:

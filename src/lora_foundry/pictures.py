@@ -17,6 +17,8 @@ from lora_foundry.storage import write_aside
 RECORD_KEY = "lora_foundry"
 PARAMETERS_KEY = "parameters"
 _SAMPLER_NAMES = {"dpmpp_2m": "DPM++ 2M", "euler": "Euler", "euler_ancestral": "Euler a", "ddim": "DDIM"}
+_PNG_END = b"IEND\xaeB`\x82"
+_TAIL = 1 << 16
 # What PIL raises for files that are no whole picture, depending on where the damage is.
 _DAMAGE = (
     OSError,
@@ -43,9 +45,18 @@ def load_picture(path: Path) -> Image.Image | None:
     """The decoded RGB picture; None if there is none or it is damaged."""
     try:
         with Image.open(path) as file:
+            if file.format == "PNG" and not _has_end(path):
+                return None  # a cut in the last few bytes, which the decoder itself lets pass
             return file.convert("RGB")
     except _DAMAGE:
         return None
+
+
+def _has_end(path: Path) -> bool:
+    """Whether a PNG file's closing chunk is there; some programs write something of their own after it."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        return _PNG_END in file.read()
 
 
 def read_record(path: Path) -> PictureRecord | None:

@@ -116,6 +116,12 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=False) if path.exists() else None
 
 
+def remove_file(path: Path) -> None:
+    """Deletes a file; absent is fine. Raises StorageError."""
+    with storage_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def move_file(source: Path, target: Path) -> Path:
     """Renames within one file system, making the target's folder; atomic. Raises StorageError."""
     make_folder(target.parent)

@@ -1,4 +1,5 @@
-"""The bundled model's measuring instruments behind the ports: an attribute reader as Tagger, an encoder as Embedder."""
+"""The bundled model's measuring instruments behind the ports: an attribute reader as Tagger, an encoder as
+Embedder."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from lora_foundry.mini import world
 from lora_foundry.mini.instruments import AttributeReader, ImageEncoder
 from lora_foundry.ports import FloatArray, Trait
 
-_COLOURED = ("outfit", "outfit_color")
+_CLOSE = ("upper body shot", "close-up portrait")
+# The poses that arms alone tell, so that a picture without legs shows them too.
+_ARM_POSES = ("arms crossed", "reaching up", "jumping", "dancing", "fighting stance")
 
 
 class MiniTagger:
@@ -22,44 +25,57 @@ class MiniTagger:
         return AttributeReader.load()
 
     def understand(self, tags: Iterable[str]) -> list[Trait]:
-        """See ports.Tagger. "red dress" asks for two traits; what this world does not know asks for none."""
-        attributes = world().attributes
-        known = {
-            value: name for name, values in attributes.items() if name != "outfit_color" for value in values
-        }
-        found: list[Trait] = []
-        for tag in (raw.strip().lower() for raw in tags):
-            if tag in known:
-                found.append(Trait(known[tag], tag))
-                continue
-            colour, _, outfit = tag.partition(" ")
-            for value in attributes["outfit_color"]:
-                if value.split()[0] == colour and outfit in attributes["outfit"]:
-                    found += [Trait("outfit", outfit), Trait("outfit_color", value)]
-        return list(dict.fromkeys(found))
+        """See ports.Tagger. "red dress" asks for two traits, "close-up portrait" and a sitting pose for
+        one: the pose cannot be seen. What this world does not know asks for nothing."""
+        found: dict[str, str] = {}
+        for tag in tags:
+            for trait in _traits(" ".join(tag.lower().split())):
+                found.setdefault(trait.attribute, trait.value)
+        return [Trait(name, value) for name, value in found.items() if _shows(name, found)]
 
     def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
         """See ports.Tagger. An attribute that the picture, as read, cannot show is left out."""
-        readings = self._reader.read(images)
-        plain = [{name: reading.value for name, reading in row.items()} for row in readings]
-        return [{name: value for name, value in row.items() if _shows(name, row)} for row in plain]
+        rows = [{name: reading.value for name, reading in row.items()} for row in self._reader.read(images)]
+        return [{name: value for name, value in row.items() if _shows(name, row)} for row in rows]
+
+
+def _traits(tag: str) -> list[Trait]:
+    """What one tag asks for: a known word, a colour with an outfit, or hair by colour and style at once."""
+    attributes = world().attributes
+    for name, values in attributes.items():
+        if tag in values and name != "outfit_color":
+            return [Trait(name, tag)]
+    first, _, rest = tag.partition(" ")
+    if rest in attributes["outfit"] and first in attributes["outfit_color"]:
+        return [Trait("outfit", rest), Trait("outfit_color", first)]
+    hair = {
+        value.removesuffix(" hair"): Trait(name, value)
+        for name in ("hair_color", "hair_style")
+        for value in attributes[name]
+    }
+    words = tag.split()
+    if words[-1:] == ["hair"]:
+        words.pop()  # "long brown hair"; else "brown ponytail"
+    elif not {trait.value for trait in hair.values()} & set(words[-1:]):
+        return []
+    return [hair[word] for word in words] if all(word in hair for word in words) else []
 
 
 def _shows(attribute: str, row: Mapping[str, str]) -> bool:
     """Whether a picture of this view, framing and look can show the attribute at all."""
-    behind = row.get("view") == "back view"
-    close = row.get("framing") in ("upper body shot", "close-up portrait")
+    behind, framing = row.get("view") == "back view", row.get("framing")
+    portrait, close = framing == "close-up portrait", framing in _CLOSE
+    scarf = portrait and row.get("accessory") == "scarf"  # it covers the collar
     hidden = {
         "expression": behind,
-        "eye_color": behind or row.get("expression") == "laughing happily",
+        "eye_color": behind or row.get("expression") == "laughing happily",  # they are closed
         "gender": behind,
         "skin": behind and close,
-        "outfit": behind and close,
-        "outfit_color": behind and close,
-        "pose": row.get("framing") == "close-up portrait",
+        "outfit": (behind and close) or scarf,
+        "outfit_color": (behind and close) or scarf,
+        "pose": portrait or (close and row.get("pose") not in _ARM_POSES),
     }
-    scarf = row.get("framing") == "close-up portrait" and row.get("accessory") == "scarf"
-    return not (hidden.get(attribute, False) or (scarf and attribute in _COLOURED))
+    return not hidden.get(attribute, False)
 
 
 class MiniEmbedder:

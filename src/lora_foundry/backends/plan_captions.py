@@ -1,4 +1,5 @@
-"""Captions from the plan: what was asked for is what the picture is said to show. The original system's way."""
+"""Captions from the plan: what was asked for is what the picture is said to show. The original system's
+way."""
 
 from __future__ import annotations
 

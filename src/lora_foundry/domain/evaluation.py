@@ -1,29 +1,44 @@
-"""What the evaluation found, as it is stored in evaluation/scores.json: the same held-out prompts and seeds without
-and with the LoRA, so that a figure is always a comparison and never a claim."""
+"""What the evaluation found, as it is stored in evaluation/scores.json: the same held-out prompts and
+seeds without and with the LoRA, so that a figure is always a comparison and never a claim."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.shots import Shot
 
+Side = Literal["before", "after", "leak"]
+
 
 class EvaluationPicture(BaseModel):
-    """One picture of the evaluation: `file` within the folder of pictures, and what the instrument saw in it."""
+    """One picture: its file in the folder of evaluation pictures, what it was asked for, and what was seen in
+    it.
+
+    traits: how many of the described traits were visible, and how many of them right. shot: the same for the
+    parts of the prompt, where a part that cannot be seen counts as wrong.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     file: str
     shot: Shot
+    prompt: str
     seed: int
     seen: dict[str, str] = {}
+    traits_right: int = 0
+    traits_seen: int = 0
+    shot_right: int = 0
+    shot_asked: int = 0
 
 
 class ScoreRow(BaseModel):
     """The scores of one group of pictures; shares from 0 to 1, None where no instrument could tell.
 
-    identity: share of the described traits that are visible and right. adherence: share of the prompted parts of the
-    shot that the pictures show. similarity: mean cosine to the mean of the training set.
+    identity: the mean, over the described traits, of the share of pictures that show the right value among
+    those in which the trait is visible. adherence: the same over the parts of the prompted shot. similarity:
+    mean cosine to the mean of the training set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,17 +54,46 @@ class ScoreRow(BaseModel):
 class Evaluation(BaseModel):
     """scores.json: written last by the evaluate stage, so its existence means done.
 
-    before: without the LoRA. after: with it, at `strength`. self_similarity: how close the training set's own pictures
-    are to their mean. note: why scores are None; empty where they are not.
+    before: without the LoRA. after: with it, at `strength`. leak: with it, but without the trigger in the
+    prompt, one seed a prompt: how much of the character comes uncalled. traits: what the tagger understood of
+    the description. held_out: how many of the shots no training picture shows. self_similarity: how close
+    each picture of the training set is to the mean of the others. note: why scores are None; empty where all
+    were measured.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    character: str
+    trigger: str
+    model: str
     before: ScoreRow
     after: ScoreRow
+    leak: ScoreRow
     strength: float
     lora_sha256: str
+    traits: dict[str, str] = {}
+    shots: int
+    held_out: int
     self_similarity: float | None = None
     note: str = ""
     fingerprint: str
     seconds: float
+
+    def side(self, side: Side) -> ScoreRow:
+        """The scores of one side by its name."""
+        row: ScoreRow = getattr(self, side)
+        return row
+
+    def best(self) -> EvaluationPicture:
+        """The picture with the LoRA that shows most of the character and of its prompt; the first of
+        equals."""
+
+        def misses(picture: EvaluationPicture) -> tuple[int, int, int]:
+            hidden = len(self.traits) - picture.traits_seen
+            return (
+                picture.traits_seen - picture.traits_right,
+                picture.shot_asked - picture.shot_right,
+                hidden,
+            )
+
+        return min(self.after.pictures, key=misses)

@@ -82,11 +82,11 @@ class CurateSection(Section):
         "which two pictures of the set count as duplicates.",
     )
     duplicate_difference: float = Field(
-        6.0,
+        0.02,
         ge=0,
-        le=255,
-        description="Most that the colours of two such pictures differ on average (0-255, at 32 px); "
-        "it tells simple drawings apart whose hashes are equal.",
+        le=2,
+        description="Most difference (1 minus the correlation of grey levels at 32 px) of two such pictures; "
+        "it tells simple drawings apart whose hashes are alike.",
     )
     check_traits: bool = Field(
         False,

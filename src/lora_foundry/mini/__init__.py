@@ -1,6 +1,7 @@
-"""The bundled miniature model: a Stable Diffusion small enough to ship inside the package, so that every stage
-of the pipeline can be run for real on a plain CPU. This module only knows where the model lies and which
-attributes its world has; nothing heavy is imported here."""
+"""The bundled miniature model: a Stable Diffusion small enough to ship inside the package, so that every
+stage of the pipeline can be run for real on a plain CPU. This module only knows where the model lies and
+which attributes its world has; nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The two measuring instruments that belong to the miniature model: a reader that says which attributes a
-picture shows, and an encoder that says how alike two pictures' characters are. They are trained apart, on
-different data, so that the eye which curates is not the eye which grades. Plain torch, read from safetensors."""
+"""The two measuring instruments that belong to the miniature model: a reader that says which attributes
+a picture shows, and an encoder that says how alike two pictures' characters are. They are trained apart,
+on different data, so that the eye which curates is not the eye which grades. Plain torch, read from
+safetensors.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,10 @@ def _load(folder: Path, build: str, device: str) -> tuple[Any, dict[str, Any]]:
 
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     network = getattr(_networks(), build).from_config(config)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor
-             for name, tensor in load_file(folder / "model.safetensors").items()}
+    state = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     network.load_state_dict(state)
     return network.to(device).eval(), config
 

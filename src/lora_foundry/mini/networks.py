@@ -1,9 +1,12 @@
-"""The small networks behind the miniature model's instruments. They stand apart from the instruments so that
-asking where the model lies never imports torch, and so that the training scripts build the very same nets."""
+"""The small networks behind the miniature model's instruments. They stand apart from the instruments so
+that asking where the model lies never imports torch, and so that the training scripts build the very
+same nets.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +15,9 @@ from torch import nn
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
     )
 
 
@@ -34,13 +39,13 @@ class ResidualBlock(nn.Module):
 def trunk(widths: Sequence[int]) -> nn.Sequential:
     """A 64 px picture to an 8x8 map of features: full size, then three halvings."""
     stages: list[nn.Module] = [_convolution(3, widths[0], 1)]
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         stages += [_convolution(inputs, outputs, 2), ResidualBlock(outputs)]
     return nn.Sequential(*stages)
 
 
 class AttentionPool(nn.Module):
-    """Several weighted averages over the map, each with its own learned place to look, beside the plain one."""
+    """Several weighted averages over the map, each with its learned place to look, beside the plain one."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()

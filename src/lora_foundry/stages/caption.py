@@ -1,45 +1,75 @@
-"""Writes the caption of every picture into the .txt file that the trainer reads: the trigger word first, then what the
-picture shows, quality tags last. A caption that a person has changed is theirs and stays."""
+"""Writes the caption of every picture into the .txt file that the trainer reads: the trigger word first,
+then what the picture shows, quality tags last. A caption that a person has changed is theirs and stays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, TaggingResults
 from lora_foundry.domain.recipe import CaptionSection
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
-from lora_foundry.errors import StageError
+from lora_foundry.errors import InputError, StageError
 from lora_foundry.paths import RunPaths
 from lora_foundry.ports import Ports, ProgressCallback
-from lora_foundry.storage import read_model, require_model, write_model, write_text
+from lora_foundry.storage import (
+    read_model,
+    remove_file,
+    remove_leftovers,
+    require_model,
+    storage_errors,
+    write_model,
+    write_text,
+)
+
+
+class Written(BaseModel):
+    """The hashes of all captions that this stage has written or is about to write, by picture.
+
+    It stands in a file of its own only while the stage works: without it, a caption that was written just
+    before a kill could not be told from one that a person wrote.
+    """
+
+    hashes: dict[str, tuple[str, ...]] = {}
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
-    """Captions every picture of the set. Raises StageError naming a picture that has gone."""
+    """Captions every picture of the set.
+
+    Raises StageError naming a picture that has gone, InputError naming a caption of a person's that cannot be
+    used.
+    """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     metadata = require_model(paths.generation_metadata, GenerationMetadata, "generate")
     section, character = run.recipe.caption, run.character
-    made_from = fingerprint(section, character, [picture.sha256 for picture in metadata.pictures])
     earlier = read_model(paths.tagging_results, TaggingResults)
     described = ports.captioner.describe(character, metadata.pictures, paths.images)
+    texts = {
+        picture.file: compose(character, picture, tags, section)
+        for picture, tags in zip(metadata.pictures, described, strict=True)
+    }
+    ours = _remember(paths, earlier, texts)
+    remove_leftovers(paths.images)
     captions = []
-    for number, (picture, tags) in enumerate(zip(metadata.pictures, described, strict=True), 1):
-        text = compose(character, picture, tags, section)
-        captions.append(_write(paths.images / picture.file, text, _written_before(earlier, picture.file)))
-        progress(ProgressEvent(stage="caption", done=number, total=len(described), unit="image"))
+    for number, (file, text) in enumerate(texts.items(), 1):
+        caption = _write(paths.images / file, text, section.backend, ours.hashes[file])
+        captions.append(caption)
+        progress(ProgressEvent(stage="caption", done=number, total=len(texts), unit="image"))
     result = TaggingResults(
         character=character.name,
         trigger=character.trigger,
         captioner=section.backend,
         pruned=pruned_tags(character, section),
-        fingerprint=made_from,
+        fingerprint=fingerprint("caption-1", section, character, [each.sha256 for each in metadata.pictures]),
         captions=tuple(captions),
     )
     if result != earlier:
         write_model(paths.tagging_results, result)
+    remove_file(paths.captions_journal)
     return result
 
 
@@ -55,33 +85,64 @@ def compose(
     """trigger, features, pose, expression, the chosen rest of the shot, quality tags; nothing twice."""
     shot = picture.shot
     scene = [str(getattr(shot, part)) for part in section.scene]
-    hidden = set(shot.words()) - {shot.pose, shot.expression, *scene}
-    placed = {*shot.words(), *section.quality_tags, character.trigger}
-    left_out = {*pruned_tags(character, section), *hidden, *placed}
-    features = [tag for tag in tags if tag not in left_out]
+    placed = {tag.lower() for tag in (*shot.words(), *section.quality_tags, character.trigger)}
+    left_out = placed | {tag.lower() for tag in pruned_tags(character, section)}
+    features = [tag for tag in tags if tag.lower() not in left_out]
     parts = [character.trigger, *features, shot.pose, shot.expression, *scene, *section.quality_tags]
     return ", ".join(dict.fromkeys(part for part in parts if part))
 
 
-def _written_before(earlier: TaggingResults | None, file: str) -> str | None:
-    """The hash of the caption that an earlier run wrote for this picture."""
-    return next((each.written for each in earlier.captions if each.file == file), None) if earlier else None
+def _remember(paths: RunPaths, earlier: TaggingResults | None, texts: Mapping[str, str]) -> Written:
+    """Puts down which captions are this stage's own, before any of them is written."""
+    journal = read_model(paths.captions_journal, Written) or Written()
+    known = {each.file: (each.written,) for each in earlier.captions if each.written} if earlier else {}
+    ours = Written(
+        hashes={
+            file: tuple(dict.fromkeys((*known.get(file, ()), *journal.hashes.get(file, ()), hash_of(text))))
+            for file, text in texts.items()
+        }
+    )
+    if any(_needs_writing(paths.caption(paths.images / file), text) for file, text in texts.items()):
+        write_model(paths.captions_journal, ours)
+    return ours
 
 
-def _write(image: Path, text: str, written_before: str | None) -> Caption:
-    """Writes the caption unless a person's is there, and says which of the two it is now."""
+def _needs_writing(target: Path, text: str) -> bool:
+    return not target.exists() or _read(target) != text
+
+
+def hash_of(text: str) -> str:
+    """By this a caption is known as one that was written here."""
+    return sha256(text.encode()).hexdigest()
+
+
+def _write(image: Path, text: str, source: str, ours: Sequence[str]) -> Caption:
+    """Writes the caption unless a person's is there, and says which of the two it is now. The last of
+    `ours` is `text`'s hash, the one before it that of the caption written last."""
     if not image.exists():
         raise StageError(
             f"The picture {image} is gone, so it cannot be captioned; run the same command again."
         )
     target = RunPaths.caption(image)
-    ours = sha256(text.encode()).hexdigest()
     if target.exists():
-        present = target.read_text(encoding="utf-8", errors="replace").strip()
-        hashed = sha256(present.encode()).hexdigest()
-        if hashed == ours:
-            return Caption(file=image.name, text=text, source="plan", written=ours)
-        if written_before is None or hashed != written_before:
-            return Caption(file=image.name, text=present, source="edited", written=written_before or "")
+        present = _read(target)
+        if hash_of(present) not in ours:
+            return Caption(file=image.name, text=present, source="edited", written=ours[0])
+        if present == text:
+            return Caption(file=image.name, text=text, source=source, written=ours[-1])
     write_text(target, text + "\n")
-    return Caption(file=image.name, text=text, source="plan", written=ours)
+    return Caption(file=image.name, text=text, source=source, written=ours[-1])
+
+
+def _read(path: Path) -> str:
+    """A caption on one line, as the trainer reads it. Raises InputError for one that it could not use."""
+    try:
+        with storage_errors(path):
+            text = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise InputError(f"The caption {path} is not UTF-8 text; save it as UTF-8.") from error
+    if not text:
+        raise InputError(
+            f"The caption {path} is empty; write what the picture shows, or delete it to have it written again."
+        )
+    return text

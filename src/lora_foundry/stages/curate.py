@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
-
 from lora_foundry.domain.curation import CurationResult, Measures, Reason, Verdict, cover
 from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
 from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
@@ -22,8 +19,9 @@ from lora_foundry.domain.recipe import CurateSection
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.measures import (
-    colour_difference,
+    Grey,
     contrast,
+    difference,
     difference_hash,
     grey,
     hash_distance,
@@ -90,7 +88,7 @@ class Judge:
     size: tuple[int, int]
     tagger: Tagger | None = None
     traits: Sequence[Trait] = ()
-    _seen: dict[int, tuple[int, npt.NDArray[np.float64]]] = field(default_factory=dict)
+    _seen: dict[int, tuple[int, Grey]] = field(default_factory=dict)
 
     def look(self, path: Path, index: int) -> tuple[Measures, tuple[Reason, ...]]:
         """What was measured, and every reason to reject the picture; without one, it counts as accepted."""
@@ -134,12 +132,12 @@ class Judge:
             faults.append(Reason(fault="traits", text=text))
         return faults
 
-    def _duplicate(self, bits: int, small: npt.NDArray[np.float64]) -> list[Reason]:
-        """Two pictures are one only if shapes (the hash) and colours (the thumbnails) both say so."""
+    def _duplicate(self, bits: int, small: Grey) -> list[Reason]:
+        """Two pictures are one only if hash and thumbnail both say so."""
         for other, (other_bits, other_small) in sorted(self._seen.items()):
             if (
                 hash_distance(bits, other_bits) <= self.rules.duplicate_distance
-                and colour_difference(small, other_small) <= self.rules.duplicate_difference
+                and difference(small, other_small) <= self.rules.duplicate_difference
             ):
                 return [Reason(fault="duplicate", text=f"nearly the same as picture {other + 1:03d}")]
         return []

@@ -1,211 +1,211 @@
-"""Measures what the LoRA learned: the same held-out prompts and seeds without it and with it, where the trigger word
-alone has to bring the character back. Nothing in the prompts names a trait, or the measure would test the base."""
+"""Measures what the LoRA learned: the same held-out prompts and seeds without it and with it, where the
+trigger word alone has to bring the character back. Pictures of an unchanged base and LoRA are taken from
+the folder again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 from PIL import Image
 
-from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord
-from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
+from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
+from lora_foundry.domain.evaluation import Evaluation, ScoreRow, Side
+from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.lora import LoraUse, TrainedLora
-from lora_foundry.domain.picture_plan import picture_seed, prompt_of
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
-from lora_foundry.domain.shots import Shot, plan_shots
+from lora_foundry.errors import BackendError, StageError
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import load_picture, read_record, save_picture
-from lora_foundry.ports import Embedder, FloatArray, Ports, ProgressCallback, Tagger, Trait
+from lora_foundry.ports import Embedder, FloatArray, Generator, Ports, ProgressCallback, Tagger, Trait
 from lora_foundry.stages.before_after import draw_before_after
 from lora_foundry.stages.report import write_report
-from lora_foundry.storage import read_model, require_model, write_model
+from lora_foundry.stages.scoring import Judge, score, self_similarity
+from lora_foundry.storage import (
+    make_folder,
+    read_model,
+    remove_file,
+    remove_leftovers,
+    require_model,
+    write_model,
+)
 
-_OTHER_SEED = 1_000_003  # keeps the held-out plan and its noise apart from the training set's
-SIDES = ("before", "after")
+SIDES: tuple[Side, ...] = ("before", "after", "leak")
+_MESSAGES = {"before": "without the LoRA", "after": "with the LoRA", "leak": "without the trigger"}
+_NO_INFLUENCE = {"backend", "images", "batch_size"}
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
-    """Makes the pictures that are not there yet, scores both sides, draws the grid and the report."""
+    """Makes the pictures that are not there yet, scores them, draws the grid and writes the report.
+
+    Raises VerificationError for a LoRA that the base does not take, and what the generator raises.
+    """
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
     training = require_model(paths.generation_metadata, GenerationMetadata, "generate")
-    recipe = run.recipe
-    made_from = fingerprint(
-        recipe.evaluate, recipe.generate, recipe.model, run.character, lora.sha256, recipe.seed
-    )
+    model = ports.generator.model
+    made_from = _fingerprint(run, training, lora, model)
     earlier = read_model(paths.evaluation_result, Evaluation)
-    if earlier is not None and earlier.fingerprint == made_from and paths.report.exists():
+    if earlier is not None and earlier.fingerprint == made_from and _is_whole(paths):
         return earlier
-    records = evaluation_records(run, [picture.shot for picture in training.pictures], ports.generator.model)
-    pictures = {
-        side: _pictures(paths, side, records, ports, use, run, progress)
-        for side, use in zip(
-            SIDES, (None, LoraUse(path=lora.path, strength=recipe.evaluate.strength)), strict=True
-        )
+    trained = [picture.shot for picture in training.pictures]
+    shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, trained)
+    use = LoraUse(path=paths.trained_lora, strength=run.recipe.evaluate.strength)
+    with_lora = f"{model} + LoRA {lora.sha256[:16]} at {use.strength:g}"
+    measured = SIDES if ports.tagger else SIDES[:2]  # without an instrument nobody could tell what leaks
+    sides: dict[Side, list[PictureRecord]] = {
+        side: exam(run.character, run.recipe, shots, model if side == "before" else with_lora, side)
+        for side in measured
     }
+    _make(run, paths, ports.generator, sides, use, progress)
+    images = {
+        side: [_load(paths.evaluation_pictures(side) / record.file, "evaluate") for record in records]
+        for side, records in sides.items()
+    }
+    traits = ports.tagger.understand(run.character.tags) if ports.tagger else []
     own = _own_embeddings(paths, training, ports.embedder)
+    judge = Judge(traits, ports.tagger, ports.embedder, own)
     rows = {
-        side: _score(run, records, pictures[side], side, ports.tagger, ports.embedder, own) for side in SIDES
+        side: score([f"{side}/{record.file}" for record in records], records, images[side], judge)
+        for side, records in sides.items()
     }
     result = Evaluation(
+        character=run.character.name,
+        trigger=run.character.trigger,
+        model=model,
         before=rows["before"],
         after=rows["after"],
-        strength=recipe.evaluate.strength,
+        leak=rows.get("leak", ScoreRow()),
+        strength=use.strength,
         lora_sha256=lora.sha256,
-        self_similarity=None if own is None else _similarity(own, own),
-        note=""
-        if ports.tagger
-        else "The recipe names no tagger, so identity and adherence were not measured.",
+        traits={trait.attribute: trait.value for trait in traits},
+        shots=len(shots),
+        held_out=len(set(shots) - set(trained)),
+        self_similarity=None if own is None else self_similarity(own),
+        note=_note(ports.tagger, traits),
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
     )
-    draw_before_after(paths.before_after, run.character, records, pictures["before"], pictures["after"])
+    draw_before_after(
+        paths.before_after,
+        run.character,
+        sides["before"],
+        images["before"],
+        images["after"],
+        details=(_detail(result.before), _detail(result.after)),
+    )
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
 
 
-def held_out_shots(run: Run, trained: Sequence[Shot]) -> list[Shot]:
-    """Shots that show a face and that the training set does not have, spread evenly like the training plan."""
-    section, vocabulary = run.recipe.evaluate, run.recipe.shots
-    plan = plan_shots(vocabulary, section.prompts * 3, run.recipe.seed + _OTHER_SEED)
-    fresh = (shot for shot in plan if shot.expression and shot not in set(trained))
-    return list(islice(fresh, section.prompts))
-
-
-def evaluation_records(run: Run, trained: Sequence[Shot], model: str) -> list[PictureRecord]:
-    """Every picture of one side: the trigger word, a held-out shot, a seed of its own."""
+def _fingerprint(run: Run, training: GenerationMetadata, lora: TrainedLora, model: str) -> str:
+    """Of everything that decides the figures; the threshold for publishing is none of it."""
     recipe = run.recipe
-    records = []
-    for number, shot in enumerate(held_out_shots(run, trained)):
-        for repeat in range(recipe.evaluate.seeds):
-            made = recipe.generate
-            request = ImageRequest(
-                key=f"{number + 1:03d}.{repeat}",
-                prompt=prompt_of(made, run.character.trigger, shot),
-                negative=made.negative,
-                seed=picture_seed(recipe.seed + _OTHER_SEED, number, repeat),
-                width=made.width,
-                height=made.height,
-                steps=made.steps,
-                cfg=made.cfg,
-                sampler=made.sampler,
-                scheduler=made.scheduler,
-            )
-            file = f"{number + 1:03d}_{repeat + 1}.png"
-            rescale = made.guidance_rescale
-            records.append(
-                PictureRecord(file=file, shot=shot, request=request, model=model, guidance_rescale=rescale)
-            )
-    return records
+    return fingerprint(
+        "evaluate-1",
+        model,
+        recipe.model,
+        recipe.shots,
+        recipe.generate.model_dump(mode="json", exclude=_NO_INFLUENCE),
+        recipe.evaluate.model_dump(mode="json", exclude={"min_identity"}),
+        recipe.seed,
+        run.character,
+        lora.sha256,
+        [picture.sha256 for picture in training.pictures],
+    )
 
 
-def _pictures(
-    paths: RunPaths,
-    side: str,
-    records: Sequence[PictureRecord],
-    ports: Ports,
-    lora: LoraUse | None,
+def _is_whole(paths: RunPaths) -> bool:
+    return paths.report.is_file() and paths.before_after.is_file()
+
+
+def _note(tagger: Tagger | None, traits: Sequence[Trait]) -> str:
+    """Why scores are missing, in words for the report; empty where none is."""
+    if tagger is None:
+        return (
+            "Identity and adherence were not measured: the recipe names no instrument that reads traits "
+            "(model.tagger = none)."
+        )
+    if not traits:
+        return "Identity was not measured: the description names no trait that the instrument knows."
+    return ""
+
+
+def _detail(row: ScoreRow) -> str:
+    return "" if row.identity is None else f"identity {row.identity:.2f}"
+
+
+def _make(
     run: Run,
+    paths: RunPaths,
+    generator: Generator,
+    sides: dict[Side, list[PictureRecord]],
+    lora: LoraUse,
     progress: ProgressCallback,
-) -> list[Image.Image]:
-    """One side's pictures, those of an unchanged LoRA taken from the folder."""
-    folder = paths.evaluation_pictures(side)
-    mark = fingerprint(lora.strength, lora.path.read_bytes().hex()) if lora else "base"
-    wanted = [record.model_copy(update={"model": f"{record.model} {mark}"}) for record in records]
-    missing = [record for record in wanted if not _is_there(folder / record.file, record)]
-    size = run.recipe.generate.batch_size
-    batches = [batch for batch in _slices(wanted, size) if any(record in missing for record in batch)]
-    by_key = {record.request.key: record for record in missing}
-    offset, total = SIDES.index(side) * len(wanted), len(SIDES) * len(wanted)
-    done = offset + len(wanted) - len(missing)
-    for made in ports.generator.generate([[record.request for record in batch] for batch in batches], lora):
-        record = by_key.get(made.request.key)
-        if record is None:
-            continue
-        save_picture(folder / record.file, made.image, record)
-        done += 1
-        message = "without the LoRA" if lora is None else "with the LoRA"
-        progress(ProgressEvent(stage="evaluate", done=done, total=total, unit="image", message=message))
-    return [_load(folder / record.file) for record in wanted]
+) -> None:
+    """Makes every picture that is not in its folder, and takes away those that nothing asks for any more."""
+    total = sum(len(records) for records in sides.values())
+    done = 0
+    for side, records in sides.items():
+        folder = make_folder(paths.evaluation_pictures(side))
+        remove_leftovers(folder)
+        wanted = {record.file for record in records}
+        for stale in folder.glob("*.png"):
+            if stale.name not in wanted:
+                remove_file(stale)
+        missing = {
+            record.request.key: record for record in records if not _is_there(folder / record.file, record)
+        }
+        done += len(records) - len(missing)
+        batches = [
+            [record.request for record in batch]
+            for batch in _slices(records, run.recipe.generate.batch_size)
+            if any(record.request.key in missing for record in batch)
+        ]
+        for made in generator.generate(batches, None if side == "before" else lora) if batches else ():
+            record = missing.pop(made.request.key, None)
+            if record is None:
+                continue  # it was there before; it was made again only because a batch is made as a whole
+            save_picture(folder / record.file, made.image, record)
+            done += 1
+            progress(
+                ProgressEvent(
+                    stage="evaluate",
+                    done=done,
+                    total=total,
+                    unit="image",
+                    message=_MESSAGES[side],
+                    image=folder / record.file,
+                )
+            )
+        if missing:
+            raise BackendError(
+                f"The generator left out {len(missing)} evaluation pictures; run the same command again."
+            )
 
 
-def _slices(records: Sequence[PictureRecord], size: int) -> Iterator[Sequence[PictureRecord]]:
-    for start in range(0, len(records), size):
-        yield records[start : start + size]
+def _slices(records: Sequence[PictureRecord], size: int) -> list[Sequence[PictureRecord]]:
+    return [records[start : start + size] for start in range(0, len(records), size)]
 
 
 def _is_there(path: Path, record: PictureRecord) -> bool:
     return read_record(path) == record and load_picture(path) is not None
 
 
-def _load(path: Path) -> Image.Image:
+def _load(path: Path, made_by: str) -> Image.Image:
     image = load_picture(path)
-    assert image is not None, path  # it was just written
+    if image is None:
+        raise StageError(f"The picture {path} is missing or damaged; run the '{made_by}' stage again.")
     return image
-
-
-def _score(
-    run: Run,
-    records: Sequence[PictureRecord],
-    images: Sequence[Image.Image],
-    side: str,
-    tagger: Tagger | None,
-    embedder: Embedder | None,
-    own: FloatArray | None,
-) -> ScoreRow:
-    """Identity and adherence by the tagger, similarity by the embedder."""
-    seen = tagger.read(images) if tagger else [{} for _ in images]
-    pictures = tuple(
-        EvaluationPicture(file=f"{side}/{record.file}", shot=record.shot, seed=record.request.seed, seen=row)
-        for record, row in zip(records, seen, strict=True)
-    )
-    similarity = _similarity(embedder.embed(images), own) if embedder and own is not None else None
-    if tagger is None:
-        return ScoreRow(similarity=similarity, pictures=pictures)
-    identity = tagger.understand(run.character.tags)
-    asked = [tagger.understand(record.shot.words()) for record in records]
-    identity_by_trait = share_right([identity] * len(seen), seen)
-    adherence_by_attribute = share_right(asked, seen)
-    return ScoreRow(
-        identity=_mean(identity_by_trait),
-        adherence=_mean(adherence_by_attribute),
-        identity_by_trait=identity_by_trait,
-        adherence_by_attribute=adherence_by_attribute,
-        similarity=similarity,
-        pictures=pictures,
-    )
-
-
-def share_right(asked: Sequence[Sequence[Trait]], seen: Sequence[dict[str, str]]) -> dict[str, float]:
-    """For each attribute asked for, the share of pictures showing the right value among those that show it at all."""
-    right: dict[str, list[bool]] = {}
-    for traits, row in zip(asked, seen, strict=True):
-        for trait in traits:
-            if trait.attribute in row:
-                right.setdefault(trait.attribute, []).append(row[trait.attribute] == trait.value)
-    return {attribute: round(sum(hits) / len(hits), 4) for attribute, hits in right.items()}
-
-
-def _mean(shares: dict[str, float]) -> float | None:
-    """The mean over attributes, each counting the same however often it was visible."""
-    return round(sum(shares.values()) / len(shares), 4) if shares else None
 
 
 def _own_embeddings(
     paths: RunPaths, training: GenerationMetadata, embedder: Embedder | None
 ) -> FloatArray | None:
+    """The training set as the embedder sees it."""
     if embedder is None:
         return None
-    return embedder.embed([_load(paths.images / picture.file) for picture in training.pictures])
-
-
-def _similarity(embeddings: FloatArray, own: FloatArray) -> float:
-    """Mean cosine with the direction of the training set's mean embedding."""
-    mean = own.mean(axis=0)
-    return round(float((embeddings @ (mean / max(float(np.linalg.norm(mean)), 1e-8))).mean()), 4)
+    return embedder.embed([_load(paths.images / picture.file, "generate") for picture in training.pictures])

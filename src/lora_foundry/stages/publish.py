@@ -1,84 +1,86 @@
-"""Installs the LoRA, but only one that was proven: sound numbers, every key known to the base, and a picture that
-changes when it is on. A file that a user loads in vain is worse than none."""
+"""Installs the LoRA, but only one that was proven: sound numbers, every key known to the base, and a
+picture that changes when it is on. A file that a user loads in vain is worse than none."""
 
 from __future__ import annotations
 
 import json
-import struct
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from lora_foundry import __version__
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
-from lora_foundry.errors import VerificationError
+from lora_foundry.errors import StageError, VerificationError
+from lora_foundry.measures import grey
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import file_hash, load_picture
 from lora_foundry.ports import Ports, ProgressCallback
-from lora_foundry.storage import read_model, require_model, write_model
+from lora_foundry.stages.before_after import enlarge
+from lora_foundry.stages.report import write_report
+from lora_foundry.stages.soundness import check_numbers
+from lora_foundry.storage import read_model, require_model, write_bytes, write_model
 
-_ITEM_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+_PREVIEW = 512  # pixels; the cards of ComfyUI and A1111 show no less
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
-    """Proves and installs the LoRA, or says why it stays here. Raises VerificationError for a LoRA that is no good."""
+    """Proves and installs the LoRA, or says why it stays here. Raises VerificationError for a LoRA that is no
+    good.
+
+    That the base takes every key was proven by the evaluation, whose generator refuses a LoRA with others.
+    """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
     scores = require_model(paths.evaluation_result, Evaluation, "evaluate")
-    made_from = fingerprint(
-        run.recipe.publish, run.recipe.evaluate, lora.sha256, str(run.lora_dir), run.output_name
-    )
+    made_from = _fingerprint(run, lora, scores)
     earlier = read_model(paths.publication, Publication)
     if earlier is not None and earlier.fingerprint == made_from and _still_there(earlier):
         return earlier
-    progress(ProgressEvent(stage="publish", done=0, total=3, unit="check", message="numbers"))
-    check_numbers(lora.path)
-    if file_hash(lora.path) != lora.sha256 or scores.lora_sha256 != lora.sha256:
+    _tell(progress, 0, "numbers")
+    check_numbers(paths.trained_lora)
+    if file_hash(paths.trained_lora) != lora.sha256 or scores.lora_sha256 != lora.sha256:
         raise VerificationError(
-            f"{lora.path} is not the file that was trained and measured; run the command again."
+            f"{paths.trained_lora} is not the file that was trained and measured; run the same command again."
         )
-    progress(ProgressEvent(stage="publish", done=1, total=3, unit="check", message="effect on the pictures"))
+    _tell(progress, 1, "effect on the pictures")
     change = picture_change(paths, scores)
     if change < run.recipe.publish.min_change:
         raise VerificationError(
             f"The LoRA changes its pictures by {change:.2f} grey levels only (publish.min_change is "
             f"{run.recipe.publish.min_change:g}); train longer or at a higher rate."
         )
-    progress(ProgressEvent(stage="publish", done=2, total=3, unit="check", message="copying"))
-    result = _publish(run, ports, paths, lora, scores, change, made_from)
+    _tell(progress, 2, "installing")
+    result = Publication(
+        published=False, verdict="", sha256=lora.sha256, picture_change=change, fingerprint=made_from
+    )
+    if reason := _too_bad(run, scores):
+        result = result.model_copy(update={"verdict": f"not published: {reason}"})
+    else:
+        result = _install(run, ports, paths, lora, scores, result)
+    write_report(run, paths, scores, result)
     write_model(paths.publication, result)
-    progress(ProgressEvent(stage="publish", done=3, total=3, unit="check", message=result.verdict))
+    _tell(progress, 3, result.verdict)
     return result
 
 
-def _publish(
-    run: Run,
-    ports: Ports,
-    paths: RunPaths,
-    lora: TrainedLora,
-    scores: Evaluation,
-    change: float,
-    made_from: str,
-) -> Publication:
-    identity, least = scores.after.identity, run.recipe.evaluate.min_identity
-    if identity is not None and identity < least:
-        verdict = f"not published: identity {identity:.2f} is below evaluate.min_identity {least:.2f}"
-        return Publication(published=False, verdict=verdict, picture_change=change, fingerprint=made_from)
-    files = ports.publisher.publish(
-        lora.path, paths.before_after, _metadata(run, lora, scores), run.lora_dir, run.output_name
-    )
-    return Publication(
-        published=True,
-        verdict="published",
-        lora=files.lora,
-        preview=files.preview,
-        metadata=files.metadata,
-        sha256=lora.sha256,
-        picture_change=change,
-        fingerprint=made_from,
+def _tell(progress: ProgressCallback, done: int, message: str) -> None:
+    progress(ProgressEvent(stage="publish", done=done, total=3, unit="check", message=message))
+
+
+def _fingerprint(run: Run, lora: TrainedLora, scores: Evaluation) -> str:
+    """Of everything that decides what is installed, and where."""
+    return fingerprint(
+        "publish-1",
+        run.recipe,
+        run.character,
+        lora.sha256,
+        scores.fingerprint,
+        str(run.lora_dir),
+        run.output_name,
     )
 
 
@@ -86,66 +88,74 @@ def _still_there(earlier: Publication) -> bool:
     """Whether what an earlier run installed is still in place, unchanged."""
     if not earlier.published:
         return True
-    return earlier.lora is not None and earlier.lora.exists() and file_hash(earlier.lora) == earlier.sha256
+    files = (earlier.lora, earlier.preview, earlier.metadata)
+    if not all(file is not None and file.is_file() for file in files):
+        return False
+    return earlier.lora is not None and file_hash(earlier.lora) == earlier.sha256
 
 
-def check_numbers(path: Path) -> None:
-    """Raises VerificationError unless the file is whole safetensors without NaN or infinity, and not all zero."""
-    try:
-        data = path.read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-    except (OSError, struct.error, ValueError) as error:
-        raise VerificationError(f"{path} is not a whole safetensors file ({error}); train again.") from error
-    changed = False
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        values = _values(data[begin:end], entry["dtype"])
-        if not np.isfinite(values).all():
-            raise VerificationError(f"{path} holds NaN or infinity in {name}; train again at a lower rate.")
-        changed |= name.endswith("lora_up.weight") and bool(values.any())
-    if not changed:
-        raise VerificationError(f"{path} changes nothing: every lora_up weight is zero; train again.")
+def _too_bad(run: Run, scores: Evaluation) -> str:
+    """Why the LoRA is not good enough for the recipe; empty if it is."""
+    least, identity = run.recipe.evaluate.min_identity, scores.after.identity
+    if least <= 0:
+        return ""
+    if identity is None:
+        return f"identity was not measured, and evaluate.min_identity asks for {least:.2f}"
+    return f"identity {identity:.2f} is below evaluate.min_identity {least:.2f}" if identity < least else ""
 
 
-def _values(data: bytes, kind: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """A tensor's numbers as float32; bf16 is float32 without its lower half."""
-    if kind == "BF16":
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
-    if kind not in _ITEM_TYPES:
-        return np.zeros(1, np.float32)
-    return np.frombuffer(data, _ITEM_TYPES[kind]).astype(np.float32)
+def _install(
+    run: Run, ports: Ports, paths: RunPaths, lora: TrainedLora, scores: Evaluation, result: Publication
+) -> Publication:
+    preview = _draw_preview(paths, scores)
+    card = _card(run, lora, scores)
+    files = ports.publisher.publish(paths.trained_lora, preview, card, run.lora_dir, run.output_name)
+    return result.model_copy(
+        update={
+            "published": True,
+            "verdict": "published",
+            "lora": files.lora,
+            "preview": files.preview,
+            "metadata": files.metadata,
+        }
+    )
 
 
 def picture_change(paths: RunPaths, scores: Evaluation) -> float:
-    """Mean absolute difference of grey levels, 0 to 255, between the same seeds without and with the LoRA.
-
-    The evaluation's own pictures are compared: the generator that made them refused a LoRA with unknown keys."""
+    """Mean absolute difference of grey levels, 0 to 255, between the same seeds without and with the LoRA."""
     differences = []
     for before, after in zip(scores.before.pictures, scores.after.pictures, strict=True):
         pair = [load_picture(paths.evaluation_pictures() / picture.file) for picture in (before, after)]
-        if pair[0] is not None and pair[1] is not None:
-            differences.append(np.abs(_grey(pair[0]) - _grey(pair[1])).mean())
-    return round(float(np.mean(differences)), 3) if differences else 0.0
+        if pair[0] is None or pair[1] is None:
+            raise StageError("A picture of the evaluation is missing or damaged; run the same command again.")
+        differences.append(np.abs(grey(pair[0]) - grey(pair[1])).mean())
+    return round(float(np.mean(differences)), 3)
 
 
-def _grey(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.asarray(image.convert("L"), dtype=np.float64)
+def _draw_preview(paths: RunPaths, scores: Evaluation) -> Path:
+    """The best picture that the LoRA made, large enough for a card."""
+    best = load_picture(paths.evaluation_pictures() / scores.best().file)
+    if best is None:
+        raise StageError("A picture of the evaluation is missing or damaged; run the same command again.")
+    data = BytesIO()
+    enlarge(best, max(_PREVIEW, *best.size)).save(data, format="PNG", optimize=True)
+    return write_bytes(paths.preview, data.getvalue())
 
 
-def _metadata(run: Run, lora: TrainedLora, scores: Evaluation) -> bytes:
-    """What people and programs want to know about the file; "activation text" and "preferred weight" are A1111's."""
+def _card(run: Run, lora: TrainedLora, scores: Evaluation) -> bytes:
+    """What people and programs want to know about the file; "activation text" and "preferred weight" are
+    A1111's."""
     character = run.character
     content = {
         "character": character.name,
         "trigger": character.trigger,
         "description": character.description,
+        "tags": character.tags,
         "activation text": character.trigger,
         "preferred weight": scores.strength,
+        "recommended_strength": scores.strength,
         "sha256": lora.sha256,
-        "base_model": run.recipe.model.base,
+        "base_model": scores.model,
         "steps": lora.steps,
         "scores": {
             "identity_before": scores.before.identity,
@@ -154,5 +164,6 @@ def _metadata(run: Run, lora: TrainedLora, scores: Evaluation) -> bytes:
             "adherence_after": scores.after.adherence,
         },
         "recipe": run.recipe.model_dump(mode="json"),
+        "made_by": f"lora-foundry {__version__}",
     }
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

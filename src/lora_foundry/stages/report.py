@@ -1,31 +1,34 @@
-"""report.html: one file that opens anywhere and shows everything about a run. Pictures are inside it, and every word
-that came from a user is escaped."""
+"""report.html: one file that opens anywhere and shows everything about a run. Pictures are inside it, it
+loads nothing, and every word that came from a user is escaped."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
-from PIL import Image
+from pydantic import BaseModel
 
 from lora_foundry.domain.curation import CurationResult, Verdict
-from lora_foundry.domain.dataset import GenerationMetadata, TaggingResults
-from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.dataset import Caption, GenerationMetadata, TaggingResults
+from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture
 from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.paths import TRAINING_LOSS, RunPaths
+from lora_foundry.pictures import load_picture
+from lora_foundry.stages.loss_curve import draw_loss, read_losses
 from lora_foundry.storage import read_model, write_text
 
-_THUMB = 160
-_CHART_WIDTH, _CHART_HEIGHT, _CHART_POINTS = 640, 160, 200
+_THUMB = 256
+_JPEG_QUALITY = 85
 
 
 class Figure(NamedTuple):
@@ -36,16 +39,32 @@ class Figure(NamedTuple):
     detail: str = ""
 
 
+class Pair(NamedTuple):
+    """The same prompt and seed without and with the LoRA; right and seen count the character's traits
+    after."""
+
+    before: str
+    after: str
+    words: str
+    seed: int
+    right: int
+    seen: int
+
+
 class Comparison(NamedTuple):
-    """A measured attribute on both sides; `change` decides the colour."""
+    """A measured share on both sides; `value` is what was asked for."""
 
     name: str
     before: float | None
     after: float | None
+    value: str = ""
 
 
-def write_report(run: Run, paths: RunPaths, scores: Evaluation) -> None:
-    """Renders the report from what the stages left in the run's folder."""
+def write_report(
+    run: Run, paths: RunPaths, scores: Evaluation, publication: Publication | None = None
+) -> None:
+    """Renders the report from what the stages left in the run's folder; before publishing, without its
+    verdict."""
     tagging = read_model(paths.tagging_results, TaggingResults)
     curation = read_model(paths.curation, CurationResult)
     generation = read_model(paths.generation_metadata, GenerationMetadata)
@@ -54,26 +73,22 @@ def write_report(run: Run, paths: RunPaths, scores: Evaluation) -> None:
         run=run,
         scores=scores,
         training=training,
-        headline=[
-            Comparison("identity", scores.before.identity, scores.after.identity),
-            Comparison("adherence", scores.before.adherence, scores.after.adherence),
-            Comparison("similarity to the set", scores.before.similarity, scores.after.similarity),
-        ],
-        traits=_compare(scores.before.identity_by_trait, scores.after.identity_by_trait),
+        publication=publication,
+        cards=_cards(scores),
+        traits=_compare(scores.before.identity_by_trait, scores.after.identity_by_trait, scores.traits),
         attributes=_compare(scores.before.adherence_by_attribute, scores.after.adherence_by_attribute),
-        grid=_data_uri(paths.before_after.read_bytes()),
-        chart=loss_chart(read_losses(paths.training / TRAINING_LOSS)),
-        dataset=[
-            Figure(_thumbnail(paths.images / each.file), each.text, each.file) for each in (tagging.captions if tagging else ())
-        ],
+        pairs=_pairs(paths, scores),
+        loss=draw_loss(read_losses(paths.training / TRAINING_LOSS)),
+        dataset=[_captioned(paths, caption) for caption in (tagging.captions if tagging else ())],
+        edited=sum(caption.source == "edited" for caption in (tagging.captions if tagging else ())),
         rejected=[_rejected(paths, verdict) for verdict in (curation.rejected if curation else ())],
-        times={
-            "pictures": generation.seconds if generation else 0.0,
-            "curation": curation.seconds if curation else 0.0,
-            "training": training.seconds if training else 0.0,
-            "evaluation": scores.seconds,
+        seconds={
+            "generate": generation.seconds if generation else None,
+            "curate": curation.seconds if curation else None,
+            "train": training.seconds if training else None,
+            "evaluate": scores.seconds,
         },
-        recipe=json.dumps(run.recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        recipe=recipe_text(run.recipe),
     )
     write_text(paths.report, text)
 
@@ -81,64 +96,109 @@ def write_report(run: Run, paths: RunPaths, scores: Evaluation) -> None:
 @cache
 def _template() -> Template:
     source = resources.files("lora_foundry.stages").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["share"] = _share
+    environment.filters["percent"] = _percent
     return environment.from_string(source)
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    """Two digits; a dash where nothing was measured. Adding 0 makes -0.00 a plain 0.00."""
+    return "–" if value is None else f"{round(value, 2) + 0:.2f}"
 
 
-def _compare(before: dict[str, float], after: dict[str, float]) -> list[Comparison]:
+def _percent(value: float | None) -> str:
+    """A bar's length; a cosine below 0 has none."""
+    return f"{100 * min(max(value or 0.0, 0.0), 1.0):.1f}"
+
+
+def _cards(scores: Evaluation) -> list[Comparison]:
+    """The headline figures; the last one only where something was measured."""
+    before, after = scores.before, scores.after
+    cards = [
+        Comparison("identity", before.identity, after.identity),
+        Comparison("adherence", before.adherence, after.adherence),
+    ]
+    if after.similarity is not None:
+        cards.append(Comparison("likeness", before.similarity, after.similarity))
+    return cards
+
+
+def _compare(
+    before: Mapping[str, float], after: Mapping[str, float], values: Mapping[str, str] | None = None
+) -> list[Comparison]:
     names = dict.fromkeys([*before, *after])
-    return [Comparison(name.replace("_", " "), before.get(name), after.get(name)) for name in names]
+    return [
+        Comparison(name.replace("_", " "), before.get(name), after.get(name), (values or {}).get(name, ""))
+        for name in names
+    ]
+
+
+def _pairs(paths: RunPaths, scores: Evaluation) -> list[Pair]:
+    """One pair a prompt, of its first seed: chosen before anyone has seen the pictures."""
+    folder = paths.evaluation_pictures()
+    pairs: dict[str, Pair] = {}
+    for before, after in zip(scores.before.pictures, scores.after.pictures, strict=True):
+        if after.prompt not in pairs:
+            pairs[after.prompt] = Pair(
+                before=_thumbnail(folder / before.file),
+                after=_thumbnail(folder / after.file),
+                words=_words(after),
+                seed=after.seed,
+                right=after.traits_right,
+                seen=after.traits_seen,
+            )
+    return list(pairs.values())
+
+
+def _words(picture: EvaluationPicture) -> str:
+    return ", ".join(picture.shot.words())
+
+
+def _captioned(paths: RunPaths, caption: Caption) -> Figure:
+    detail = f"{caption.file} · caption edited by hand" if caption.source == "edited" else caption.file
+    return Figure(_thumbnail(paths.images / caption.file), caption.text, detail)
 
 
 def _rejected(paths: RunPaths, verdict: Verdict) -> Figure:
     reasons = "; ".join(reason.text for reason in verdict.reasons)
-    return Figure(_thumbnail(paths.root / verdict.file), reasons, verdict.file)
-
-
-def _data_uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return Figure(_thumbnail(paths.root / verdict.file), reasons, f"{verdict.file} · seed {verdict.seed}")
 
 
 def _thumbnail(path: Path) -> str:
-    """A small copy of a picture; empty where it cannot be read."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError:
+    """A picture as a data URI: small ones as they are, large ones as a small JPEG; empty where there is
+    none."""
+    image = load_picture(path)
+    if image is None:
         return ""
+    data = io.BytesIO()
     if max(image.size) > _THUMB:
         image.thumbnail((_THUMB, _THUMB))
+        image.save(data, format="jpeg", quality=_JPEG_QUALITY)
         kind = "jpeg"
     else:
+        image.save(data, format="png", optimize=True)
         kind = "png"
-    data = io.BytesIO()
-    image.save(data, format=kind)
-    return _data_uri(data.getvalue(), kind)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def read_losses(path: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every row of loss.csv; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as TOML, so that it can be copied into a file and used again."""
+    top, sections = [], []
+    for name in type(recipe).model_fields:
+        value = getattr(recipe, name)
+        if isinstance(value, BaseModel):
+            lines = [f"{key} = {_toml(part)}" for key, part in value.model_dump(mode="json").items()]
+            sections.append("\n".join([f"[{name}]", *lines]))
+        else:
+            top.append(f"{name} = {_toml(value)}")
+    return "\n\n".join(["\n".join(top), *sections]) + "\n"
 
 
-def loss_chart(losses: Sequence[tuple[int, float]]) -> str:
-    """The `points` of an SVG polyline of the smoothed loss; empty for fewer than two steps."""
-    if len(losses) < 2:
-        return ""
-    group = -(-len(losses) // _CHART_POINTS)
-    groups = [losses[start : start + group] for start in range(0, len(losses), group)]
-    points = [(chunk[-1][0], sum(loss for _, loss in chunk) / len(chunk)) for chunk in groups]
-    last, low = points[-1][0], min(loss for _, loss in points)
-    span = max(max(loss for _, loss in points) - low, 1e-9)
-    return " ".join(
-        f"{step / last * _CHART_WIDTH:.1f},{(1 - (loss - low) / span) * (_CHART_HEIGHT - 10) + 5:.1f}"
-        for step, loss in points
-    )
+def _toml(value: object) -> str:
+    """A TOML value; strings, numbers and lists of JSON are the same there, but for one control character."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_toml(part) for part in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Self
 
 from lora_foundry import storage
 
@@ -53,6 +54,12 @@ class Journal:
         """The mean of the last `count` losses, 0 where there are none."""
         last = self.losses[-count:]
         return sum(last) / len(last) if last else 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Closes both files."""

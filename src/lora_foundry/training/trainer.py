@@ -118,35 +118,24 @@ class _Preparation:
         )
         checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint)
         start = checkpoints.restore(learner)
-        journal = Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start)
-        try:
+        with Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start) as journal:
             journal.say(
                 start,
                 f"{'going on' if start else 'start'}: {total} steps, {len(job.images)} pictures at "
                 f"{self.frame[0]}x{self.frame[1]}, {self.adapter.count():,} weights, {self._device}",
             )
-            loop = Loop(
-                job.settings,
-                total,
-                self.model,
-                learner,
-                self._material,
-                checkpoints,
-                journal,
-                self._reporter.step,
-            )
-            loop.run(start)
+            news = self._reporter.step
+            Loop(
+                job.settings, total, self.model, learner, self._material, checkpoints, journal, news
+            ).run(start)
             return start, journal.mean_loss(min(_FINAL_LOSSES, total))
-        finally:
-            journal.close()
 
     def _cache(self) -> Material:
         """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
         job, base, folder = self._job, self._base, self._job.workdir / CACHE
         latents = cache_latents(
             self.model,
-            [image.path for image in job.images],
-            self._hashes,
+            {digest: image.path for digest, image in zip(self._hashes, job.images, strict=True)},
             self.frame,
             base.identity,
             folder,

@@ -1,0 +1,170 @@
+"""The product as a user meets it: the command line on the real miniature model, start to finish."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_foundry import Character, Foundry
+from tests.conftest import SMALL
+
+
+def lora_foundry(home: Path, *arguments: str, settings: tuple[str, ...] = SMALL) -> subprocess.CompletedProcess[str]:
+    """Runs the program in a process of its own with `home` as LORA_FOUNDRY_HOME."""
+    changes = [part for setting in settings for part in ("--set", setting)] if arguments[0] == "create" else []
+    environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+    return subprocess.run(
+        [sys.executable, "-m", "lora_foundry", *arguments, *changes],
+        capture_output=True, text=True, env=environment, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_create_makes_everything_the_contract_names(home: Path) -> None:
+    done = lora_foundry(home, "create", "Zoë van Dijk", "-d", "1girl, brown hair, blue eyes, armor", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "completed"
+    assert set(result["scores"]) == {"identity_before", "identity_after", "adherence_before", "adherence_after"}
+    assert all(0 <= score <= 1 for score in result["scores"].values())
+    assert set(result["seconds"]) == {"generate", "curate", "caption", "train", "evaluate", "publish"}
+
+    folder = home / "datasets" / "Zoë van Dijk"
+    assert Path(result["dataset_dir"]) == folder
+    names = [f"zoë_van_dijk_{number:03d}" for number in range(1, 7)]
+    assert sorted(path.name for path in (folder / "images").iterdir()) == [
+        f"{name}.{kind}" for name in names for kind in ("png", "txt")
+    ]
+    metadata = json.loads((folder / "generation_metadata.json").read_text(encoding="utf-8"))
+    for name, picture in zip(names, metadata["pictures"], strict=True):
+        assert picture["file"] == f"{name}.png"
+        assert len(picture["shot"]) == 5
+        assert picture["request"]["seed"] > 0
+        with Image.open(folder / "images" / picture["file"]) as image:
+            assert image.size == (64, 64)
+            assert image.info["parameters"].startswith(picture["request"]["prompt"])
+    captions = json.loads((folder / "tagging_results.json").read_text(encoding="utf-8"))["captions"]
+    assert all(caption["text"].startswith("zoë van dijk, ") for caption in captions)
+    report = Path(result["report_path"]).read_text(encoding="utf-8")
+    assert "Zoë van Dijk" in report
+    lora = Path(result["lora_path"])
+    assert lora == home / "loras" / "zoë_van_dijk_mini.safetensors"
+    beside = json.loads(lora.with_name("zoë_van_dijk_mini.metadata.json").read_text(encoding="utf-8"))
+    assert beside["trigger"] == "zoë van dijk"
+    with Image.open(lora.with_name("zoë_van_dijk_mini.preview.png")) as preview:
+        assert preview.width > 400
+
+    again = json.loads(lora_foundry(home, "create", "Zoë van Dijk", "-d", "1girl, brown hair, blue eyes, armor",
+                                    "--json").stdout)  # fmt: skip
+    assert again["scores"] == result["scores"]
+    assert max(again["seconds"].values()) < max(result["seconds"].values())
+
+
+BAD_INPUT = {
+    "empty name": (("",), (), "name is empty"),
+    "slash": (("a/b",), (), "'/'"),
+    "dots": (("..",), (), "folder on every system"),
+    "emoji": (("fire\N{FIRE}",), (), "letters, digits"),
+    "long name": (("n" * 300,), (), "300 characters"),
+    "empty description": (("Elara", "-d", ""), (), "description is empty"),
+    "unknown recipe": (("Elara", "-r", "mimi"), (), "did you mean 'mini'"),
+    "unknown key": (("Elara",), ("train.rnk=3",), "did you mean 'train.rank'"),
+    "rank 0": (("Elara",), ("train.rank=0",), "train.rank = 0"),
+    "0 images": (("Elara",), ("generate.images=0",), "generate.images = 0"),
+    "no such base": (("Elara",), ("model.base=nowhere.safetensors",), "nowhere.safetensors"),
+    "unknown trainer": (("Elara",), ("train.backend=kohia",), "train.backend"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_exit_code_2(home: Path, case: str) -> None:
+    arguments, settings, words = BAD_INPUT[case]
+    described = arguments if "-d" in arguments else (*arguments, "-d", "1girl")
+    done = lora_foundry(home, "create", *described, settings=settings)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert words in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.strip().count("\n") == 0
+    assert not home.exists(), "something was left half-made"
+
+
+def test_errors_are_json_where_json_was_asked_for(home: Path) -> None:
+    done = lora_foundry(home, "create", "a/b", "-d", "1girl", "--json")
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "failed"
+    assert answer["kind"] == "InputError"
+    assert answer["retryable"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04 a zip with a pickle in it" + bytes(100), "pickle"),
+        (b"\x00\x01\x00\x00\x00\x00\x00\x00{}", "damaged"),
+        (b"", "damaged"),
+    ],
+)
+def test_bases_that_cannot_be_used_are_told_apart(home: Path, tmp_path: Path, content: bytes, words: str) -> None:
+    base = tmp_path / "base.safetensors"
+    base.write_bytes(content)
+    done = lora_foundry(home, "create", "Elara", "-d", "1girl", settings=(f"model.base={base}",))
+    assert done.returncode == 2
+    assert words in done.stderr.lower() or "safetensors" in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+    assert not home.exists()
+
+
+def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    done = lora_foundry(tmp_path / "file" / "home", "create", "Elara", "-d", "1girl")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_recipes_and_doctor_answer(home: Path) -> None:
+    listed = lora_foundry(home, "recipes")
+    assert listed.returncode == 0
+    assert "mini" in listed.stdout
+    assert "sd15" in listed.stdout
+    shown = lora_foundry(home, "recipes", "sd15", "--json")
+    assert json.loads(shown.stdout)["train"]["rank"] == 32
+    assert "train.rank" not in shown.stderr
+    healthy = lora_foundry(home, "doctor", "--json")
+    assert healthy.returncode == 0, healthy.stdout
+    ill = lora_foundry(home, "doctor", "-r", "sd15")
+    assert ill.returncode == 1
+    assert "dreamshaper_8.safetensors" in ill.stdout
+    assert "->" in ill.stdout
+
+
+async def run_async(foundry: Foundry, character: Character) -> str:
+    seen: list[str] = []
+    await foundry.acreate(character, "mini", settings=SMALL, progress=lambda event: seen.append(event.stage))
+    return "".join(dict.fromkeys(stage[0] for stage in seen))
+
+
+def test_the_python_api_works_in_an_event_loop(home: Path, elara: Character) -> None:
+    import asyncio
+
+    assert asyncio.run(run_async(Foundry(home), elara)) == "gctep"
+
+
+def test_other_settings_redo_only_what_they_touch(home: Path, elara: Character) -> None:
+    foundry = Foundry(home)
+    foundry.create(elara, "mini", settings=SMALL)
+    images = home / "datasets" / "Elara" / "images"
+    before = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    weights = (home / "loras" / "elara_mini.safetensors").read_bytes()
+    foundry.create(elara, "mini", settings=[*SMALL, "train.steps=16"])
+    assert before == {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    assert weights != (home / "loras" / "elara_mini.safetensors").read_bytes()

@@ -1,0 +1,43 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_foundry.bases import devices
+from lora_foundry.errors import InputError
+
+
+def test_a_container_quota_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(devices, "_QUOTA_V2", quota)
+    for text, cores in (("200000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("nonsense", 64)):
+        quota.write_text(text)
+        assert devices.available_cores() == cores
+
+
+def test_threads_that_the_user_chose_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(devices, "available_cores", lambda: before + 5)
+    assert devices.use_available_cores() == before
+
+
+def test_devices_by_name() -> None:
+    assert devices.find_device("cpu").type == "cpu"
+    assert devices.find_device("auto") == devices.choose_device()
+    for name in ("gpu", "cuda:999"):
+        with pytest.raises(InputError, match=name):
+            devices.find_device(name)
+
+
+def test_a_cpu_has_no_fast_half_type() -> None:
+    cpu = torch.device("cpu")
+    assert devices.choose_dtype("fp16", cpu) == torch.float32
+    assert devices.choose_dtype("bf16", cpu) == torch.bfloat16
+    assert devices.choose_dtype("fp16", torch.device("cuda")) == torch.float16

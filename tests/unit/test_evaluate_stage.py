@@ -1,0 +1,310 @@
+"""Evaluating and publishing as stages: resumable to the byte, honest without an instrument, strict about proofs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from safetensors.numpy import save_file
+
+from lora_foundry.backends.folder import FolderPublisher
+from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest
+from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.picture_plan import plan_pictures
+from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.errors import BackendError, InputError, StageError, VerificationError
+from lora_foundry.paths import RunPaths
+from lora_foundry.pictures import file_hash, save_picture
+from lora_foundry.ports import GeneratedImage, Trait
+from lora_foundry.stages import evaluate, publish
+from lora_foundry.storage import make_folder, require_model, write_model
+from tests.painted import PaintedGenerator, make_run, paint, quiet, tree
+
+SETTINGS = ("generate.images=4", "generate.batch_size=3", "evaluate.prompts=4", "evaluate.seeds=2")
+
+
+class Painter(PaintedGenerator):
+    """With a LoRA the colours are the other way round, unless it is one that does nothing."""
+
+    def __init__(self, breaks_after: int | None = None, effect: bool = True) -> None:
+        super().__init__(breaks_after=breaks_after)
+        self.effect = effect
+        self.uses: list[LoraUse | None] = []
+
+    def generate(
+        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+    ) -> Iterator[GeneratedImage]:
+        self.uses.append(lora)
+        for request, image in super().generate(batches):
+            yield GeneratedImage(request, ImageOps.invert(image) if lora and self.effect else image)
+
+
+class Lookout:
+    """A tagger that reads hair and pose from the colour of the first pixel; describes only what it is told."""
+
+    def understand(self, tags: Iterable[str]) -> list[Trait]:
+        return [Trait("hair_color", tag) for tag in tags if tag.endswith(" hair")]
+
+    def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        shades = [image.convert("L").getpixel((0, 0)) for image in images]
+        return [{"hair_color": "brown hair" if shade > 127 else "red hair"} for shade in shades]
+
+
+class Ports:
+    """Only what evaluating and publishing may ask for."""
+
+    def __init__(self, generator: Painter | None = None, tagger: Lookout | None = None) -> None:
+        self.generator = generator or Painter()
+        self.tagger = tagger
+        self.embedder = None
+        self.publisher = FolderPublisher()
+
+
+def prepare(folder: Path, *settings: str, up: float = 0.5) -> tuple[Run, RunPaths]:
+    """A run that stands just before its evaluation."""
+    run = make_run(folder, *SETTINGS, *settings)
+    paths = RunPaths(folder, run.character.slug)
+    plan = plan_pictures(run.character, run.recipe, "painted [0]")
+    pictures = tuple(
+        save_picture(paths.images / record.file, paint(record.request.seed, (64, 64)), record)
+        for record in (plan.record(index) for index in range(4))
+    )
+    write_model(paths.generation_metadata, GenerationMetadata(
+        character=run.character.name, trigger=run.character.trigger, description="", recipe="mini", seed=1,
+        model="painted [0]", fingerprint="x", pictures=pictures, seconds=0.0,
+    ))  # fmt: skip
+    train(paths, up)
+    return run, paths
+
+
+def train(paths: RunPaths, up: float) -> None:
+    make_folder(paths.training)
+    halves = {"x.lora_up.weight": np.full((2, 2), up, np.float16), "x.lora_down.weight": np.ones((2, 2), np.float16)}
+    save_file(halves, paths.trained_lora)
+    result = TrainedLora(path=paths.trained_lora, sha256=file_hash(paths.trained_lora), steps=5, final_loss=0.1,
+                         seconds=1.0)  # fmt: skip
+    write_model(paths.training_result, result)
+
+
+def measure(run: Run, ports: Ports) -> Evaluation:
+    return evaluate.run(run, ports, quiet)  # type: ignore[arg-type]
+
+
+def install(run: Run, ports: Ports) -> Publication:
+    return publish.run(run, ports, quiet)  # type: ignore[arg-type]
+
+
+def test_both_sides_get_the_same_requests_and_only_one_the_lora(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports(tagger=Lookout())
+    events: list[ProgressEvent] = []
+    result = evaluate.run(run, ports, events.append)  # type: ignore[arg-type]
+    assert [use is not None for use in ports.generator.uses] == [False, True, True]
+    assert ports.generator.uses[1] == LoraUse(path=paths.trained_lora, strength=1.0)
+    before, after = result.before.pictures, result.after.pictures
+    assert [(each.prompt, each.seed) for each in before] == [(each.prompt, each.seed) for each in after]
+    assert len(before) == 8
+    assert len(result.leak.pictures) == 4
+    assert [event.done for event in events] == list(range(1, 21))
+    assert {event.total for event in events} == {20}
+    for one, other in zip(before, after, strict=True):
+        pair = [Image.open(paths.evaluation_pictures() / each.file) for each in (one, other)]
+        assert ImageOps.invert(pair[0]).tobytes() == pair[1].tobytes()
+
+
+def test_scores_are_the_shares_that_the_pictures_show(tmp_path: Path) -> None:
+    run, _ = prepare(tmp_path)
+    result = measure(run, Ports(tagger=Lookout()))
+    assert result.before.identity is not None
+    assert result.after.identity is not None
+    assert result.before.identity + result.after.identity == pytest.approx(1)
+    right = sum(picture.traits_right for picture in result.after.pictures)
+    assert result.after.identity == right / 8
+    assert result.traits == {"hair_color": "brown hair"}
+    assert result.held_out == result.shots == 4
+
+
+def test_without_an_instrument_there_are_no_scores_and_the_reason_is_told(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports()
+    result = measure(run, ports)
+    assert result.before.identity is result.after.adherence is result.after.similarity is None
+    assert "tagger = none" in result.note
+    assert result.note in paths.report.read_text(encoding="utf-8")
+    assert len(ports.generator.uses) == 2
+
+
+def test_a_description_without_known_traits_is_told(tmp_path: Path) -> None:
+    run, _ = prepare(tmp_path)
+    stranger = run.character.model_copy(update={"tags": ("a mood",)})
+    result = measure(run.model_copy(update={"character": stranger}), Ports(tagger=Lookout()))
+    assert result.after.identity is None
+    assert "names no trait" in result.note
+
+
+@pytest.mark.parametrize("breaks_after", [0, 1, 4, 8, 13, 19])
+def test_an_interrupted_evaluation_ends_as_an_undisturbed_one(tmp_path: Path, breaks_after: int) -> None:
+    straight, _ = prepare(tmp_path / "straight")
+    measure(straight, Ports(tagger=Lookout()))
+    run, paths = prepare(tmp_path / "broken")
+    with pytest.raises(BackendError):
+        measure(run, Ports(Painter(breaks_after=breaks_after), Lookout()))
+    assert not paths.evaluation_result.exists()
+    second = Painter()
+    measure(run, Ports(second, Lookout()))
+    assert tree(paths.evaluation).keys() == tree(tmp_path / "straight" / "evaluation").keys()
+    for name, content in tree(paths.evaluation).items():
+        if name != "report.html":  # it tells seconds
+            assert content == tree(tmp_path / "straight" / "evaluation")[name], name
+    assert len(second.made) <= 20 - breaks_after + 2  # a batch is made as a whole
+
+
+def test_a_finished_evaluation_is_taken_as_it_is(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    first = measure(run, Ports(tagger=Lookout()))
+    idle = Ports(Painter(breaks_after=0), Lookout())
+    assert measure(run, idle) == first
+    looser = run.model_copy(update={"recipe": make_run(tmp_path, *SETTINGS, "evaluate.min_identity=0.5").recipe})
+    assert measure(looser, idle) == first
+    paths.report.unlink()
+    paths.before_after.unlink()
+    measure(run, idle)
+    assert paths.report.exists()
+    assert paths.before_after.exists()
+
+
+def test_another_lora_is_measured_anew_but_the_base_is_not(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    measure(run, Ports(tagger=Lookout()))
+    train(paths, 0.25)
+    ports = Ports(tagger=Lookout())
+    result = measure(run, ports)
+    assert None not in ports.generator.uses
+    assert len(ports.generator.made) == 12
+    assert result.lora_sha256 == file_hash(paths.trained_lora)
+
+
+def test_damaged_and_forgotten_pictures_are_mended_and_removed(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    measure(run, Ports())
+    good = tree(paths.evaluation_pictures())
+    damaged = paths.evaluation_pictures("after") / "002_1.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (paths.evaluation_pictures("after") / "099_1.png").write_bytes(b"of an older exam")
+    paths.evaluation_result.unlink()
+    measure(run, Ports())
+    assert tree(paths.evaluation_pictures()) == good
+
+
+def test_a_missing_training_picture_is_named(tmp_path: Path) -> None:
+    class Mirror:
+        def embed(self, images: Sequence[Image.Image]) -> object:
+            raise AssertionError
+
+    run, paths = prepare(tmp_path)
+    missing = next(iter(sorted(paths.images.glob("*.png"))))
+    missing.unlink()
+    ports = Ports()
+    ports.embedder = Mirror()  # type: ignore[assignment]
+    with pytest.raises(StageError, match=missing.name):
+        measure(run, ports)
+
+
+def test_a_proven_lora_is_installed_with_what_belongs_to_it(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports(tagger=Lookout())
+    scores = measure(run, ports)
+    result = install(run, ports)
+    assert result.published
+    assert result.lora is not None
+    assert result.lora.read_bytes() == paths.trained_lora.read_bytes()
+    card = json.loads((tmp_path / "loras" / "zoë.metadata.json").read_text(encoding="utf-8"))
+    assert card["character"] == "Zoë van Dijk"
+    assert card["activation text"] == card["trigger"] == "zoë van dijk"
+    assert card["preferred weight"] == 1.0
+    assert card["sha256"] == file_hash(result.lora)
+    assert card["scores"]["identity_after"] == scores.after.identity
+    assert card["recipe"]["train"]["rank"] == run.recipe.train.rank
+    with Image.open(tmp_path / "loras" / "zoë.preview.png") as preview:
+        assert preview.size == (512, 512)
+    assert "Published as zoë.safetensors" in paths.report.read_text(encoding="utf-8")
+    assert require_model(paths.publication, Publication, "publish") == result
+
+
+def test_publishing_again_changes_nothing_and_mends_what_was_lost(tmp_path: Path) -> None:
+    run, _ = prepare(tmp_path)
+    ports = Ports()
+    measure(run, ports)
+    first = install(run, ports)
+    files = tree(tmp_path / "loras")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "loras").iterdir()}
+    assert install(run, ports) == first
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "loras").iterdir()}
+    for path in (tmp_path / "loras").iterdir():
+        path.unlink()
+        assert install(run, ports) == first or path.suffix == ".safetensors"
+        if path.suffix == ".safetensors":
+            break
+    assert tree(tmp_path / "loras").keys() <= files.keys()
+
+
+def test_a_lora_without_effect_is_not_published(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports(Painter(effect=False))
+    measure(run, ports)
+    with pytest.raises(VerificationError, match=r"0\.00 grey levels"):
+        install(run, ports)
+    assert not (tmp_path / "loras").exists()
+    assert not paths.publication.exists()
+
+
+@pytest.mark.parametrize("up", [float("nan"), 0.0])
+def test_unsound_numbers_are_not_published(tmp_path: Path, up: float) -> None:
+    run, _ = prepare(tmp_path, up=up)
+    ports = Ports()
+    measure(run, ports)
+    with pytest.raises(VerificationError):
+        install(run, ports)
+    assert not (tmp_path / "loras").exists()
+
+
+def test_a_file_that_was_not_measured_is_not_published(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports()
+    measure(run, ports)
+    train(paths, 0.25)
+    with pytest.raises(VerificationError, match="trained and measured"):
+        install(run, ports)
+
+
+@pytest.mark.parametrize("tagger", [None, Lookout()])
+def test_below_the_recipes_threshold_the_run_ends_without_publishing(
+    tmp_path: Path, tagger: Lookout | None
+) -> None:
+    run, paths = prepare(tmp_path, "evaluate.min_identity=1")
+    ports = Ports(tagger=tagger)
+    measure(run, ports)
+    result = install(run, ports)
+    assert not result.published
+    assert result.verdict.startswith("not published: identity ")
+    assert result.lora is result.preview is result.metadata is None
+    assert not (tmp_path / "loras").exists()
+    assert "Not published: identity" in paths.report.read_text(encoding="utf-8")
+
+
+def test_somebody_elses_file_stops_publishing_before_anything_is_written(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports()
+    measure(run, ports)
+    make_folder(tmp_path / "loras")
+    (tmp_path / "loras" / "zoë.safetensors").write_bytes(b"theirs")
+    with pytest.raises(InputError, match="not made here"):
+        install(run, ports)
+    assert tree(tmp_path / "loras") == {"zoë.safetensors": b"theirs"}
+    assert not paths.publication.exists()
