@@ -22,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+workflows = typer.Typer(help="ComfyUI workflows: those that ship, and your own.", no_args_is_help=True)
+app.add_typer(workflows, name="workflows")
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
@@ -212,6 +214,29 @@ def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption =
                 _out.print(f"    -> {_escape(finding.mend)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
+
+
+@workflows.command()
+def check(
+    file: Annotated[str, typer.Argument(help="A shipped workflow's name or an API-format .json file.")],
+    home: Home = None,
+) -> None:
+    """Say what a workflow binds, and compare it with the server's own list of nodes. Exit code 2 if it cannot work."""
+    from lora_foundry.foundry import Foundry, load_backend
+
+    with _errors(as_json=False):
+        load_backend("generator", "comfyui")
+        from lora_foundry.backends.comfyui.examine import check_workflow
+        from lora_foundry.backends.comfyui.workflows import describe, load_workflow
+
+        workflow = load_workflow(file)
+        _out.print(_escape(describe(workflow)), soft_wrap=True)
+        remarks = check_workflow(workflow, Foundry(home).settings.comfyui_url)
+    for remark in remarks:
+        _out.print(f"{remark.level}: {_escape(remark.text)}", soft_wrap=True)
+    if any(remark.level == "fault" for remark in remarks):
+        raise SystemExit(2)
+    _out.print("The server can run it.")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,18 @@ def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
     findings = [_python(), _torch(settings.device), _base(settings, recipe)]
     for subject, folder in (("datasets folder", settings.datasets_dir), ("LoRA folder", settings.loras_dir)):
         findings.extend(_folder(subject, folder))
+    if recipe.generate.backend == "comfyui":
+        findings.extend(_comfyui(settings, recipe))
     return findings
+
+
+def _comfyui(settings: Settings, recipe: Recipe) -> list[Finding]:
+    try:
+        from lora_foundry.backends.comfyui.examine import examine_comfyui
+    except ModuleNotFoundError as error:
+        return [Finding("ComfyUI", False, f"{error.name} is not installed", "pip install 'lora-foundry[comfyui]'")]
+    found = examine_comfyui(settings.comfyui_url, Path(recipe.model.base).name, settings.comfyui_loras_dir)
+    return [Finding(*each) for each in found]
 
 
 def _python() -> Finding:

@@ -23,7 +23,7 @@ from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
-from lora_foundry.errors import BackendError, FoundryError, InputError, did_you_mean
+from lora_foundry.errors import BackendError, FoundryError, InputError, MissingExtraError, did_you_mean
 from lora_foundry.locks import FolderLock
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import Stage, run_pipeline
@@ -34,7 +34,10 @@ from lora_foundry.storage import make_folder, read_model, storage_errors, write_
 
 # Every backend a recipe can name: kind -> name -> "module:Class". Imported at first use only.
 BACKENDS: dict[str, dict[str, str]] = {
-    "generator": {"diffusers": "lora_foundry.backends.diffusers:DiffusersGenerator"},
+    "generator": {
+        "diffusers": "lora_foundry.backends.diffusers:DiffusersGenerator",
+        "comfyui": "lora_foundry.backends.comfyui.generator:comfyui_generator",
+    },
     "captioner": {"plan": "lora_foundry.backends.plan_captions:PlanCaptioner"},
     "tagger": {"mini": "lora_foundry.backends.mini_instruments:MiniTagger"},
     "embedder": {"mini": "lora_foundry.backends.mini_instruments:MiniEmbedder"},
@@ -49,19 +52,27 @@ def load_backend(kind: str, name: str) -> Callable[..., Any]:
     if name not in known:
         raise InputError(f"There is no {kind} {name!r}; {did_you_mean(name, known)}")
     module, _, attribute = known[name].partition(":")
-    return cast(Callable[..., Any], getattr(import_module(module), attribute))
+    try:
+        return cast(Callable[..., Any], getattr(import_module(module), attribute))
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"The {kind} {name!r} needs the package {error.name!r}; install it with: pip install 'lora-foundry[{name}]'."
+        ) from error
 
 
 class RecipePorts:
     """The ports of one recipe; each backend is made when it is first asked for."""
 
-    def __init__(self, recipe: Recipe, base: Base, device: str) -> None:
-        self._recipe, self._base, self._device = recipe, base, device
+    def __init__(self, recipe: Recipe, base: Base, settings: Settings) -> None:
+        self._recipe, self._base, self._settings = recipe, base, settings
 
     @cached_property
     def generator(self) -> Generator:
         make = load_backend("generator", self._recipe.generate.backend)
-        return cast(Generator, make(self._base, self._recipe.generate, self._device))
+        if self._recipe.generate.backend == "comfyui":
+            folder, url = self._settings.comfyui_loras_dir, self._settings.comfyui_url
+            return cast(Generator, make(url, self._base.path.name, self._base.identity, self._recipe.generate, folder))
+        return cast(Generator, make(self._base, self._recipe.generate, self._settings.device))
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -79,7 +90,7 @@ class RecipePorts:
 
     @cached_property
     def trainer(self) -> Trainer:
-        return cast(Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._device))
+        return cast(Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._settings.device))
 
     @cached_property
     def publisher(self) -> Publisher:
@@ -149,7 +160,7 @@ class Foundry:
         make_folder(run.dataset_dir)
         with FolderLock(paths.lock):
             _claim(paths, run)
-            ports = RecipePorts(run.recipe, base, self.settings.device)
+            ports = RecipePorts(run.recipe, base, self.settings)
             try:
                 seconds = run_pipeline(run, ports, progress, finished)
             except (RuntimeError, MemoryError) as error:

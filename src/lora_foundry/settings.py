@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     comfyui: Path | None = Field(
         default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
     )
+    comfyui_url: str = Field(default="http://127.0.0.1:8188", description="Address of the ComfyUI server.")
     recipe: str = Field(default="mini", description="Recipe where none is named.")
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
 
@@ -39,9 +40,14 @@ class Settings(BaseSettings):
         return (self.datasets or self.home / "datasets").expanduser().absolute()
 
     @property
+    def comfyui_loras_dir(self) -> Path | None:
+        """ComfyUI's LoRA folder as this machine sees it, where its folder is known."""
+        return None if self.comfyui is None else (self.comfyui / "models" / "loras").expanduser().absolute()
+
+    @property
     def loras_dir(self) -> Path:
-        if self.loras is None and self.comfyui is not None:
-            return (self.comfyui / "models" / "loras").expanduser().absolute()
+        if self.loras is None and self.comfyui_loras_dir is not None:
+            return self.comfyui_loras_dir
         return (self.loras or self.home / "loras").expanduser().absolute()
 
     @property

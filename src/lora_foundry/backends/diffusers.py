@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lora_foundry.backends.diffusers_lora import APPLIED, check_lora
 from lora_foundry.backends.diffusers_samplers import make_scheduler
-from lora_foundry.bases.devices import choose_device, choose_dtype, use_available_cores
+from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.bases.prompts import PromptEncoder, stack_prompts
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.recipe import GenerateSection
-from lora_foundry.errors import BackendError, InputError, VerificationError
+from lora_foundry.errors import BackendError, VerificationError
 from lora_foundry.ports import GeneratedImage
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class DiffusersGenerator:
     def _pipeline(self) -> Any:
         """The pipeline, loaded once."""
         if self._loaded is None:
-            device = _device(self._device_name)
+            device = find_device(self._device_name)
             use_available_cores()
             self._loaded = load_pipeline(self._base, choose_dtype("fp16", device), device)
             self._base_schedule = self._loaded.scheduler.config
@@ -228,18 +228,3 @@ class DiffusersGenerator:
         """(n, length, width): embeddings filled up with windows of the empty prompt to one length."""
         filler = self._embed("")
         return stack_prompts([*map(self._embed, texts), filler.repeat(length // len(filler), 1)], filler)[:-1]
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name. Raises InputError if this machine has none."""
-    if name == "auto":
-        return choose_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"The device {name} was asked for, but torch finds {torch.cuda.device_count()} CUDA devices."
-        )
-    return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class FolderPublisher:
             paths.published_preview(folder, name),
             paths.published_metadata(folder, name),
         )
-        _refuse_anothers(files, json.loads(metadata)["character"])
+        _refuse_anothers(files, lora, preview, json.loads(metadata)["character"])
         storage.make_folder(folder)
         with _nothing_half_made(files):
             storage.write_bytes(files.metadata, metadata)
@@ -33,13 +34,13 @@ class FolderPublisher:
         return files
 
 
-def _refuse_anothers(files: PublishedFiles, character: str) -> None:
+def _refuse_anothers(files: PublishedFiles, lora: Path, preview: Path, character: str) -> None:
     """Raises InputError if the name is taken by something that this character's runs did not put there."""
     advice = "choose another name with --output-name, or move that file away."
     with storage.storage_errors(files.lora.parent):
         if not files.metadata.exists():
-            for file in (files.lora, files.preview):
-                if file.exists():
+            for file, source in ((files.lora, lora), (files.preview, preview)):
+                if file.exists() and not filecmp.cmp(file, source, shallow=False):
                     raise InputError(f"{file} is already there and was not made here; {advice}")
             return
         text = files.metadata.read_bytes()
