@@ -55,17 +55,29 @@ def main() -> None:
         for index in range(options.characters):
             character = draw_character(rng)
             started = time.perf_counter()
-            result = foundry.create(character, options.recipe, settings=options.settings, seed=options.seed + index)
+            result = foundry.create(
+                character, options.recipe, settings=options.settings, seed=options.seed + index
+            )
             seconds = round(time.perf_counter() - started, 1)
             scores = result.scores.model_dump()
             rows.append([character.name, *(scores[score] for score in SCORES), seconds])
             traits = per_attribute(result)
-            details.append({"character": character.description, **scores, "traits": traits, "seconds": seconds})
-            print(f"{character.name}: {character.description}: {scores['identity_after']:.3f} in {seconds} s", flush=True)
+            details.append(
+                {"character": character.description, **scores, "traits": traits, "seconds": seconds}
+            )
+            print(
+                f"{character.name}: {character.description}: {scores['identity_after']:.3f} in {seconds} s",
+                flush=True,
+            )
     means = [sum(float(str(row[column])) for row in rows) / len(rows) for column in range(1, len(SCORES) + 2)]
     table(["character", *SCORES, "seconds"], [*rows, ["mean", *means]])
     figures = {name: round(value, 4) for name, value in zip([*SCORES, "seconds"], means, strict=True)}
-    finish("characters", figures, {"seed": options.seed, "settings": options.settings, "runs": details}, not options.no_save)
+    finish(
+        "characters",
+        figures,
+        {"seed": options.seed, "settings": options.settings, "runs": details},
+        not options.no_save,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ def machine() -> dict[str, object]:
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+        processor = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor
+        )
     return {
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -32,7 +34,9 @@ def machine() -> dict[str, object]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints rows under a header in aligned columns; floats with three digits."""
-    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
+    cells = [
+        [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -43,5 +47,7 @@ def finish(name: str, figures: Mapping[str, object], details: Mapping[str, objec
     if save:
         RESULTS.mkdir(exist_ok=True)
         whole = {"benchmark": name, "figures": figures, "machine": machine(), **details}
-        (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (RESULTS / f"{name}.json").write_text(
+            json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     print(json.dumps(figures))

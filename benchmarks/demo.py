@@ -24,10 +24,13 @@ def main() -> None:
         seconds = time.perf_counter() - started
     result = json.loads(done.stdout)
     table(["stage", "seconds"], list(result["seconds"].items()))
-    table(["", "before", "after"], [
-        [score, result["scores"][f"{score}_before"], result["scores"][f"{score}_after"]]
-        for score in ("identity", "adherence")
-    ])
+    table(
+        ["", "before", "after"],
+        [
+            [score, result["scores"][f"{score}_before"], result["scores"][f"{score}_after"]]
+            for score in ("identity", "adherence")
+        ],
+    )
     figures = {**result["scores"], "seconds": round(seconds, 1)}
     finish("demo", figures, {"stage_seconds": result["seconds"]}, not options.no_save)
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lora_foundry import __version__
+from lora_foundry import __version__, cli_tasks
 from lora_foundry.errors import FoundryError
 
 app = typer.Typer(
@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 workflows = typer.Typer(help="ComfyUI workflows: those that ship, and your own.", no_args_is_help=True)
 app.add_typer(workflows, name="workflows")
+app.add_typer(cli_tasks.tasks, name="tasks")
+app.add_typer(cli_tasks.db, name="db")
+app.command()(cli_tasks.worker)
+app.command()(cli_tasks.stats)
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
@@ -49,6 +53,8 @@ def main() -> None:
     """The program. Exit codes: 0 done, 1 failed but worth trying again, 2 the input cannot be used, 130 stopped."""
     try:
         app()
+    except FoundryError as error:
+        _fail(error, as_json=False)
     except KeyboardInterrupt:
         _err.print("Stopped. Run the same command again to go on from here.")
         raise SystemExit(130) from None
@@ -108,11 +114,19 @@ def create(
     seed: Annotated[int | None, typer.Option(help="Fixes plan, pictures and evaluation.")] = None,
     output_name: Annotated[str | None, typer.Option(help="File name of the LoRA, without suffix.")] = None,
     home: Home = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Only put the six tasks into the table, for a worker.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Make a character's pictures, train its LoRA, measure and install it. Run it again to go on after a stop."""
     with _errors(as_json):
+        if detach:
+            _submit(
+                name, description, tags, trigger, recipe, settings or [], seed, output_name, home, as_json
+            )
+            return
         _create(
             name, description, tags, trigger, recipe, settings or [], seed, output_name, home, as_json, quiet
         )
@@ -163,6 +177,39 @@ def _create(
         print(result.model_dump_json())
     else:
         print_result(_out, result)
+
+
+def _submit(
+    name: str,
+    description: str,
+    tags: str,
+    trigger: str,
+    recipe: str | None,
+    settings: list[str],
+    seed: int | None,
+    output_name: str | None,
+    home: Path | None,
+    as_json: bool,
+) -> None:
+    """Puts the pipeline's tasks into the table, after the same checks as for a run here."""
+    from lora_foundry.domain.character import Character, split_tags
+    from lora_foundry.domain.recipe import setting_values
+    from lora_foundry.foundry import Foundry
+
+    character = Character(name=name, description=description, trigger=trigger, tags=split_tags(tags))
+    changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
+    foundry = Foundry(home)
+    foundry.prepare(character, recipe, settings=changes, output_name=output_name)
+    added = cli_tasks.submit(foundry.settings, character, recipe, setting_values(changes), output_name)
+    if as_json:
+        print(
+            json.dumps(
+                {"status": "pending", "pipeline": added[0].pipeline, "tasks": [task.id for task in added]}
+            )
+        )
+        return
+    numbers = ", ".join(str(task.id) for task in added)
+    _out.print(f"Tasks {numbers} are in the table; `lora-foundry worker` runs them.")
 
 
 @app.command()

@@ -39,7 +39,9 @@ def _comfyui(settings: Settings, recipe: Recipe) -> list[Finding]:
     try:
         from lora_foundry.backends.comfyui.examine import examine_comfyui
     except ModuleNotFoundError as error:
-        return [Finding("ComfyUI", False, f"{error.name} is not installed", "pip install 'lora-foundry[comfyui]'")]
+        return [
+            Finding("ComfyUI", False, f"{error.name} is not installed", "pip install 'lora-foundry[comfyui]'")
+        ]
     found = examine_comfyui(settings.comfyui_url, Path(recipe.model.base).name, settings.comfyui_loras_dir)
     return [Finding(*each) for each in found]
 

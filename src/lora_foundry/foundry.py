@@ -71,7 +71,9 @@ class RecipePorts:
         make = load_backend("generator", self._recipe.generate.backend)
         if self._recipe.generate.backend == "comfyui":
             folder, url = self._settings.comfyui_loras_dir, self._settings.comfyui_url
-            return cast(Generator, make(url, self._base.path.name, self._base.identity, self._recipe.generate, folder))
+            return cast(
+                Generator, make(url, self._base.path.name, self._base.identity, self._recipe.generate, folder)
+            )
         return cast(Generator, make(self._base, self._recipe.generate, self._settings.device))
 
     @cached_property
@@ -90,7 +92,9 @@ class RecipePorts:
 
     @cached_property
     def trainer(self) -> Trainer:
-        return cast(Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._settings.device))
+        return cast(
+            Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._settings.device)
+        )
 
     @cached_property
     def publisher(self) -> Publisher:

@@ -32,6 +32,11 @@ class Settings(BaseSettings):
         default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
     )
     comfyui_url: str = Field(default="http://127.0.0.1:8188", description="Address of the ComfyUI server.")
+    database_url: str | None = Field(
+        default=None,
+        description="Database of the task table, sqlite:/// or postgresql://; `<home>/tasks.db` unless set.",
+    )
+    redis_url: str | None = Field(default=None, description="Redis for wake-up hints; none unless set.")
     recipe: str = Field(default="mini", description="Recipe where none is named.")
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
 

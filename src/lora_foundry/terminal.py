@@ -34,16 +34,18 @@ class RunDisplay:
         )
 
     def __enter__(self) -> RunDisplay:
-        self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._bars:
+            self._progress.stop()
 
     def progress(self, event: ProgressEvent) -> None:
         """Shows news of a stage."""
+        if not self._bars:  # not earlier, so that refused input prints its one sentence and nothing else
+            self._progress.start()
         if event.stage not in self._bars:
             self._bars[event.stage] = self._progress.add_task(
                 "", stage=event.stage, rate="", message="", total=None

@@ -15,9 +15,13 @@ from lora_foundry import Character, Foundry
 from tests.conftest import SMALL
 
 
-def lora_foundry(home: Path, *arguments: str, settings: tuple[str, ...] = SMALL) -> subprocess.CompletedProcess[str]:
+def lora_foundry(
+    home: Path, *arguments: str, settings: tuple[str, ...] = SMALL
+) -> subprocess.CompletedProcess[str]:
     """Runs the program in a process of its own with `home` as LORA_FOUNDRY_HOME."""
-    changes = [part for setting in settings for part in ("--set", setting)] if arguments[0] == "create" else []
+    changes = (
+        [part for setting in settings for part in ("--set", setting)] if arguments[0] == "create" else []
+    )
     environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
     return subprocess.run(
         [sys.executable, "-m", "lora_foundry", *arguments, *changes],
@@ -32,7 +36,12 @@ def test_create_makes_everything_the_contract_names(home: Path) -> None:
     assert "Traceback" not in done.stderr
     result = json.loads(done.stdout)
     assert result["status"] == "completed"
-    assert set(result["scores"]) == {"identity_before", "identity_after", "adherence_before", "adherence_after"}
+    assert set(result["scores"]) == {
+        "identity_before",
+        "identity_after",
+        "adherence_before",
+        "adherence_after",
+    }
     assert all(0 <= score <= 1 for score in result["scores"].values())
     assert set(result["seconds"]) == {"generate", "curate", "caption", "train", "evaluate", "publish"}
 
@@ -113,7 +122,9 @@ def test_errors_are_json_where_json_was_asked_for(home: Path) -> None:
         (b"", "damaged"),
     ],
 )
-def test_bases_that_cannot_be_used_are_told_apart(home: Path, tmp_path: Path, content: bytes, words: str) -> None:
+def test_bases_that_cannot_be_used_are_told_apart(
+    home: Path, tmp_path: Path, content: bytes, words: str
+) -> None:
     base = tmp_path / "base.safetensors"
     base.write_bytes(content)
     done = lora_foundry(home, "create", "Elara", "-d", "1girl", settings=(f"model.base={base}",))

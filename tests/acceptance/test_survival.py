@@ -47,7 +47,9 @@ def final_files(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("undisturbed")
-    character = Character(name="Elara", description="1girl, brown hair, long hair, blue eyes, red dress, crown")
+    character = Character(
+        name="Elara", description="1girl, brown hair, long hair, blue eyes, red dress, crown"
+    )
     Foundry(home).create(character, "mini", settings=SMALL)
     return final_files(home)
 

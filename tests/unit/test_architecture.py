@@ -13,13 +13,14 @@ SOURCE = Path(__file__).parents[2] / "src" / "lora_foundry"
 
 # Layers from the top; a module may import from its own layer (but see SEPARATE) and from those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__", "terminal"),
-    ("doctor",),
+    ("testing",),
+    ("cli", "__main__", "cli_tasks", "terminal"),
+    ("doctor", "echo"),
     ("foundry",),
-    ("backends", "training"),
+    ("backends", "engine", "training"),
     ("stages", "pipeline"),
     ("mini",),
-    ("bases", "locks", "paths", "recipe_files", "settings", "storage"),
+    ("bases", "locks", "measures", "paths", "pictures", "recipe_files", "settings", "storage"),
     ("ports",),
     ("domain", "recipes"),
     ("errors",),

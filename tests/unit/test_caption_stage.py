@@ -30,7 +30,9 @@ class OnlyCaptions:
 def make_run(folder: Path, *settings: str) -> Run:
     recipe = load_recipe("mini", ["generate.images=4", *settings])
     character = Character(name="Zoë van Dijk", description="1girl, brown hair, blue eyes, crown")
-    run = Run(character=character, recipe=recipe, dataset_dir=folder, lora_dir=folder / "loras", output_name="zoe")
+    run = Run(
+        character=character, recipe=recipe, dataset_dir=folder, lora_dir=folder / "loras", output_name="zoe"
+    )
     paths = RunPaths(folder, character.slug)
     plan = plan_pictures(character, recipe, "model")
     records = tuple(plan.record(index) for index in range(4))
@@ -50,7 +52,10 @@ def run_stage(run: Run) -> list[str]:
 
 
 def texts(run: Run) -> list[str]:
-    return [path.read_text(encoding="utf-8").strip() for path in sorted((run.dataset_dir / "images").glob("*.txt"))]
+    return [
+        path.read_text(encoding="utf-8").strip()
+        for path in sorted((run.dataset_dir / "images").glob("*.txt"))
+    ]
 
 
 def compose(recipe: Recipe, shot: Shot) -> str:
@@ -148,7 +153,9 @@ def test_a_deleted_caption_comes_back(tmp_path: Path) -> None:
     assert texts(run) == before
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe1", "not UTF-8")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe1", "not UTF-8")]
+)
 def test_a_caption_that_no_trainer_could_use_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     run = make_run(tmp_path)
     run_stage(run)

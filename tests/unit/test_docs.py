@@ -41,7 +41,11 @@ def test_every_command_and_option_is_documented() -> None:
     group = typer.main.get_command(app)
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         assert f"## {name}" in text, f"docs/commands.md lacks {name}"
-        for parameter in command.params:
+        parameters = [
+            *command.params,
+            *(each for sub in getattr(command, "commands", {}).values() for each in sub.params),
+        ]
+        for parameter in parameters:
             for option in (each for each in parameter.opts if each.startswith("--")):
                 assert f"`{option}`" in text, f"docs/commands.md lacks {option} of {name}"
 

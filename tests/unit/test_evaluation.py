@@ -18,7 +18,11 @@ from mini_world.vocabulary import SHOT, TRAITS
 
 def test_identity_counts_only_what_a_picture_can_show() -> None:
     asked = [[Trait("hair", "brown"), Trait("eyes", "blue")]] * 3
-    seen = [{"hair": "brown", "eyes": "blue"}, {"hair": "red"}, {"hair": "brown", "eyes": "red", "hat": "hat"}]
+    seen = [
+        {"hair": "brown", "eyes": "blue"},
+        {"hair": "red"},
+        {"hair": "brown", "eyes": "red", "hat": "hat"},
+    ]
     shares = shares_right(asked, seen)
     assert shares == {"hair": 0.6667, "eyes": 0.5}
     assert mean_share(shares) == pytest.approx(0.5833, abs=1e-4)
@@ -62,7 +66,11 @@ def test_the_best_picture_shows_most_of_the_character_first() -> None:
 UNDERSTOOD = {
     ("brown hair", "unknown thing", "Armor"): {"hair_color": "brown hair", "outfit": "armor"},
     ("red dress",): {"outfit": "dress", "outfit_color": "red"},
-    ("1girl", "red  Hair", "hair bow"): {"gender": "1girl", "hair_color": "red hair", "accessory": "hair bow"},
+    ("1girl", "red  Hair", "hair bow"): {
+        "gender": "1girl",
+        "hair_color": "red hair",
+        "accessory": "hair bow",
+    },
     ("black school uniform",): {"outfit": "school uniform", "outfit_color": "black"},
     ("long brown hair",): {"hair_color": "brown hair", "hair_style": "long hair"},
     ("pink ponytail",): {"hair_color": "pink hair", "hair_style": "ponytail"},
@@ -83,7 +91,9 @@ def test_every_word_of_the_world_is_understood() -> None:
     for attribute, values in SHOT.items():
         for value in values:
             assert Trait(attribute, value) in MiniTagger().understand([value]) or attribute == "pose"
-    described = MiniTagger().understand(["1boy", "black hair", "curly hair", "yellow eyes", "tan skin", "red robe", "hat"])
+    described = MiniTagger().understand(
+        ["1boy", "black hair", "curly hair", "yellow eyes", "tan skin", "red robe", "hat"]
+    )
     assert [trait.attribute for trait in described] == list(TRAITS)
 
 
@@ -92,7 +102,15 @@ def draw(character_seed: int, count: int, view: str = "front view") -> list[Imag
     character = sample_character(rng)
     poses = ("standing confidently", "arms crossed", "reaching up", "running")
     scenes = [
-        Scene(character, poses[index % 4], "neutral expression", view, "full body shot", "natural lighting", place)
+        Scene(
+            character,
+            poses[index % 4],
+            "neutral expression",
+            view,
+            "full body shot",
+            "natural lighting",
+            place,
+        )
         for index, place in zip(range(count), ("white background", "outdoor setting") * count, strict=False)
     ]
     return [Image.fromarray(render(scene, seed)) for seed, scene in enumerate(scenes)]

@@ -92,5 +92,7 @@ def test_seeds_are_their_own(zoe: Character) -> None:
     shots = held_out_shots(recipe.shots, 16, recipe.seed, ())
     seeds = {record.request.seed for record in exam(zoe, recipe, shots, "model", "after")}
     assert len(seeds) == 64
-    assert not seeds & {picture_seed(recipe.seed, index, attempt) for index in range(100) for attempt in range(4)}
+    assert not seeds & {
+        picture_seed(recipe.seed, index, attempt) for index in range(100) for attempt in range(4)
+    }
     assert exam_seed(1, 2) != exam_seed(2, 1)

@@ -55,7 +55,9 @@ def test_a_sound_lora_passes(tmp_path: Path, kind: type[np.floating]) -> None:
     check_numbers(write_lora(tmp_path / "lora.safetensors", kind=kind))
 
 
-@pytest.mark.parametrize(("bits", "words"), [(0x3F00, ""), (0x7FC0, "NaN"), (0x7F80, "NaN or infinity"), (0, "changes")])
+@pytest.mark.parametrize(
+    ("bits", "words"), [(0x3F00, ""), (0x7FC0, "NaN"), (0x7F80, "NaN or infinity"), (0, "changes")]
+)
 def test_bfloat16_is_read(tmp_path: Path, bits: int, words: str) -> None:
     header = {"x.lora_up.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}
     path = write_raw(tmp_path / "b.safetensors", header, struct.pack("<H", bits))
@@ -66,7 +68,9 @@ def test_bfloat16_is_read(tmp_path: Path, bits: int, words: str) -> None:
         check_numbers(path)
 
 
-@pytest.mark.parametrize(("up", "words"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (0.0, "changes nothing")])
+@pytest.mark.parametrize(
+    ("up", "words"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (0.0, "changes nothing")]
+)
 def test_a_bad_lora_is_refused(tmp_path: Path, up: float, words: str) -> None:
     with pytest.raises(VerificationError, match=words):
         check_numbers(write_lora(tmp_path / "bad.safetensors", up))
@@ -79,7 +83,9 @@ def test_a_cut_file_is_refused(lora: Path, keep: int) -> None:
         check_numbers(lora)
 
 
-@pytest.mark.parametrize("header", [[], {"x": 1}, {"x": {"dtype": "F16"}}, {"x": {"dtype": "F16", "data_offsets": [0]}}])
+@pytest.mark.parametrize(
+    "header", [[], {"x": 1}, {"x": {"dtype": "F16"}}, {"x": {"dtype": "F16", "data_offsets": [0]}}]
+)
 def test_a_nonsense_header_is_refused(tmp_path: Path, header: object) -> None:
     with pytest.raises(VerificationError, match="not a whole safetensors file"):
         check_numbers(write_raw(tmp_path / "x.safetensors", header))

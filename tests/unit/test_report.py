@@ -62,6 +62,10 @@ class Reader(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in self.VOID
+        self.handle_starttag(tag, attrs)
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
@@ -91,7 +95,9 @@ def fill(paths: RunPaths) -> tuple[EvaluationPicture, ...]:
     ))  # fmt: skip
     write_text(paths.training / "loss.csv", "step,loss,learning_rate\n1,0.5,1e-3\n2,0.4,1e-3\n")
     shot = held_out_shots(load_recipe("mini").shots, 1, 1, ())[0]
-    return (EvaluationPicture(file="1.png", shot=shot, prompt="p", seed=123456, traits_right=1, traits_seen=2),)
+    return (
+        EvaluationPicture(file="1.png", shot=shot, prompt="p", seed=123456, traits_right=1, traits_seen=2),
+    )
 
 
 def test_the_report_is_one_whole_file_and_escapes_everything(paths: RunPaths) -> None:
@@ -121,7 +127,9 @@ def test_the_report_tells_what_there_is_to_tell(paths: RunPaths) -> None:
     assert "-0.00" not in text
 
 
-@pytest.mark.parametrize(("published", "words"), [(True, "Published as x.safetensors"), (False, "Not published: too bad")])
+@pytest.mark.parametrize(
+    ("published", "words"), [(True, "Published as x.safetensors"), (False, "Not published: too bad")]
+)
 def test_the_verdict_stands_at_the_top(paths: RunPaths, published: bool, words: str) -> None:
     verdict = Publication(published=published, verdict="not published: too bad")
     write_report(make_run(paths.root), paths, make_scores(), verdict)

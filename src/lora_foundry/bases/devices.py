@@ -35,7 +35,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"{name!r} is no device; use auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    # torch keeps the number in one byte: cuda:999 arrives as a negative one.
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise InputError(
             f"The device {name} was asked for, but torch finds {torch.cuda.device_count()} CUDA devices."
         )
@@ -43,9 +44,17 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The torch type for a precision's name; a CPU computes fp16 as fp32, since it has no fast half type."""
+    """The torch type for a precision's name. A CPU computes fp16 as fp32, and bf16 too unless it has
+    instructions for it: without them it is slower."""
     dtype = PRECISIONS[precision]
-    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+    if device.type != "cpu" or (dtype == torch.bfloat16 and cpu_has_bf16()):
+        return dtype
+    return torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX-512 BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def available_cores() -> int:

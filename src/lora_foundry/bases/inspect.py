@@ -109,7 +109,7 @@ def _locate(name: str, folders: Sequence[Path]) -> Path:
         *(folder / f"{name}.safetensors" for folder in folders),
     ]
     for place in places:
-        if place.exists():
+        if _exists(place):
             return place.resolve()
     known: dict[str, Path] = {}
     for folder in folders:
@@ -123,6 +123,14 @@ def _locate(name: str, folders: Sequence[Path]) -> Path:
     raise BaseModelError(
         f"The base model {name!r} does not exist{where}; {did_you_mean(name, [BUNDLED, *known])}"
     )
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something at `path`; a name that no file can have is nowhere."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _models_below(folder: Path) -> Iterable[Path]:

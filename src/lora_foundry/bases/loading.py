@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CONFIGURATIONS = Path(__file__).parent / "configurations"
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
+_SMALLEST_VOCABULARY = 256
 _FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
 
 
@@ -85,7 +86,9 @@ def load_clip_vocabulary() -> Any:
     given = os.environ.get(VOCABULARY_VARIABLE)
     for source, offline in ((given, True),) if given else ((CLIP_VOCABULARY, True), (CLIP_VOCABULARY, False)):
         try:
-            return CLIPTokenizer.from_pretrained(source, local_files_only=offline)
+            tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=offline)
+            if len(tokenizer) >= _SMALLEST_VOCABULARY:  # a folder without its files gives an empty one
+                return tokenizer
         except Exception:  # the hub's client raises a different type for every way of being offline
             logging.getLogger(__name__).debug("no CLIP vocabulary from %s", source, exc_info=True)
     if given:

@@ -45,7 +45,13 @@ class ModelSection(Section):
 class GenerateSection(Section):
     """[generate]: how the training pictures are made."""
 
-    backend: Literal["diffusers"] = Field("diffusers", description="Where pictures are made.")
+    backend: Literal["diffusers", "comfyui"] = Field(
+        "diffusers", description="Where pictures are made: in this process, or by a ComfyUI server."
+    )
+    workflow: str = Field(
+        "sd15",
+        description="ComfyUI workflow: a shipped one's name or an API-format .json file. Other backends ignore it.",
+    )
     images: Annotated[int, Field(ge=1, le=1000)] = Field(40, description="Pictures in the training set.")
     width: Size = Field(512, description="Picture width in pixels.")
     height: Size = Field(512, description="Picture height in pixels.")
@@ -58,7 +64,10 @@ class GenerateSection(Section):
     sampler: Literal["dpmpp_2m", "euler", "euler_ancestral", "ddim"] = Field(
         "dpmpp_2m", description="Sampler."
     )
-    scheduler: Literal["karras", "normal"] = Field("karras", description="Noise schedule of the sampler.")
+    scheduler: Literal["karras", "normal"] = Field(
+        "karras",
+        description="Noise schedule of the sampler; DDIM and zero-terminal-SNR bases keep their own instead of `karras`.",
+    )
     batch_size: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Pictures made at once.")
     prefix: str = Field("", description="Words before the description in every prompt.")
     suffix: str = Field(description="Quality words after the shot in every prompt.")
@@ -162,7 +171,9 @@ class TrainSection(Section):
         ("attention", "feed_forward", "projection"), description="Which UNet modules get a LoRA."
     )
     resolution: Size = Field(
-        512, description="Longer sides are scaled down to fit width x height of this area."
+        512,
+        description="Pictures are scaled and cut around their centre to this area (the square of it), "
+        "in the set's commonest shape.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp16",
@@ -263,6 +274,14 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
         if not isinstance(target, dict):
             raise InputError(f"--set {setting!r} is not possible: {key!r} is a single value, not a section.")
     target[keys[-1]] = _toml_value(raw.strip())
+
+
+def setting_values(settings: Iterable[str]) -> dict[str, Any]:
+    """Settings as nested values, checked for unknown keys: {"train": {"rank": 8}} for "train.rank=8"."""
+    data: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(data, setting)
+    return data
 
 
 def refuse_unknown_keys(section: type[BaseModel], data: Any, path: tuple[str, ...]) -> None:

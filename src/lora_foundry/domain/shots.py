@@ -151,7 +151,8 @@ def _swap_best(
     forbidden: frozenset[frozenset[str]],
     rng: random.Random,
 ) -> bool:
-    """Makes the swap of one value of `row` with another row that removes most conflicts; False if none removes any."""
+    """Makes the swap of one value of `row` with another row that removes most conflicts, or at least adds none, which
+    leads out of dead ends; False if every swap adds some."""
     swaps = [(axis, other) for axis in axes for other in rows if other[axis] != row[axis]]
     rng.shuffle(swaps)
 
@@ -164,7 +165,7 @@ def _swap_best(
         return before - after
 
     best = max(swaps, key=gain, default=None)
-    if best is None or gain(best) <= 0:
+    if best is None or gain(best) < 0:
         return False
     axis, other = best
     row[axis], other[axis] = other[axis], row[axis]

@@ -1,0 +1,1 @@
+"""The six stages of the pipeline, a module each, and what they share: scoring, proofs, pictures, the report."""

@@ -10,7 +10,7 @@ from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import Run, fingerprint
 from lora_foundry.errors import InputError, StageError
-from lora_foundry.paths import CHECKPOINTS, RunPaths
+from lora_foundry.paths import CACHE, CHECKPOINTS, RunPaths
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
 from lora_foundry.storage import make_folder, read_model, remove_leftovers, require_model, write_model
 
@@ -32,7 +32,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     if earlier is not None and earlier.fingerprint == made_from and _is_whole(earlier, paths.trained_lora):
         return earlier.model_copy(update={"path": paths.trained_lora})
 
-    for folder in (make_folder(paths.training), paths.training / CHECKPOINTS):
+    for folder in (make_folder(paths.training), paths.training / CHECKPOINTS, paths.training / CACHE):
         remove_leftovers(folder)
     job = TrainingJob(
         images=images,

@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 NAME = "default"
 
@@ -69,11 +70,28 @@ class Adapter:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
 
 
-def _start(target: str, layer: nn.Module, generator: torch.Generator) -> Pair:
+class _CastLinear(nn.Linear):
+    """fp32 weights that compute in whatever type comes in: casting them is cheap, casting the activations is
+    not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+class _CastConv2d(nn.Conv2d):
+    """The same for 1x1 convolutions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(input, self.weight.to(input.dtype))
+
+
+def _start(target: str, layer: Any, generator: torch.Generator) -> Pair:
     """fp32 weights of one module: down uniform as kohya and peft start it, up zero."""
+    layer.cast_input_dtype_enabled = False  # peft would turn every activation into fp32 and back
     sides: list[nn.Parameter] = []
     for side in ("lora_A", "lora_B"):
         part = getattr(layer, side)[NAME]
+        part.__class__ = _CastConv2d if isinstance(part, nn.Conv2d) else _CastLinear
         weight = torch.zeros(part.weight.shape)
         if side == "lora_A":
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

@@ -4,6 +4,7 @@ so there are no times."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -12,6 +13,8 @@ from lora_foundry import __version__
 from lora_foundry.bases.inspect import Base
 from lora_foundry.ports import TrainingJob
 from lora_foundry.training.schedule import total_steps
+
+_SHORT_HASH_OFFSET, _SHORT_HASH_BYTES = 0x100000, 0x10000
 
 
 def describe_lora(
@@ -25,10 +28,21 @@ def describe_lora(
         **_training(job, loss, parameters),
         **_dataset(job, frame),
         "ss_sd_model_name": base.path.name,
-        "ss_sd_model_hash": base.identity[:8],
-        "ss_new_sd_model_hash": base.identity,
+        "lora_foundry.base": f"{base.name} [{base.identity}]",
+        **_base_hashes(base),
         **job.metadata,
     }
+
+
+def _base_hashes(base: Base) -> dict[str, str]:
+    """A checkpoint file's hashes by which model managers find it: SHA-256, and the short one of old."""
+    if base.layout != "file":
+        return {}
+    with base.path.open("rb") as file:
+        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(_SHORT_HASH_OFFSET)
+        short = hashlib.sha256(file.read(_SHORT_HASH_BYTES)).hexdigest()[:8]
+    return {"ss_sd_model_hash": short, "ss_new_sd_model_hash": whole}
 
 
 def _modelspec(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:

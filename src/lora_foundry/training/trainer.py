@@ -125,9 +125,9 @@ class _Preparation:
                 f"{self.frame[0]}x{self.frame[1]}, {self.adapter.count():,} weights, {self._device}",
             )
             news = self._reporter.step
-            Loop(
-                job.settings, total, self.model, learner, self._material, checkpoints, journal, news
-            ).run(start)
+            Loop(job.settings, total, self.model, learner, self._material, checkpoints, journal, news).run(
+                start
+            )
             return start, journal.mean_loss(min(_FINAL_LOSSES, total))
 
     def _cache(self) -> Material:

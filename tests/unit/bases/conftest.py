@@ -15,7 +15,12 @@ from lora_foundry.mini import MODEL_DIR
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a diffusers folder, random weights."""
-    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DPMSolverMultistepScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from lora_foundry.bases.loading import quiet_libraries
@@ -69,10 +74,14 @@ def unet_name(name: str) -> str:
     if stem in fixed:
         return f"model.diffusion_model.{fixed[stem]}.{ending}"
     name = re.sub(r"down_blocks\.(\d)\.(resnets|attentions)\.(\d)", _down, name)
-    name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{3 * int(m[1]) + 3}.0.op", name)
+    name = re.sub(
+        r"down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{3 * int(m[1]) + 3}.0.op", name
+    )
     name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", _upsampler, name)
     name = re.sub(r"up_blocks\.(\d)\.(resnets|attentions)\.(\d)", _up, name)
-    name = name.replace("mid_block.resnets.0", "middle_block.0").replace("mid_block.resnets.1", "middle_block.2")
+    name = name.replace("mid_block.resnets.0", "middle_block.0").replace(
+        "mid_block.resnets.1", "middle_block.2"
+    )
     name = name.replace("mid_block.attentions.0", "middle_block.1")
     if ".transformer_blocks." not in name and ".proj_" not in name:
         for old, new in (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"),
@@ -110,6 +119,6 @@ def vae_name(name: str) -> str:
 
 def text_name(name: str) -> str:
     """The text encoder's names differ by what stands before them."""
-    return "cond_stage_model.transformer." + (name if name.startswith("text_model.") else f"text_model.{name}")
-
-
+    return "cond_stage_model.transformer." + (
+        name if name.startswith("text_model.") else f"text_model.{name}"
+    )

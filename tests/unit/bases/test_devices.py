@@ -36,8 +36,10 @@ def test_devices_by_name() -> None:
             devices.find_device(name)
 
 
-def test_a_cpu_has_no_fast_half_type() -> None:
+def test_a_cpu_computes_in_what_it_is_fast_at(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert devices.choose_dtype("fp16", cpu) == torch.float32
-    assert devices.choose_dtype("bf16", cpu) == torch.bfloat16
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
+        assert devices.choose_dtype("bf16", cpu) == dtype
     assert devices.choose_dtype("fp16", torch.device("cuda")) == torch.float16

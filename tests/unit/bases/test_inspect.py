@@ -63,6 +63,11 @@ def test_what_does_not_exist_says_where_it_was_looked_for_and_what_is_near(tmp_p
         find_base("/nowhere/x.safetensors", (tmp_path,))
 
 
+def test_a_name_too_long_for_any_file_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="does not exist"):
+        find_base("x" * 5000, (tmp_path,))
+
+
 @pytest.mark.parametrize("name", ["", "  ", "a\0b"])
 def test_an_empty_name_is_refused(name: str) -> None:
     with pytest.raises(BaseModelError, match=r"model\.base"):
@@ -106,7 +111,9 @@ def test_a_truncated_component_is_named(copy: Path) -> None:
         find_base(str(copy))
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{}}", b'{"a": 3}', b'{"a": {"shape": [1], "data_offsets": []}}', b"\xff"])
+@pytest.mark.parametrize(
+    "header", [b"[]", b"{}}", b'{"a": 3}', b'{"a": {"shape": [1], "data_offsets": []}}', b"\xff"]
+)
 def test_nonsense_headers_are_refused(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)

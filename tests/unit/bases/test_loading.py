@@ -20,7 +20,9 @@ from lora_foundry.mini import MODEL_DIR
 
 def draw(pipeline: Any) -> np.ndarray[Any, Any]:
     generator = torch.Generator().manual_seed(3)
-    result = pipeline("1girl", num_inference_steps=2, generator=generator, output_type="np", width=64, height=64)
+    result = pipeline(
+        "1girl", num_inference_steps=2, generator=generator, output_type="np", width=64, height=64
+    )
     return np.asarray(result.images[0])
 
 
@@ -57,7 +59,9 @@ def test_our_configuration_is_stable_diffusion_15s() -> None:
     assert counts == [859_520_964, 83_653_863, 123_060_480]
 
 
-def test_loading_and_drawing_say_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_loading_and_drawing_say_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         draw(loading.load_pipeline(find_base("mini"), torch.float32, "cpu"))
     assert capfd.readouterr() == ("", "")
@@ -89,5 +93,7 @@ def test_a_missing_vocabulary_is_one_sentence(tmp_path: Path, monkeypatch: pytes
         loading.load_clip_vocabulary()
     monkeypatch.delenv(loading.VOCABULARY_VARIABLE)
     monkeypatch.setattr(loading, "CLIP_VOCABULARY", "no-one/has-this")
-    with pytest.raises(BaseModelError, match=r"could not be fetched; go online once, or set LORA_FOUNDRY_CLIP"):
+    with pytest.raises(
+        BaseModelError, match=r"could not be fetched; go online once, or set LORA_FOUNDRY_CLIP"
+    ):
         loading.load_clip_vocabulary()

@@ -75,5 +75,5 @@ def test_positions_cover_all_timesteps() -> None:
 
 
 def test_an_unknown_prediction_is_named() -> None:
-    with pytest.raises(BaseModelError, match="'sample'.*epsilon, v_prediction"):
+    with pytest.raises(BaseModelError, match=r"'sample'.*epsilon, v_prediction"):
         NoiseProcess({**SD, "prediction_type": "sample"}, 0, CPU)

@@ -29,7 +29,9 @@ CPU = torch.device("cpu")
 def trained(base: Base) -> tuple[sd.Model, Adapter]:
     """A model with a LoRA that changes a lot, alpha unlike rank."""
     model = sd.load(base, short_section(), CPU)
-    adapter = Adapter(model.network, model.lora_targets(("attention", "feed_forward", "projection")), 4, 3.0, 5)
+    adapter = Adapter(
+        model.network, model.lora_targets(("attention", "feed_forward", "projection")), 4, 3.0, 5
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for pair in adapter.pairs:
@@ -79,8 +81,12 @@ def test_diffusers_uses_every_key_and_draws_the_trainers_picture(
     for pair in trained[1].pairs:
         name = sd.Model.export_name(trained[0], pair.module)
         (adapter,) = layers[pair.module].lora_A
-        assert torch.equal(layers[pair.module].lora_A[adapter].weight, tensors[f"{name}.lora_down.weight"].float())
-        assert torch.equal(layers[pair.module].lora_B[adapter].weight, tensors[f"{name}.lora_up.weight"].float())
+        assert torch.equal(
+            layers[pair.module].lora_A[adapter].weight, tensors[f"{name}.lora_down.weight"].float()
+        )
+        assert torch.equal(
+            layers[pair.module].lora_B[adapter].weight, tensors[f"{name}.lora_up.weight"].float()
+        )
         assert layers[pair.module].scaling[adapter] == 0.75
     with_lora = draw(theirs)
 
@@ -97,7 +103,9 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     from lora_foundry.bases.loading import CONFIGURATIONS
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGURATIONS / "sd" / "unet"))
+        unet = UNet2DConditionModel.from_config(
+            UNet2DConditionModel.load_config(CONFIGURATIONS / "sd" / "unet")
+        )
     model = object.__new__(sd.Model)
     model.network = unet
     targets = model.lora_targets(("attention", "feed_forward", "projection"))
@@ -114,7 +122,9 @@ def test_bytes_are_the_same_in_another_process(exported: Path) -> None:
         " {f'ss_{n}': 'ü' for n in range(30)}))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    here = lora_bytes({"a": torch.zeros(2), "b": torch.ones(3)}, {f"ss_{n}": "ü" for n in reversed(range(30))})
+    here = lora_bytes(
+        {"a": torch.zeros(2), "b": torch.ones(3)}, {f"ss_{n}": "ü" for n in reversed(range(30))}
+    )
     assert here == other
     assert torch.equal(load(here)["b"], torch.ones(3))
 

@@ -64,5 +64,7 @@ def test_every_step_of_every_schedule_has_a_rate_between_nothing_and_the_peak(
 
 def test_steps_come_from_epochs_repeats_and_batch_size_unless_given() -> None:
     images = [TrainingImage(Path(f"{number}.png"), "a", 10) for number in range(7)]
-    assert total_steps(section(epochs=3, batch_size=4), images) == 53  # 210 samples in fours, the last not full
+    assert (
+        total_steps(section(epochs=3, batch_size=4), images) == 53
+    )  # 210 samples in fours, the last not full
     assert total_steps(section(epochs=3, batch_size=4, steps=5), images) == 5

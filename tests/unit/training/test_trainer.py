@@ -105,7 +105,9 @@ def test_other_settings_begin_anew_and_how_often_to_save_is_no_setting_of_the_re
 
 
 def test_a_single_picture_is_learned(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
-    job = make_job(tmp_path, steps=40, batch_size=4, learning_rate=5e-3, lr_schedule="constant", checkpoint_every=40)
+    job = make_job(
+        tmp_path, steps=40, batch_size=4, learning_rate=5e-3, lr_schedule="constant", checkpoint_every=40
+    )
     result = train(base, job._replace(images=job.images[:1]))
     losses = [float(row.split(",")[1]) for row in (job.workdir / "loss.csv").read_text().splitlines()[1:]]
     assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
@@ -191,7 +193,7 @@ def test_the_file_says_how_it_was_made(base: Base, make_job: MakeJob, tmp_path: 
         "ss_output_name": "elara_mini", "ss_v_parameterization": "True", "ss_zero_terminal_snr": "True",
     }  # fmt: skip
     assert metadata.items() >= expected.items()
-    assert metadata["ss_new_sd_model_hash"] == base.identity
+    assert metadata["lora_foundry.base"] == f"mini [{base.identity}]"
     frequencies = json.loads(metadata["ss_tag_frequency"])["1_elara"]
     assert frequencies["elara"] == frequencies["running"] == 5
     assert frequencies["tag 3"] == 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from lora_foundry.bases.devices import choose_dtype
@@ -23,6 +24,7 @@ TARGETS = {
     "feed_forward": ("ff.net.0.proj", "ff.net.2"),
     "projection": ("proj_in", "proj_out"),
 }
+_SMALL_SAMPLE = 32
 _ARCHITECTURES = {768: ("stable-diffusion-v1", "sd_v1"), 1024: ("stable-diffusion-v2", "sd_v2")}
 
 
@@ -41,6 +43,9 @@ class Model:
             unet: Any = pipeline.unet.to(device=device, dtype=self._dtype)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        if device.type == "cpu" and self._dtype != torch.float32 and unet.config.sample_size <= _SMALL_SAMPLE:
+            # torch's fused attention is slow backwards in bf16 on a CPU, and saves memory only for large pictures.
+            unet.set_attn_processor(AttnProcessor())
         self.network: nn.Module = unet
         self._vae: Any = pipeline.vae.to(device)
         self._prompts: PromptEncoder | None = PromptEncoder(

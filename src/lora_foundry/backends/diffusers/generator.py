@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_foundry.backends.diffusers_lora import APPLIED, check_lora
-from lora_foundry.backends.diffusers_samplers import make_scheduler
+from lora_foundry.backends.diffusers.lora import APPLIED, check_lora
+from lora_foundry.backends.diffusers.samplers import make_scheduler
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import load_pipeline, quiet_libraries

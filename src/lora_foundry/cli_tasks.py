@@ -1,0 +1,217 @@
+"""The commands around the task table: workers, the table itself, and what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.task import OUR_TYPES, Task
+from lora_foundry.errors import InputError, MissingExtraError
+from lora_foundry.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_foundry.engine.ledger import Ledger
+
+Answer = TypeVar("Answer")
+Home = Annotated[
+    Path | None, typer.Option("--home", help="Folder for everything made here; else LORA_FOUNDRY_HOME.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Reference = Annotated[str, typer.Argument(help="A task's id or uuid.")]
+
+tasks = typer.Typer(help="The task table: list, show, logs, retry, cancel, prune.", no_args_is_help=True)
+db = typer.Typer(help="The database that holds the task table.", no_args_is_help=True)
+_out = Console(highlight=False)
+
+
+def settings_of(home: Path | None) -> Settings:
+    """The settings, with --home where it was given."""
+    return Settings() if home is None else Settings(home=home)
+
+
+def database_url(settings: Settings) -> str:
+    """Where the tasks are: the database that was set, else a SQLite file in the home folder."""
+    return settings.database_url or f"sqlite:///{settings.home.expanduser().absolute() / 'tasks.db'}"
+
+
+def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[Answer]]) -> Answer:
+    """Runs `work` on the ledger, whose table is made or brought up to date first."""
+    try:
+        from lora_foundry.engine.ledger import Ledger
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"The task table needs the package {error.name!r}; install it with: pip install 'lora-foundry[engine]'."
+        ) from error
+    if settings.database_url is None:
+        settings.home.expanduser().mkdir(parents=True, exist_ok=True)
+
+    async def run() -> Answer:
+        ledger = Ledger(database_url(settings))
+        try:
+            await ledger.upgrade()
+            return await work(ledger)
+        finally:
+            await ledger.close()
+
+    return asyncio.run(run())
+
+
+def worker(
+    lane: Annotated[str, typer.Option(help="Which tasks to run: gpu, cpu or all.")] = "all",
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Log lines as JSON.")] = False,
+) -> None:
+    """Run tasks from the table until stopped; as many workers as you like may share a database."""
+    settings = settings_of(home)
+    with_ledger(settings, _nothing)
+    from lora_foundry.engine.service import serve, start_log
+    from lora_foundry.engine.worker import lanes_for
+
+    start_log(as_json)
+    serve(database_url(settings), settings, lanes=lanes_for(lane), redis_url=settings.redis_url)
+
+
+def submit(
+    settings: Settings,
+    character: Character,
+    recipe: str | None,
+    values: dict[str, Any],
+    output_name: str | None,
+) -> list[Task]:
+    """Puts a pipeline's rows into the table, one a stage."""
+
+    async def add(ledger: Ledger) -> list[Task]:
+        from lora_foundry.engine.pipelines import pipeline_tasks
+
+        rows = pipeline_tasks(character, recipe=recipe, settings=values, output_name=output_name)
+        return await ledger.add(*rows)
+
+    return with_ledger(settings, add)
+
+
+async def _nothing(ledger: Ledger) -> None:
+    """Only the upgrade is wanted."""
+
+
+@db.command()
+def upgrade(home: Home = None) -> None:
+    """Create the task table, or adopt an existing echo_tasks with an integer id; no row is lost."""
+    settings = settings_of(home)
+    with_ledger(settings, _nothing)
+    _out.print(f"The task table is up to date in {escape(database_url(settings))}.", soft_wrap=True)
+
+
+def stats(home: Home = None, as_json: JsonOption = False) -> None:
+    """How many tasks there are of each status."""
+    counts = with_ledger(settings_of(home), lambda ledger: ledger.counts())
+    if as_json:
+        _out.print_json(json.dumps(counts))
+        return
+    for status, count in counts.items():
+        _out.print(f"{status:<10} {count}")
+
+
+def plain(task: Task) -> dict[str, object]:
+    """A task as JSON-like values."""
+    return {
+        name: value if isinstance(value, int | list | dict | None) else str(value)
+        for name, value in vars(task).items()
+    }
+
+
+@tasks.command("list")
+def list_tasks(
+    status: Annotated[str | None, typer.Option(help="Only tasks of this status.")] = None,
+    limit: Annotated[int, typer.Option(help="At most this many, the newest first.")] = 50,
+    home: Home = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List tasks, the newest first."""
+    found = with_ledger(settings_of(home), lambda ledger: ledger.recent(status=status, limit=limit))
+    if as_json:
+        _out.print_json(json.dumps([plain(task) for task in found]))
+        return
+    table = Table("id", "status", "type", "name", "retries", "error", box=None, pad_edge=False)
+    for task in found:
+        cells = (
+            task.id,
+            task.status,
+            task.task_type,
+            task.name,
+            f"{task.retries}/{task.max_retries}",
+            task.error or "",
+        )
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    _out.print(table)
+
+
+@tasks.command()
+def show(task: Reference, home: Home = None, as_json: JsonOption = False) -> None:
+    """Show everything about one task."""
+    values = plain(with_ledger(settings_of(home), lambda ledger: ledger.get(task)))
+    if as_json:
+        _out.print_json(json.dumps(values))
+        return
+    for name, value in values.items():
+        _out.print(
+            f"{name:<16} {escape(json.dumps(value) if isinstance(value, list | dict) else str(value))}",
+            soft_wrap=True,
+        )
+
+
+@tasks.command()
+def logs(task: Reference, home: Home = None) -> None:
+    """Print the log of a task's attempts."""
+    settings = settings_of(home)
+    found = with_ledger(settings, lambda ledger: ledger.get(task))
+    file = settings.home.expanduser() / "logs" / "tasks" / f"{found.id}.log"
+    if not file.is_file():
+        raise InputError(f"Task {found.id} has no log at {file}; it has not run on this machine yet.")
+    _out.print(escape(file.read_text(encoding="utf-8", errors="replace")), soft_wrap=True, end="")
+
+
+@tasks.command()
+def retry(task: Reference, home: Home = None) -> None:
+    """Set a failed or cancelled task to pending, with those that were cancelled because of it."""
+    again = with_ledger(settings_of(home), lambda ledger: ledger.retry(task))
+    _out.print(f"Pending again: {', '.join(str(each.id) for each in again)}.")
+
+
+@tasks.command()
+def cancel(task: Reference, home: Home = None) -> None:
+    """Cancel a waiting task, or have the worker kill a running one."""
+    found = with_ledger(settings_of(home), lambda ledger: ledger.cancel(task))
+    _out.print(
+        f"Task {found.id} is {found.status}."
+        if found.status != "running"
+        else f"Task {found.id} is being killed."
+    )
+
+
+@tasks.command()
+def prune(
+    older_than: Annotated[str, typer.Option(help="Age, as 7d or 12h.")] = "7d",
+    home: Home = None,
+) -> None:
+    """Delete rows of ours that ended longer ago than this."""
+    age = parse_age(older_than)
+    count = with_ledger(settings_of(home), lambda ledger: ledger.prune(age, OUR_TYPES))
+    _out.print(f"Deleted {count} tasks.")
+
+
+def parse_age(text: str) -> timedelta:
+    """A number of days (7d) or hours (12h). Raises InputError."""
+    number, unit = text[:-1], text[-1:]
+    if not number.isdigit() or unit not in ("d", "h"):
+        raise InputError(f"--older-than {text!r} is not an age; write days as 7d or hours as 12h.")
+    return timedelta(days=int(number)) if unit == "d" else timedelta(hours=int(number))

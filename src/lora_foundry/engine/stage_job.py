@@ -1,0 +1,85 @@
+"""What an attempt's child does: the stages of one task, in the run's folder, one process at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from lora_foundry.bases.inspect import find_base
+from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.errors import BackendError, InputError
+from lora_foundry.locks import FolderLock
+from lora_foundry.paths import RunPaths
+from lora_foundry.pipeline import PIPELINE
+from lora_foundry.storage import make_folder, read_model, write_model
+
+LOCK_PATIENCE = 30.0
+PORTS = "lora_foundry.foundry:RecipePorts"
+
+
+class StageWork(BaseModel):
+    """All that a child needs to know."""
+
+    run: Run
+    stages: tuple[str, ...]
+    model_folders: tuple[Path, ...]
+    device: str
+
+
+def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs the stages; returns what each one left and the seconds it took."""
+    job = StageWork.model_validate(work)
+    paths = RunPaths(job.run.dataset_dir, job.run.character.slug)
+    make_folder(job.run.dataset_dir)
+    module, _, name = PORTS.partition(":")
+    base = find_base(job.run.recipe.model.base, job.model_folders)
+    results: dict[str, Any] = {}
+
+    def progress(event: ProgressEvent) -> None:
+        tell({"progress": event.model_dump(mode="json")})
+
+    with ExitStack() as stack:
+        stack.push(_wait_for(paths.lock))
+        _claim(paths, job.run)
+        ports = getattr(import_module(module), name)(job.run.recipe, base, job.device)
+        stack.callback(ports.close)
+        for stage in PIPELINE:
+            if stage.name in job.stages:
+                started = time.perf_counter()
+                stage.load()(job.run, ports, progress)
+                results[stage.name] = {"seconds": round(time.perf_counter() - started, 3)}
+    return {
+        "stages": results,
+        "dataset_dir": str(job.run.dataset_dir),
+        "output_name": job.run.output_name,
+        "lora_dir": str(job.run.lora_dir),
+    }
+
+
+def _wait_for(lock: Path) -> FolderLock:
+    """The folder's lock, held; a process that is being killed may keep it a moment longer."""
+    until = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            return FolderLock(lock).__enter__()
+        except InputError as error:
+            if time.monotonic() > until:
+                raise BackendError(str(error)) from error
+            time.sleep(0.3)
+
+
+def _claim(paths: RunPaths, run: Run) -> None:
+    """Records whose folder this is; refuses one that holds a character of another name."""
+    earlier = read_model(paths.run_file, Run)
+    if earlier is not None and earlier.character.name != run.character.name:
+        raise InputError(
+            f"{paths.root} holds the character {earlier.character.name!r}; choose another folder."
+        )
+    if earlier != run:
+        write_model(paths.run_file, run)

