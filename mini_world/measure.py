@@ -31,6 +31,7 @@ SETTINGS = {
     "width": 64,
 }
 BATCH = 16
+SHOWN = 64
 
 
 def scenes(seed: int, count: int) -> list[Scene]:
@@ -83,7 +84,7 @@ def drawn_and_restored(folder: Path, shown: list[Scene]) -> tuple[list[Image.Ima
     return [Image.fromarray(image) for image in images], [Image.fromarray(image) for image in again]
 
 
-def sheet(pictures: list[Image.Image], columns: int = 16, scale: int = 2) -> Image.Image:
+def sheet(pictures: list[Image.Image], columns: int = 16, scale: int = 1) -> Image.Image:
     """A contact sheet."""
     rows = -(-len(pictures) // columns)
     whole = Image.new("RGB", (columns * 64, rows * 64))
@@ -117,7 +118,7 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    sheet(pictures).save(options.out.with_suffix(".png"))
+    sheet(pictures[:SHOWN]).save(options.out.with_suffix(".png"))
     print(json.dumps({name: result[name] for name in ("obedience", "restored", "drawn")}, indent=1))
     print(f"{seconds / options.count:.2f} s a picture")
 

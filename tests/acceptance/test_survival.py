@@ -68,8 +68,7 @@ def test_a_kill_in_any_stage_changes_nothing(
         assert killed.returncode == -signal.SIGKILL
     Foundry(home).create(elara, "mini", settings=SMALL)
     assert final_files(home) == undisturbed
-    leftovers = [path for path in home.rglob("*.part*")]
-    assert not leftovers
+    assert not list(home.rglob("*.part*"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -92,7 +91,7 @@ def test_a_full_disk_is_one_sentence_and_space_mends_it(
     monkeypatch.setattr(storage.os, "fsync", fsync)
     with pytest.raises(StorageError, match=r"full; free some space"):
         Foundry(home).create(elara, "mini", settings=SMALL, progress=progress)
-    assert not [path for path in home.rglob("*.part*")]
+    assert not list(home.rglob("*.part*"))
     monkeypatch.undo()
     Foundry(home).create(elara, "mini", settings=SMALL)
     assert final_files(home) == undisturbed

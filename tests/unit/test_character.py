@@ -75,8 +75,7 @@ def test_bad_triggers_are_refused(trigger: str) -> None:
 def test_any_text_is_a_safe_name_or_refused(text: str) -> None:
     try:
         name = check_name(text)
-    except InputError as error:
-        assert str(error)
+    except InputError:
         return
     assert name
     assert not set(name) & set('/\\:*?"<>|\0')

@@ -105,9 +105,10 @@ def test_a_recipe_file_of_the_users_own_works(tmp_path: Path) -> None:
 @given(st.text(max_size=40))
 def test_any_setting_is_applied_or_refused(setting: str) -> None:
     try:
-        assert isinstance(load_recipe("mini", [setting]), Recipe)
-    except InputError as error:
-        assert str(error)
+        loaded = load_recipe("mini", [setting])
+    except InputError:
+        return
+    assert isinstance(loaded, Recipe)
 
 
 @given(st.text(max_size=60))
