@@ -92,6 +92,7 @@ class RecipePorts:
 
     @cached_property
     def trainer(self) -> Trainer:
+        self.close()  # a small GPU does not hold the generator's base and the trainer's; the generator loads again
         return cast(
             Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._settings.device)
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from lora_foundry.bases import loading
 from lora_foundry.mini import MODEL_DIR
 
 
@@ -64,6 +66,18 @@ def tiny_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("file") / "tiny.safetensors"
     save_file(tensors, path)
     return path
+
+
+@pytest.fixture
+def own_configuration(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model's configurations where those of Stable Diffusion 1.x are looked for."""
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        (tmp_path / "sd" / part).mkdir(parents=True)
+        for file in (tiny_folder / part).glob("*.json"):
+            shutil.copy(file, tmp_path / "sd" / part)
+    shutil.copy(tiny_folder / "model_index.json", tmp_path / "sd")
+    monkeypatch.setattr(loading, "CONFIGURATIONS", tmp_path)
+    monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(MODEL_DIR / "tokenizer"))
 
 
 def unet_name(name: str) -> str:

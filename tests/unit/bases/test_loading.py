@@ -26,18 +26,6 @@ def draw(pipeline: Any) -> np.ndarray[Any, Any]:
     return np.asarray(result.images[0])
 
 
-@pytest.fixture
-def own_configuration(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model's configurations where those of Stable Diffusion 1.x are looked for."""
-    for part in ("unet", "vae", "text_encoder", "scheduler"):
-        (tmp_path / "sd" / part).mkdir(parents=True)
-        for file in (tiny_folder / part).glob("*.json"):
-            shutil.copy(file, tmp_path / "sd" / part)
-    shutil.copy(tiny_folder / "model_index.json", tmp_path / "sd")
-    monkeypatch.setattr(loading, "CONFIGURATIONS", tmp_path)
-    monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(MODEL_DIR / "tokenizer"))
-
-
 @pytest.mark.usefixtures("own_configuration")
 def test_one_file_gives_the_folders_picture(tiny_file: Path, tiny_folder: Path) -> None:
     from_folder = loading.load_pipeline(find_base(str(tiny_folder)), torch.float32, "cpu")

@@ -106,7 +106,7 @@ def test_whatever_decides_the_result_makes_it_stale(ready: Run, trainer: Countin
     assert trainer.jobs[1].images[1].caption == "zoë van dijk, edited by hand"
     Image.new("RGB", (64, 64), "white").save(paths_of(ready).image(0))
     run_stage(ready, trainer)
-    run_stage(changed(ready, learning_rate=1e-3), trainer)
+    run_stage(changed(ready, learning_rate=3e-4), trainer)
     assert len(trainer.jobs) == 4
 
 
