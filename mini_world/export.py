@@ -46,6 +46,7 @@ def write_pipeline(work: Path, run: str, folder: Path) -> dict:
         module.load_state_dict(values)
     polished = work / "decoder" / "final"
     vae = AutoencoderKL.from_pretrained(polished if polished.exists() else work / "vae" / "final")
+    vae.register_to_config(_name_or_path="")  # where it lay here is nobody's business
     scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, steps_offset=1)
     scheduler.register_to_config(clip_sample=False)  # read by samplers made from this configuration
     pipeline = StableDiffusionPipeline(
