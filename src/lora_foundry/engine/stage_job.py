@@ -17,6 +17,7 @@ from lora_foundry.errors import BackendError, InputError
 from lora_foundry.locks import FolderLock
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import PIPELINE
+from lora_foundry.settings import Settings
 from lora_foundry.storage import make_folder, read_model, write_model
 
 LOCK_PATIENCE = 30.0
@@ -28,8 +29,7 @@ class StageWork(BaseModel):
 
     run: Run
     stages: tuple[str, ...]
-    model_folders: tuple[Path, ...]
-    device: str
+    settings: Settings
 
 
 def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     paths = RunPaths(job.run.dataset_dir, job.run.character.slug)
     make_folder(job.run.dataset_dir)
     module, _, name = PORTS.partition(":")
-    base = find_base(job.run.recipe.model.base, job.model_folders)
+    base = find_base(job.run.recipe.model.base, job.settings.model_folders)
     results: dict[str, Any] = {}
 
     def progress(event: ProgressEvent) -> None:
@@ -47,7 +47,7 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     with ExitStack() as stack:
         stack.push(_wait_for(paths.lock))
         _claim(paths, job.run)
-        ports = getattr(import_module(module), name)(job.run.recipe, base, job.device)
+        ports = getattr(import_module(module), name)(job.run.recipe, base, job.settings)
         stack.callback(ports.close)
         for stage in PIPELINE:
             if stage.name in job.stages:

@@ -176,8 +176,7 @@ class Worker:
             job = {
                 "run": work.run.model_dump(mode="json"),
                 "stages": work.stages,
-                "model_folders": [str(folder) for folder in self._settings.model_folders],
-                "device": self._settings.device,
+                "settings": self._settings.model_dump(mode="json"),
             }
             outcome = await running.child.run(self._entry, job, self._timing.patience, task.timeout)
         except FoundryError as error:
