@@ -1,0 +1,126 @@
+"""Workers may die at any moment: what they leave is finished by others, once, and nothing is lost or done again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.task import Task
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.pipelines import pipeline_tasks
+from lora_foundry.paths import RunPaths
+from lora_foundry.settings import Settings
+from lora_foundry.storage import require_model
+
+ROOT = Path(__file__).parents[2]
+SERVE = """
+import sys
+from pathlib import Path
+from lora_foundry.engine.recovery import Timing
+from lora_foundry.engine.service import serve
+from lora_foundry.settings import Settings
+serve(sys.argv[1], Settings(home=Path(sys.argv[2])), timing=Timing(beat=0.5, patience=3, dead_after=4))
+"""
+CHANGES = {
+    "generate": {"images": 12, "steps": 6, "batch_size": 1},
+    "curate": {"budget": 1},
+    "train": {"steps": 60, "batch_size": 2, "rank": 4, "checkpoint_every": 4},
+    "evaluate": {"prompts": 2, "seeds": 1},
+    "publish": {"min_change": 0},
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short, open path: PostgreSQL run by root changes its user, and sockets allow no long names."""
+    path = Path(tempfile.mkdtemp(prefix="lora-foundry-chaos-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Workers:
+    """One worker process at a time on a home and its SQLite file."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings(home=home)
+        self.url = f"sqlite:///{home / 'tasks.db'}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-c", SERVE, self.url, str(self.settings.home)]
+        with (self.settings.home / "worker.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stderr=log, cwd=ROOT)
+
+    def end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(60)
+
+    def rows(self) -> dict[str, Task]:
+        """The pipeline's rows by stage."""
+
+        async def read() -> list[Task]:
+            ledger = Ledger(self.url)
+            try:
+                return await ledger.recent()
+            finally:
+                await ledger.close()
+
+        return {task.name.split()[0]: task for task in asyncio.run(read())}
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + 120
+        while not done():
+            assert time.monotonic() < end, (
+                f"no {what}: {[(n, t.status, t.error) for n, t in self.rows().items()]}"
+            )
+            time.sleep(0.02)
+
+
+def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, elara: Character) -> None:
+    home.mkdir(parents=True)
+    workers = Workers(home)
+    paths = RunPaths(workers.settings.datasets_dir / elara.name, elara.slug)
+    checkpoints = paths.training / "checkpoints"
+
+    async def submit() -> None:
+        ledger = Ledger(workers.url)
+        await ledger.upgrade()
+        await ledger.add(*pipeline_tasks(elara, settings=CHANGES, output_name="elara"))
+        await ledger.close()
+
+    asyncio.run(submit())
+    try:
+        workers.start()
+        workers.wait(lambda: len(list(paths.images.glob("*.png"))) >= 3, "pictures")
+        workers.end(signal.SIGKILL)
+        kept = {image.name: image.stat().st_mtime_ns for image in paths.images.glob("*.png")}
+        assert 3 <= len(kept) < 12
+        workers.start()
+        workers.wait(lambda: len(list(checkpoints.glob("*"))) >= 2, "checkpoint")
+        workers.end(signal.SIGKILL)
+        assert not paths.training_result.exists()
+        workers.start()
+        workers.wait(paths.publication.exists, "published LoRA")
+        workers.wait(lambda: workers.rows()["publish"].status == "completed", "completed row")
+    finally:
+        workers.end(signal.SIGTERM)
+    rows = workers.rows()
+    assert {task.status for task in rows.values()} == {"completed"}
+    assert {task.retries for task in rows.values()} == {0}
+    assert {name: (paths.images / name).stat().st_mtime_ns for name in kept} == kept
+    trained = require_model(paths.training_result, TrainedLora, "train")
+    assert trained.resumed_from >= 4
+    assert (workers.settings.loras_dir / "elara.safetensors").is_file()
