@@ -24,13 +24,13 @@ from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, FoundryError, InputError, MissingExtraError, did_you_mean
-from lora_foundry.locks import FolderLock
+from lora_foundry.locks import FolderLock, claim
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import Stage, run_pipeline
 from lora_foundry.ports import Captioner, Embedder, Generator, ProgressCallback, Publisher, Tagger, Trainer
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
-from lora_foundry.storage import make_folder, read_model, storage_errors, write_model
+from lora_foundry.storage import make_folder, read_model, storage_errors
 
 # Every backend a recipe can name: kind -> name -> "module:Class". Imported at first use only.
 BACKENDS: dict[str, dict[str, str]] = {
@@ -164,7 +164,7 @@ class Foundry:
         _check_writable(run.dataset_dir, run.lora_dir)
         make_folder(run.dataset_dir)
         with FolderLock(paths.lock):
-            _claim(paths, run)
+            claim(paths, run)
             ports = RecipePorts(run.recipe, base, self.settings)
             try:
                 seconds = run_pipeline(run, ports, progress, finished)
@@ -213,17 +213,6 @@ class Foundry:
 def _output_name(name: str) -> str:
     """A file name without suffix that every system can hold."""
     return check_name(re.sub(r"\s+", "_", name).removesuffix(".safetensors"))
-
-
-def _claim(paths: RunPaths, run: Run) -> None:
-    """Records whose folder this is; refuses a folder that belongs to a character of another name."""
-    earlier = read_model(paths.run_file, Run)
-    if earlier is not None and earlier.character.name != run.character.name:
-        raise InputError(
-            f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
-        )
-    if earlier != run:
-        write_model(paths.run_file, run)
 
 
 def _check_writable(*folders: Path) -> None:

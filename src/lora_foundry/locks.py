@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
-from lora_foundry.storage import storage_errors
+from lora_foundry.paths import RunPaths
+from lora_foundry.storage import read_model, storage_errors, write_model
 
 
 class FolderLock:
@@ -35,6 +37,20 @@ class FolderLock:
     ) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+
+
+def claim(paths: RunPaths, run: Run) -> None:
+    """Records whose folder this is. Raises InputError for a folder that holds a character of another name.
+
+    Two names can be one folder where the file system ignores case. Call it with the folder's lock held.
+    """
+    earlier = read_model(paths.run_file, Run)
+    if earlier is not None and earlier.character.name != run.character.name:
+        raise InputError(
+            f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
+        )
+    if earlier != run:
+        write_model(paths.run_file, run)
 
 
 if sys.platform == "win32":

@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.locks import FolderLock
+from lora_foundry.locks import FolderLock, claim
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.settings import Settings
-from lora_foundry.storage import make_folder, read_model, write_model
+from lora_foundry.storage import make_folder
 
 LOCK_PATIENCE = 30.0
 PORTS = "lora_foundry.foundry:RecipePorts"
@@ -46,7 +46,7 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
 
     with ExitStack() as stack:
         stack.push(_wait_for(paths.lock))
-        _claim(paths, job.run)
+        claim(paths, job.run)
         ports = getattr(import_module(module), name)(job.run.recipe, base, job.settings)
         stack.callback(ports.close)
         for stage in PIPELINE:
@@ -72,14 +72,3 @@ def _wait_for(lock: Path) -> FolderLock:
             if time.monotonic() > until:
                 raise BackendError(str(error)) from error
             time.sleep(0.3)
-
-
-def _claim(paths: RunPaths, run: Run) -> None:
-    """Records whose folder this is; refuses one that holds a character of another name."""
-    earlier = read_model(paths.run_file, Run)
-    if earlier is not None and earlier.character.name != run.character.name:
-        raise InputError(
-            f"{paths.root} holds the character {earlier.character.name!r}; choose another folder."
-        )
-    if earlier != run:
-        write_model(paths.run_file, run)
