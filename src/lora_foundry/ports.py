@@ -17,8 +17,8 @@ from PIL import Image
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import ImageRequest, PictureRecord
 from lora_foundry.domain.lora import LoraUse, TrainedLora
-from lora_foundry.domain.recipe import TrainSection
 from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.domain.sections import TrainSection
 
 FloatArray = npt.NDArray[np.float32]
 

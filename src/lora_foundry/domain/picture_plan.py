@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import ImageRequest, PictureRecord
-from lora_foundry.domain.recipe import GenerateSection, Recipe
+from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import fingerprint
+from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.domain.shots import Shot, plan_shots
 
 _SEED_BITS = 53  # the largest whole number that every reader of JSON keeps exactly

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, TaggingResults
-from lora_foundry.domain.recipe import CaptionSection
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
+from lora_foundry.domain.sections import CaptionSection
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.paths import RunPaths
 from lora_foundry.ports import Ports, ProgressCallback

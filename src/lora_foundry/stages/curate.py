@@ -15,8 +15,8 @@ from time import perf_counter
 from lora_foundry.domain.curation import CurationResult, Measures, Reason, Verdict, cover
 from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
 from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
-from lora_foundry.domain.recipe import CurateSection
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
+from lora_foundry.domain.sections import CurateSection
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.measures import (
     Grey,

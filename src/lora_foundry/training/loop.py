@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import DivergedError
 from lora_foundry.training.caches import CaptionCache, TensorFile
 from lora_foundry.training.checkpoints import Checkpoints, Learner

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lora_foundry.bases.inspect import Base, find_base
-from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage, TrainingJob
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage
 from lora_foundry.training.draws import Draws, derive_seed, shuffle_tags
 

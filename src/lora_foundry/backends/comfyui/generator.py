@@ -24,8 +24,8 @@ from lora_foundry.backends.comfyui.loras import PlacedLoras
 from lora_foundry.backends.comfyui.workflows import Values, Workflow, load_workflow
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
-from lora_foundry.domain.recipe import GenerateSection
 from lora_foundry.domain.run import fingerprint
+from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, BaseModelError, FoundryError, InputError
 from lora_foundry.ports import GeneratedImage
 

@@ -21,7 +21,7 @@ from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.bases.prompts import PromptEncoder, stack_prompts
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
-from lora_foundry.domain.recipe import GenerateSection
+from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
 from lora_foundry.ports import GeneratedImage
 

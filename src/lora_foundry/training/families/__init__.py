@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_foundry.bases.inspect import Base
-from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BaseModelError, did_you_mean
 
 Condition = dict[str, Tensor]

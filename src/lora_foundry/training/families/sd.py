@@ -14,7 +14,7 @@ from lora_foundry.bases.devices import choose_dtype
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.bases.prompts import PromptEncoder, stack_prompts
-from lora_foundry.domain.recipe import TrainSection
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
 from lora_foundry.training.diffusion import NoiseProcess
 from lora_foundry.training.families import Condition

@@ -1,0 +1,41 @@
+"""Recipe section [generate]: how the pictures are made. Every field's description is its documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lora_foundry.domain.sections.base import Section, Share, Size
+
+
+class GenerateSection(Section):
+    """[generate]: how the training pictures are made."""
+
+    backend: Literal["diffusers", "comfyui"] = Field(
+        "diffusers", description="Where pictures are made: in this process, or by a ComfyUI server."
+    )
+    workflow: str = Field(
+        "sd15",
+        description="ComfyUI workflow: a shipped one's name or an API-format .json file. Other backends ignore it.",
+    )
+    images: Annotated[int, Field(ge=1, le=1000)] = Field(40, description="Pictures in the training set.")
+    width: Size = Field(512, description="Picture width in pixels.")
+    height: Size = Field(512, description="Picture height in pixels.")
+    steps: Annotated[int, Field(ge=1, le=200)] = Field(28, description="Sampling steps.")
+    cfg: Annotated[float, Field(ge=1, le=30)] = Field(7.5, description="Classifier-free guidance scale.")
+    guidance_rescale: Share = Field(
+        0.0,
+        description="Guidance rescale (arXiv 2305.08891, eq. 16); for zero-terminal-SNR models about 0.5.",
+    )
+    sampler: Literal["dpmpp_2m", "euler", "euler_ancestral", "ddim"] = Field(
+        "dpmpp_2m", description="Sampler."
+    )
+    scheduler: Literal["karras", "normal"] = Field(
+        "karras",
+        description="Noise schedule of the sampler; DDIM and zero-terminal-SNR bases keep their own instead of `karras`.",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Pictures made at once.")
+    prefix: str = Field("", description="Words before the description in every prompt.")
+    suffix: str = Field(description="Quality words after the shot in every prompt.")
+    negative: str = Field(description="Negative prompt.")
