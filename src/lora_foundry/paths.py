@@ -86,6 +86,11 @@ class RunPaths:
         return self.training / "lora.safetensors"
 
     @property
+    def saved_loras(self) -> Path:
+        """Exports kept while training (`saved_lora`), each of which the evaluation can measure."""
+        return self.training / SAVED
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
 
@@ -128,8 +133,14 @@ def published_metadata(folder: Path, name: str) -> Path:
     return folder / f"{name}.metadata.json"
 
 
+def saved_lora(workdir: Path, step: int) -> Path:
+    """The export that was kept after `step` steps, below training/."""
+    return workdir / SAVED / f"step-{step:04d}.safetensors"
+
+
 TRAINING_CONFIG = "config.json"
 TRAINING_LOG = "log.txt"
 TRAINING_LOSS = "loss.csv"
 CHECKPOINTS = "checkpoints"
+SAVED = "saved"
 CACHE = "cache"

@@ -16,10 +16,21 @@ class LoraUse(BaseModel):
     strength: float = 1.0
 
 
+class SavedLora(BaseModel):
+    """An export kept while training went on: a whole LoRA file in kohya's names, after `step` steps."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    path: Path
+    sha256: str
+
+
 class TrainedLora(BaseModel):
     """What training leaves: the exported file and what it took to make it.
 
-    fingerprint: of everything that went into it; a result with another one is stale.
+    fingerprint: of everything that went into it; a result with another one is stale. saved: exports kept on the way,
+    by step, the last of them being the result itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,4 +42,5 @@ class TrainedLora(BaseModel):
     seconds: float
     resumed_from: int = 0
     parameters: int = 0
+    saved: tuple[SavedLora, ...] = ()
     fingerprint: str = ""

@@ -9,13 +9,13 @@ from pathlib import Path
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import Run, fingerprint
+from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.paths import CACHE, CHECKPOINTS, RunPaths
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
 from lora_foundry.storage import make_folder, read_model, remove_leftovers, require_model, write_model
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_NO_INFLUENCE = {"checkpoint_every"}
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
@@ -83,7 +83,7 @@ def _caption(image: Path) -> str:
 
 def _fingerprint(run: Run, images: tuple[TrainingImage, ...], model: str) -> str:
     """Of everything that decides the file: base, settings, pictures, captions and what its metadata says."""
-    settings = run.recipe.train.model_dump(mode="json", exclude=_NO_INFLUENCE)
+    settings = run.recipe.train.model_dump(mode="json", exclude=set(WITHOUT_INFLUENCE))
     contents = [(image.path.name, _hash(image.path), image.caption, image.repeats) for image in images]
     return fingerprint("train-1", model, settings, contents, run.character, run.output_name)
 

@@ -18,6 +18,7 @@ from lora_foundry.training.checkpoints import Checkpoints, Learner
 from lora_foundry.training.draws import Draws
 from lora_foundry.training.families import FamilyModel
 from lora_foundry.training.journal import Journal
+from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.schedule import rate_factor, set_rate
 
 NEWS_SECONDS = 0.4
@@ -53,21 +54,31 @@ class Loop:
     material: Material
     checkpoints: Checkpoints
     journal: Journal
+    keeper: Keeper
     news: Callable[[int, float], None]
     _pending: list[Pending] = field(default_factory=list)
 
     def run(self, start: int) -> None:
         """Trains steps `start` to `total`, with a checkpoint every so often and after the last. Raises
         DivergedError for NaN, leaving the last good checkpoint."""
+        self.keeper.begin(start)
         told = monotonic()
         for step in range(start, self.total):
             self._pending.append(self._step(step))
             done = step + 1
             checkpoint = done == self.total or done % self.settings.checkpoint_every == 0
-            if checkpoint or len(self._pending) >= _MOST_PENDING or monotonic() - told >= NEWS_SECONDS:
+            keep = self.keeper.is_due(done)
+            if (
+                checkpoint
+                or keep
+                or len(self._pending) >= _MOST_PENDING
+                or monotonic() - told >= NEWS_SECONDS
+            ):
                 self._settle()
                 self.news(done, self.journal.mean_loss(20))
                 told = monotonic()
+            if keep:
+                self.keeper.keep(done)
             if checkpoint:
                 self._save(done)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from typing import NamedTuple
 
 from lora_foundry import __version__
 from lora_foundry.bases.inspect import Base
@@ -17,15 +18,23 @@ from lora_foundry.training.schedule import total_steps
 _SHORT_HASH_OFFSET, _SHORT_HASH_BYTES = 0x100000, 0x10000
 
 
+class Learned(NamedTuple):
+    """What had been learned when the file was written: after how many steps, at which loss, in how many numbers."""
+
+    step: int
+    loss: float
+    parameters: int
+
+
 def describe_lora(
-    job: TrainingJob, base: Base, frame: tuple[int, int], family: dict[str, str], loss: float, parameters: int
+    job: TrainingJob, base: Base, frame: tuple[int, int], family: dict[str, str], learned: Learned
 ) -> dict[str, str]:
     """All metadata of the exported file. `family` is what the family's module says about its architecture."""
     return {
         **_modelspec(job, frame),
         **family,
         **_network(job),
-        **_training(job, loss, parameters),
+        **_training(job, learned),
         **_dataset(job, frame),
         "ss_sd_model_name": base.path.name,
         "lora_foundry.base": f"{base.name} [{base.identity}]",
@@ -69,7 +78,7 @@ def _network(job: TrainingJob) -> dict[str, str]:
     }
 
 
-def _training(job: TrainingJob, loss: float, parameters: int) -> dict[str, str]:
+def _training(job: TrainingJob, learned: Learned) -> dict[str, str]:
     settings = job.settings
     samples = sum(image.repeats for image in job.images)
     steps = total_steps(settings, job.images)
@@ -81,8 +90,8 @@ def _training(job: TrainingJob, loss: float, parameters: int) -> dict[str, str]:
         "ss_lr_scheduler": settings.lr_schedule,
         "ss_lr_warmup_steps": str(settings.warmup_steps),
         "ss_max_train_steps": str(steps),
-        "ss_steps": str(steps),
-        "ss_epoch": str(-(-steps * settings.batch_size // samples)),
+        "ss_steps": str(learned.step),
+        "ss_epoch": str(-(-learned.step * settings.batch_size // samples)),
         "ss_num_epochs": str(-(-steps * settings.batch_size // samples)),
         "ss_num_batches_per_epoch": str(-(-samples // settings.batch_size)),
         "ss_batch_size_per_device": str(settings.batch_size),
@@ -100,8 +109,8 @@ def _training(job: TrainingJob, loss: float, parameters: int) -> dict[str, str]:
         "ss_cache_latents": "True",
         "ss_training_comment": f"lora-foundry {__version__}",
         "lora_foundry.version": __version__,
-        "lora_foundry.final_loss": f"{loss:.6g}",
-        "lora_foundry.parameters": str(parameters),
+        "lora_foundry.final_loss": f"{learned.loss:.6g}",
+        "lora_foundry.parameters": str(learned.parameters),
     }
 
 

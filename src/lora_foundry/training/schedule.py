@@ -18,6 +18,11 @@ def total_steps(settings: TrainSection, images: Sequence[TrainingImage]) -> int:
     return settings.steps or math.ceil(samples / settings.batch_size)
 
 
+def steps_per_epoch(settings: TrainSection, images: Sequence[TrainingImage]) -> float:
+    """How many optimizer steps one pass over the set takes."""
+    return sum(image.repeats for image in images) / settings.batch_size
+
+
 def rate_factor(settings: TrainSection, step: int, total: int) -> float:
     """The learning rate of step `step` (counted from 0) as a share of the peak.
 

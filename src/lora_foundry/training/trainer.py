@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic, perf_counter
 
 import torch
@@ -14,8 +15,9 @@ import torch
 from lora_foundry import storage
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
-from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.lora import SavedLora, TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
+from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.paths import CACHE, CHECKPOINTS, TRAINING_CONFIG, TRAINING_LOG, TRAINING_LOSS
 from lora_foundry.ports import ProgressCallback, TrainingJob
@@ -26,9 +28,10 @@ from lora_foundry.training.draws import Draws, derive_seed
 from lora_foundry.training.export import kohya_tensors, write_lora
 from lora_foundry.training.families import FamilyModel, load_family
 from lora_foundry.training.journal import Journal
+from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.loop import NEWS_SECONDS, Loop, Material
-from lora_foundry.training.metadata import describe_lora
-from lora_foundry.training.schedule import build_optimizer, total_steps
+from lora_foundry.training.metadata import Learned, describe_lora
+from lora_foundry.training.schedule import build_optimizer, steps_per_epoch, total_steps
 
 _FINAL_LOSSES = 100
 _log = logging.getLogger(__name__)
@@ -56,11 +59,7 @@ class InProcessTrainer:
         with _translated(job):
             prepared = _Preparation(job, base, find_device(self._device_name), _Reporter(progress, total))
             resumed, loss = prepared.run_loop(total)
-            tensors = kohya_tensors(prepared.adapter, prepared.model.export_name)
-            metadata = describe_lora(
-                job, base, prepared.frame, prepared.model.metadata(), loss, prepared.adapter.count()
-            )
-        digest = write_lora(job.output, tensors, metadata)
+            digest = prepared.export(job.output, total, loss)
         return TrainedLora(
             path=job.output,
             sha256=digest,
@@ -69,6 +68,7 @@ class InProcessTrainer:
             seconds=round(perf_counter() - started, 3),
             resumed_from=resumed,
             parameters=prepared.adapter.count(),
+            saved=prepared.saved,
         )
 
 
@@ -85,6 +85,7 @@ class _Preparation:
         sizes = [read_size(image.path) for image in job.images]
         self.frame = choose_frame(sizes, settings.resolution, self.model.side_multiple)
         self._material = self._cache()
+        self.saved: tuple[SavedLora, ...] = ()
         self.adapter = Adapter(
             self.model.network,
             self.model.lora_targets(settings.targets),
@@ -124,11 +125,27 @@ class _Preparation:
                 f"{'going on' if start else 'start'}: {total} steps, {len(job.images)} pictures at "
                 f"{self.frame[0]}x{self.frame[1]}, {self.adapter.count():,} weights, {self._device}",
             )
-            news = self._reporter.step
-            Loop(job.settings, total, self.model, learner, self._material, checkpoints, journal, news).run(
-                start
+            keeper = Keeper(
+                job.settings,
+                total,
+                steps_per_epoch(job.settings, job.images),
+                workdir,
+                lambda path, step: self.export(path, step, journal.mean_loss(_FINAL_LOSSES)),
             )
-            return start, journal.mean_loss(min(_FINAL_LOSSES, total))
+            news = self._reporter.step
+            Loop(
+                job.settings, total, self.model, learner, self._material, checkpoints, journal, keeper, news
+            ).run(start)
+            self.saved = keeper.saved()
+            return start, journal.mean_loss(_FINAL_LOSSES)
+
+    def export(self, path: Path, step: int, loss: float) -> str:
+        """Writes the LoRA as it stands after `step` steps; returns the file's SHA-256. Raises DivergedError,
+        StorageError."""
+        tensors = kohya_tensors(self.adapter, self.model.export_name)
+        learned = Learned(step, loss, self.adapter.count())
+        described = describe_lora(self._job, self._base, self.frame, self.model.metadata(), learned)
+        return write_lora(path, tensors, described)
 
     def _cache(self) -> Material:
         """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
@@ -188,7 +205,7 @@ def _check(job: TrainingJob) -> None:
 
 def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
     """Of all that decides the weights: a checkpoint with another one belongs to another training."""
-    settings = job.settings.model_dump(mode="json", exclude={"backend", "checkpoint_every"})
+    settings = job.settings.model_dump(mode="json", exclude={"backend", *WITHOUT_INFLUENCE})
     images = [
         (digest, image.caption, image.repeats) for digest, image in zip(hashes, job.images, strict=True)
     ]

@@ -81,6 +81,25 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     assert log.count("going on") == 2
 
 
+def test_exports_are_kept_on_the_way_and_the_last_of_them_is_the_result(
+    base: Base, make_job: MakeJob, tmp_path: Path
+) -> None:
+    whole = make_job(tmp_path / "whole", saves=3)
+    kept = train(base, whole).saved
+    assert [saved.step for saved in kept] == [2, 4, 6]
+    assert [saved.path.name for saved in kept] == [f"step-{step:04d}.safetensors" for step in (2, 4, 6)]
+    assert kept[-1].path.read_bytes() == whole.output.read_bytes()
+    with safe_open(kept[0].path, "pt") as file:
+        assert file.metadata()["ss_steps"] == "2"
+
+    stopped = make_job(tmp_path / "stopped", saves=3)
+    with pytest.raises(Stopped):
+        train(base, stopped, stop_at(5))
+    assert [saved.sha256 for saved in train(base, stopped).saved] == [saved.sha256 for saved in kept]
+    train(base, stopped._replace(settings=stopped.settings.model_copy(update={"saves": 0, "seed": 8})))
+    assert not list((stopped.workdir / "saved").iterdir()), "of another training"
+
+
 def test_running_a_finished_training_again_writes_the_same_file(
     base: Base, make_job: MakeJob, tmp_path: Path
 ) -> None:

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from lora_foundry.domain.sections.base import Positive, Section, Share, Size
 
+# Settings that say what is kept on the way, and leave the trained weights as they are.
+WITHOUT_INFLUENCE = frozenset({"checkpoint_every", "saves", "save_every_epochs", "save_every_minutes"})
+
 
 class TrainSection(Section):
     """[train]: the LoRA and how it is learned."""
@@ -61,4 +64,14 @@ class TrainSection(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     checkpoint_every: Positive = Field(200, description="Steps between checkpoints; the newest two are kept.")
+    saves: Annotated[int, Field(ge=0, le=100)] = Field(
+        4,
+        description="Exports kept in training/saved/, evenly over the run, the last one included; 0 keeps none.",
+    )
+    save_every_epochs: int = Field(
+        0, ge=0, description="Keep an export every so many epochs, in place of `saves`."
+    )
+    save_every_minutes: float = Field(
+        0.0, ge=0, description="Keep an export every so many minutes too; 0 turns it off."
+    )
     seed: int = Field(42, ge=0, description="Seed of noise, timesteps and order.")
