@@ -200,15 +200,12 @@ def _submit(
     changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
     foundry = Foundry(home)
     foundry.prepare(character, recipe, settings=changes, output_name=output_name)
-    added = cli_tasks.submit(foundry.settings, character, recipe, setting_values(changes), output_name)
+    pipeline = cli_tasks.submit(foundry.settings, character, recipe, setting_values(changes), output_name)
+    tasks = [stage.task_id for stage in pipeline.stages]
     if as_json:
-        print(
-            json.dumps(
-                {"status": "pending", "pipeline": added[0].pipeline, "tasks": [task.id for task in added]}
-            )
-        )
+        print(json.dumps({"status": "pending", "pipeline": pipeline.id, "tasks": tasks}))
         return
-    numbers = ", ".join(str(task.id) for task in added)
+    numbers = ", ".join(map(str, tasks))
     _out.print(f"Tasks {numbers} are in the table; `lora-foundry worker` runs them.")
 
 

@@ -15,12 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_foundry.domain.character import Character
+from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.task import OUR_TYPES, Task
 from lora_foundry.errors import InputError, MissingExtraError
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:
     from lora_foundry.engine.ledger import Ledger
+    from lora_foundry.engine.pipelines import Pipeline, StageState
 
 Answer = TypeVar("Answer")
 Home = Annotated[
@@ -28,8 +30,11 @@ Home = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Reference = Annotated[str, typer.Argument(help="A task's id or uuid.")]
+AnyReference = Annotated[str, typer.Argument(help="A pipeline's id, or a task's id or uuid.")]
 
-tasks = typer.Typer(help="The task table: list, show, logs, retry, cancel, prune.", no_args_is_help=True)
+tasks = typer.Typer(
+    help="The task table: list, show, logs, pipelines, retry, cancel, prune.", no_args_is_help=True
+)
 db = typer.Typer(help="The database that holds the task table.", no_args_is_help=True)
 _out = Console(highlight=False)
 
@@ -87,14 +92,19 @@ def submit(
     recipe: str | None,
     values: dict[str, Any],
     output_name: str | None,
-) -> list[Task]:
+) -> Pipeline:
     """Puts a pipeline's rows into the table, one a stage."""
 
-    async def add(ledger: Ledger) -> list[Task]:
-        from lora_foundry.engine.pipelines import pipeline_tasks
+    async def add(ledger: Ledger) -> Pipeline:
+        from lora_foundry.engine import pipelines
 
-        rows = pipeline_tasks(character, recipe=recipe, settings=values, output_name=output_name)
-        return await ledger.add(*rows)
+        request = pipelines.PipelineRequest(
+            character=character,
+            recipe=pipelines.portable_recipe(recipe),
+            settings=values,
+            output_name=output_name,
+        )
+        return await pipelines.submit(ledger, settings, request)
 
     return with_ledger(settings, add)
 
@@ -181,21 +191,89 @@ def logs(task: Reference, home: Home = None) -> None:
 
 
 @tasks.command()
-def retry(task: Reference, home: Home = None) -> None:
-    """Set a failed or cancelled task to pending, with those that were cancelled because of it."""
-    again = with_ledger(settings_of(home), lambda ledger: ledger.retry(task))
-    _out.print(f"Pending again: {', '.join(str(each.id) for each in again)}.")
+def pipelines(
+    limit: Annotated[int, typer.Option(help="At most this many, the newest first.")] = 20,
+    home: Home = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List pipelines with the state of each stage."""
+
+    async def read(ledger: Ledger) -> list[Pipeline]:
+        from lora_foundry.engine.pipelines import recent_pipelines
+
+        return await recent_pipelines(ledger, limit=limit)
+
+    found = with_ledger(settings_of(home), read)
+    if as_json:
+        _out.print_json(json.dumps([pipeline.model_dump(mode="json") for pipeline in found]))
+        return
+    table = Table("pipeline", "character", "status", "stages", box=None, pad_edge=False)
+    for pipeline in found:
+        stages = "  ".join(_stage_words(stage) for stage in pipeline.stages)
+        table.add_row(pipeline.id, escape(pipeline.character), pipeline.status, escape(stages))
+    _out.print(table)
+
+
+def _stage_words(stage: StageState) -> str:
+    """A stage's state, with how far it is while it runs."""
+    done = stage.progress or {}
+    share = f" {done['done']}/{done['total']}" if stage.status == "running" and "total" in done else ""
+    return f"{stage.stage} {stage.status}{share}"
 
 
 @tasks.command()
-def cancel(task: Reference, home: Home = None) -> None:
-    """Cancel a waiting task, or have the worker kill a running one."""
-    found = with_ledger(settings_of(home), lambda ledger: ledger.cancel(task))
-    _out.print(
-        f"Task {found.id} is {found.status}."
-        if found.status != "running"
-        else f"Task {found.id} is being killed."
-    )
+def retry(
+    task: AnyReference,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            help="Change a recipe value, as in train.steps=800; what it concerns is done again.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="The first stage to run again, in a pipeline.")
+    ] = None,
+    home: Home = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a pipeline again from where it failed, or from a stage; or a task with those that depend on it."""
+    chosen = settings_of(home)
+    changes = setting_values(settings or [])
+
+    async def again(ledger: Ledger) -> list[Task]:
+        from lora_foundry.engine.pipelines import retry as run_again
+
+        return await run_again(ledger, chosen, task, changes=changes, start=start)
+
+    _say(with_ledger(chosen, again), as_json, "Pending again")
+
+
+@tasks.command()
+def cancel(task: AnyReference, home: Home = None, as_json: JsonOption = False) -> None:
+    """Cancel a task or a whole pipeline; a running attempt is killed by its worker."""
+
+    async def end(ledger: Ledger) -> list[Task]:
+        from lora_foundry.engine.pipelines import cancel as cancel_all
+
+        return await cancel_all(ledger, task)
+
+    found = with_ledger(settings_of(home), end)
+    running = [each for each in found if each.status == "running"]
+    if not as_json and running:
+        _out.print(f"Being killed by their worker: {', '.join(str(each.id) for each in running)}.")
+    rest = [each for each in found if each.status != "running"]
+    if as_json or rest or not found:
+        _say(found if as_json else rest, as_json, "Cancelled" if rest else "Nothing was left to cancel")
+
+
+def _say(found: list[Task], as_json: bool, words: str) -> None:
+    if as_json:
+        _out.print_json(json.dumps([plain(each) for each in found]))
+    else:
+        listed = ", ".join(f"{each.id} ({each.name}, {each.status})" for each in found)
+        _out.print(escape(f"{words}: {listed}." if found else f"{words}."), soft_wrap=True)
 
 
 @tasks.command()

@@ -18,7 +18,7 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.task import Task
 from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import pipeline_tasks
+from lora_foundry.engine.pipelines import PipelineRequest, submit
 from lora_foundry.paths import RunPaths
 from lora_foundry.settings import Settings
 from lora_foundry.storage import require_model
@@ -95,13 +95,14 @@ def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, 
     paths = RunPaths(workers.settings.datasets_dir / elara.name, elara.slug)
     checkpoints = paths.training / "checkpoints"
 
-    async def submit() -> None:
+    async def put() -> None:
         ledger = Ledger(workers.url)
         await ledger.upgrade()
-        await ledger.add(*pipeline_tasks(elara, settings=CHANGES, output_name="elara"))
+        request = PipelineRequest(character=elara, settings=CHANGES, output_name="elara")
+        await submit(ledger, workers.settings, request)
         await ledger.close()
 
-    asyncio.run(submit())
+    asyncio.run(put())
     try:
         workers.start()
         workers.wait(lambda: len(list(paths.images.glob("*.png"))) >= 3, "pictures")

@@ -13,11 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from lora_foundry.domain.task import OUR_TYPES, Task, TaskStatus, TaskType
+from lora_foundry.engine import pipelines
 from lora_foundry.engine.admission import Admitted, admit
 from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
 from lora_foundry.engine.ledger import MAX_RESUMES, Failure, Ledger
 from lora_foundry.engine.recovery import alive, beat, take_over
 from lora_foundry.errors import InputError
+from lora_foundry.settings import Settings
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
 ALL = {"gpu": 100, "cpu": 100}
@@ -201,10 +203,13 @@ def test_a_failed_parent_cancels_all_below_and_a_retry_brings_them_back(database
             found = await ledger.get(task.id or 0)
             assert found.status == "cancelled"
             assert "no disk" in (found.error or "")
-        assert {each.name for each in await ledger.retry(top.id or 0)} == {"top", "middle", "bottom"}
+        again = await pipelines.retry(ledger, Settings(), top.id or 0)
+        assert {each.name for each in again} == {"top", "middle", "bottom"}
+        with pytest.raises(InputError, match="pending already"):
+            await pipelines.retry(ledger, Settings(), top.uuid)
         assert (await one(ledger)).task.name == "top"
         with pytest.raises(InputError, match="running"):
-            await ledger.retry(top.id or 0)
+            await pipelines.retry(ledger, Settings(), top.id or 0)
 
     run(database_url, scenario)
 
@@ -372,11 +377,11 @@ def test_rubbish_in_a_row_by_hand_is_read_without_a_crash(database_url: str) -> 
 def test_cancelling_waiting_and_running_tasks(database_url: str) -> None:
     async def scenario(ledger: Ledger) -> None:
         (waiting,) = await ledger.add(generation("waiting"))
-        assert (await ledger.cancel(waiting.uuid)).status == "cancelled"
+        assert [each.status for each in await pipelines.cancel(ledger, waiting.uuid)] == ["cancelled"]
         await ledger.add(generation("running"))
         admitted = await one(ledger)
         assert await ledger.cancel_requests([admitted.ticket]) == set()
-        assert (await ledger.cancel(admitted.task.id or 0)).status == "running"
+        assert [each.status for each in await pipelines.cancel(ledger, admitted.task.id or 0)] == ["running"]
         assert await ledger.cancel_requests([admitted.ticket]) == {admitted.ticket}
         assert await ledger.cancelled(admitted.task.id or 0, admitted.ticket)
         assert (await ledger.counts())["cancelled"] == 2

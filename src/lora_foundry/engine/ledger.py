@@ -4,7 +4,7 @@ only while it holds the row's ticket, so a worker that was thought dead changes 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -134,38 +134,53 @@ class Ledger:
             rows = (await connection.execute(query)).all()
         return {status.value: 0 for status in TaskStatus} | {str(row[0]): row[1] for row in rows}
 
-    async def cancel(self, reference: int | str) -> Task:
-        """Cancels a waiting task now; asks the worker of a running one to kill it."""
-        task = await self.get(reference)
+    async def where(self, condition: sa.ColumnElement[bool]) -> list[Task]:
+        """The tasks that a condition on the table's columns chooses, in the order of their ids."""
+        async with self.reading() as connection:
+            rows = await connection.execute(sa.select(tasks).where(condition).order_by(tasks.c.id))
+            return [to_task(row) for row in rows]
+
+    async def cancel(self, *task_ids: int) -> None:
+        """Cancels waiting tasks now; asks the workers of running ones to kill them."""
+        chosen = tasks.c.id.in_(task_ids)
         async with self.writing() as connection:
             stamp = moment(await self.now(connection))
-            waiting = (tasks.c.id == task.id) & tasks.c.status.in_(WAITING)
-            running = (tasks.c.id == task.id) & (tasks.c.status == TaskStatus.RUNNING)
             ended = {"status": TaskStatus.CANCELLED, "error": "Cancelled on request.", "completed_at": stamp}
-            done = await connection.execute(tasks.update().where(waiting).values(updated_at=stamp, **ended))
-            if not done.rowcount:
-                await connection.execute(tasks.update().where(running).values(cancel_requested=1))
-        return await self.get(task.id or 0)
+            waiting = chosen & tasks.c.status.in_(WAITING)
+            running = chosen & (tasks.c.status == TaskStatus.RUNNING)
+            await connection.execute(tasks.update().where(waiting).values(updated_at=stamp, **ended))
+            await connection.execute(tasks.update().where(running).values(cancel_requested=1))
 
-    async def retry(self, reference: int | str) -> list[Task]:
-        """Sets a failed or cancelled task to pending, with those below it that were cancelled with it."""
-        task = await self.get(reference)
-        if task.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
-            raise InputError(
-                f"Task {task.id} is {task.status}; only a failed or cancelled one can be retried."
-            )
+    async def with_descendants(self, parents: Sequence[Task]) -> list[Task]:
+        """The tasks and all that depend on them, directly or not."""
+        found = {task.id: task for task in parents}
+        names = set[str]().union(*(references_of(task) for task in parents))
+        while names:
+            text = sa.cast(tasks.c.dependencies, sa.Text)
+            near = await self.where(sa.or_(*(text.contains(name, autoescape=True) for name in names)))
+            new = [task for task in near if task.id not in found and names & _parents_of(task)]
+            found |= {task.id: task for task in new}
+            names = set[str]().union(*(references_of(task) for task in new))
+        return list(found.values())
+
+    async def run_again(self, task_ids: Sequence[int], payloads: Mapping[int, object]) -> None:
+        """Sets ended or waiting tasks to pending as if they had never run, and writes new payloads where given.
+
+        Raises InputError, changing nothing, where one of them is running.
+        """
+        fresh = {"status": TaskStatus.PENDING, "retries": 0, "resumes": 0, "error": None, "ticket": None}
+        fresh |= {"scheduled_for": None, "started_at": None, "completed_at": None, "cancel_requested": None}
+        fresh |= {"worker": None, "result": None, "progress": None}
+        chosen = tasks.c.id.in_(task_ids)
         async with self.writing() as connection:
-            query = sa.select(tasks).where(tasks.c.status == TaskStatus.CANCELLED)
-            cancelled = [to_task(row) for row in await connection.execute(query)]
-            again, names = [task], references_of(task)
-            while more := [each for each in cancelled if each not in again and names & _parents_of(each)]:
-                again += more
-                names = names.union(*(references_of(each) for each in more))
-            fresh = {"status": TaskStatus.PENDING, "retries": 0, "resumes": 0, "error": None, "ticket": None}
-            clean = {"scheduled_for": None, "completed_at": None, "cancel_requested": None, "worker": None}
-            chosen = tasks.c.id.in_([each.id for each in again])
-            await connection.execute(tasks.update().where(chosen).values(**fresh, **clean))
-        return [await self.get(each.id or 0) for each in again]
+            held = sa.select(tasks.c.id, tasks.c.status).where(chosen).with_for_update()
+            busy = [row.id for row in await connection.execute(held) if row.status == TaskStatus.RUNNING]
+            if busy:
+                raise InputError(f"Task {busy[0]} is running; cancel it first, or wait for its end.")
+            stamp = moment(await self.now(connection))
+            await connection.execute(tasks.update().where(chosen).values(updated_at=stamp, **fresh))
+            for number, payload in payloads.items():
+                await connection.execute(tasks.update().where(tasks.c.id == number).values(payload=payload))
 
     async def prune(self, older_than: timedelta, types: Sequence[str]) -> int:
         """Deletes ended tasks of `types` (lower case) that ended before that, and says how many."""

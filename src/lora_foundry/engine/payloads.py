@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.character import Character, check_name, split_tags
-from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run, StageName
 from lora_foundry.domain.task import TaskType
 from lora_foundry.errors import InputError
@@ -42,7 +43,7 @@ class Payload(BaseModel):
     stages: ClassVar[tuple[StageName, ...]] = ()
 
     character_name: str
-    recipe: str | None = None
+    recipe: str | dict[str, Any] | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     task_uuid: str | None = None
 
@@ -83,6 +84,7 @@ class StagePayload(Payload):
     character_tags: str | list[str] = ""
     trigger: str = ""
     output_name: str | None = None
+    reference_image: str | None = None
 
 
 _MODELS: dict[Kind, type[Payload]] = {
@@ -167,11 +169,11 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
     """Whose task it is, the folder it works in and the LoRA's name, if the payload says it."""
     name = check_name(payload.character_name)
     root = settings.datasets_dir
+    if isinstance(payload, GenerationPayload | StagePayload) and payload.reference_image is not None:
+        raise InputError(
+            "No generator that a recipe can name uses a reference image; leave reference_image out."
+        )
     if isinstance(payload, GenerationPayload):
-        if payload.reference_image is not None:
-            raise InputError(
-                "No generator that a recipe can name uses a reference image; leave reference_image out."
-            )
         folder = inside(root, payload.output_dir or name, "output_dir")
         return Character(name=name, description=payload.description), folder, None
     if isinstance(payload, TaggingPayload):
@@ -224,6 +226,11 @@ def _recipe(payload: Payload, settings: Settings) -> Recipe:
         changes = [f"{path}={getattr(payload, key)}" for key, path in names.items() if key in given] + changes
         if payload.base_model is not None:
             changes.insert(0, f"model.base={json.dumps(_base_name(payload.base_model, settings))}")
+    if isinstance(payload.recipe, dict):
+        values = deepcopy(payload.recipe)
+        for change in changes:
+            apply_setting(values, change)
+        return build_recipe(values, "in the payload")
     name = payload.recipe or settings.recipe
     if payload.recipe is not None and payload.recipe not in recipe_names():
         path = (settings.home / "recipes" / f"{payload.recipe.removesuffix('.toml')}.toml").resolve()

@@ -1,26 +1,103 @@
-"""A whole pipeline as linked rows, one a stage: each starts when the one before is completed, on whichever
-worker."""
+"""Pipelines as the command line and the REST API speak of them: six linked rows, one a stage, submitted, listed,
+cancelled and done again as one thing. What must really be redone is decided by the stages themselves, which keep
+whatever still fits; here it is only decided which rows run again, and with which settings."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+
 from lora_foundry.domain.character import Character
-from lora_foundry.domain.task import Task, TaskPriority, TaskType
+from lora_foundry.domain.recipe import setting_values
+from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.payloads import flatten, prepare, recognise
+from lora_foundry.engine.schema import tasks
+from lora_foundry.errors import InputError
 from lora_foundry.pipeline import PIPELINE
+from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.settings import Settings
+
+STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE)
 
 
-def pipeline_tasks(
-    character: Character,
-    *,
-    recipe: str | None = None,
-    settings: dict[str, Any] | None = None,
-    output_name: str | None = None,
-    creator: str | None = None,
-) -> list[Task]:
-    """The rows of one pipeline, to be handed to `Ledger.add` together. `settings` are recipe values, nested or not."""
-    pipeline = str(uuid4())
+class PipelineRequest(BaseModel):
+    """What a pipeline is made from.
+
+    recipe: a recipe's name, or all its values; the default of the worker's settings if None.
+    settings: recipe values over it, nested or dotted. reference_image: a file that the worker can read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    character: Character
+    recipe: str | dict[str, Any] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    output_name: str | None = None
+    reference_image: str | None = None
+    creator: str | None = None
+
+
+class StageState(BaseModel):
+    """One row of a pipeline. `progress` is the newest ProgressEvent of its attempts, as JSON-like values."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    task_id: int
+    status: str
+    progress: dict[str, Any] | None
+    error: str | None
+    retries: int
+    resumes: int
+    worker: str | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class Pipeline(BaseModel):
+    """A pipeline as its rows have it; `status` sums the rows up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    status: TaskStatus
+    character: str
+    description: str
+    recipe: str | None
+    settings: dict[str, Any]
+    output_name: str | None
+    creator: str | None
+    created_at: datetime | None
+    stages: tuple[StageState, ...]
+
+
+async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -> Pipeline:
+    """Checks the request as a worker would and puts its rows into the table.
+
+    Raises PermanentError kinds, with nothing written, for what no worker could run.
+    """
+    rows = pipeline_tasks(request)
+    prepare("stage", rows[0].payload, settings)
+    await ledger.add(*rows)
+    return _summary(rows)
+
+
+def portable_recipe(recipe: str | None) -> str | dict[str, Any] | None:
+    """A shipped recipe's name as it is; a file's values, since a worker elsewhere may not read that file."""
+    if recipe is None or recipe in recipe_names():
+        return recipe
+    return load_recipe(recipe).model_dump(mode="json")
+
+
+def pipeline_tasks(request: PipelineRequest) -> list[Task]:
+    """The rows of one pipeline, each depending on the one before."""
+    pipeline, character = str(uuid4()), request.character
     made: list[Task] = []
     for stage in PIPELINE:
         task = Task(
@@ -30,20 +107,202 @@ def pipeline_tasks(
             timeout=stage.timeout,
             max_retries=stage.retries,
             dependencies=[made[-1].uuid] if made else [],
-            creator=creator,
+            creator=request.creator,
             pipeline=pipeline,
         )
-        payload = {
+        task.payload = {
             "stage": stage.name,
             "character_name": character.name,
             "description": character.description,
             "character_tags": list(character.tags),
             "trigger": character.trigger,
-            "recipe": recipe,
-            "settings": settings or {},
-            "output_name": output_name,
+            "recipe": request.recipe,
+            "settings": request.settings,
+            "output_name": request.output_name,
+            "reference_image": request.reference_image,
             "task_uuid": task.uuid,
         }
-        task.payload = payload
         made.append(task)
     return made
+
+
+async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]:
+    """The newest pipelines first."""
+    newest = sa.select(tasks.c.pipeline).where(tasks.c.pipeline.is_not(None)).group_by(tasks.c.pipeline)
+    newest = newest.order_by(sa.func.max(tasks.c.id).desc()).limit(limit)
+    async with ledger.reading() as connection:
+        names = (await connection.execute(newest)).scalars().all()
+    rows = await ledger.where(tasks.c.pipeline.in_(names))
+    return [_summary([row for row in rows if row.pipeline == name]) for name in names]
+
+
+async def get_pipeline(ledger: Ledger, reference: int | str) -> Pipeline:
+    """The pipeline of that id, or the one that a task of that id or uuid belongs to. Raises InputError."""
+    rows = await _rows_of(ledger, reference)
+    if rows[0].pipeline is None:
+        raise InputError(f"Task {rows[0].id} belongs to no pipeline.")
+    return _summary(rows)
+
+
+async def cancel(ledger: Ledger, reference: int | str) -> list[Task]:
+    """Cancels a task, or every unfinished row of a pipeline, and returns what it asked to be cancelled.
+
+    Waiting rows end at once; the child of a running one is killed by its worker. Raises InputError.
+    """
+    rows = await _rows_of(ledger, reference)
+    if not _is_pipeline(rows, reference):
+        rows = [await ledger.get(reference)]
+    _refuse_foreign(rows)
+    unfinished = [row.id or 0 for row in rows if row.status in (*WAITING, TaskStatus.RUNNING)]
+    await ledger.cancel(*unfinished)
+    ids = [row.id for row in rows]
+    return [row for row in await ledger.where(tasks.c.id.in_(ids)) if row.id in unfinished or len(ids) == 1]
+
+
+async def retry(
+    ledger: Ledger,
+    settings: Settings,
+    reference: int | str,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    start: str | None = None,
+) -> list[Task]:
+    """Sets rows to pending again, and returns them: those from the first that must run, to the last below it.
+
+    reference: a pipeline's id, or a task's id or uuid; in a pipeline the first to run is the earliest of the named
+    task, `start`, the first stage that did not complete, and the first whose recipe section `changes` touches.
+    changes: recipe values, nested or dotted, laid over the settings that the rows already carry.
+    Raises InputError where nothing would run again, where a row is running, or for impossible changes.
+    """
+    rows = await _rows_of(ledger, reference)
+    _refuse_foreign(rows)
+    new = setting_values(flatten(changes or {}))
+    in_pipeline = rows[0].pipeline is not None
+    if in_pipeline:
+        first = _first_again(rows, reference, new, start)
+        again = rows[first:]
+    elif start is not None:
+        raise InputError(
+            f"Task {rows[0].id} belongs to no pipeline, so it has no stage {start!r} to start at."
+        )
+    else:
+        again = rows
+    again = await ledger.with_descendants(again)
+    again = [row for row in again if recognise(row.task_type, row.payload) is not None]
+    if all(row.status == TaskStatus.PENDING for row in again) and not new:
+        raise InputError(f"Task {again[0].id} is pending already; it runs when a worker is free.")
+    payloads = _changed([*rows, *again] if in_pipeline else again, new) if new else {}
+    for row in again:
+        if (kind := recognise(row.task_type, payload := payloads.get(row.id or 0))) and new:
+            prepare(kind, payload, settings)
+    await ledger.run_again([row.id or 0 for row in again], payloads)
+    return await ledger.where(tasks.c.id.in_([row.id for row in again]))
+
+
+def _first_again(
+    rows: Sequence[Task], reference: int | str, new: Mapping[str, Any], start: str | None
+) -> int:
+    """The index of the first row of a pipeline that must run again."""
+    names = [_stage_of(row) for row in rows]
+    wanted = [index for index, row in enumerate(rows) if row.status != TaskStatus.COMPLETED][:1]
+    wanted += [index for index, row in enumerate(rows) if str(reference) in (str(row.id), row.uuid)]
+    wanted += [names.index(stage) for stage in names if start == stage]
+    wanted += [index for index, row in enumerate(rows) if set(new) & _sections_of(row)]
+    if start is not None and start not in names:
+        raise InputError(f"The pipeline has no stage {start!r}; it has {', '.join(names)}.")
+    if not wanted:
+        raise InputError(
+            f"Pipeline {rows[0].pipeline} is completed; say where to start with --from STAGE, or what to change with --set."
+        )
+    return min(wanted)
+
+
+def _sections_of(row: Task) -> set[str]:
+    """The recipe's sections that decide what a row's stages do; what belongs to none starts with the pictures."""
+    kind = recognise(row.task_type, row.payload)
+    kinds = {"generation": STAGES[:2], "tagging": STAGES[2:3], "training": STAGES[3:]}
+    names = set(kinds.get(kind or "", (_stage_of(row),)))
+    return names | {"seed", "name", "description", "model", "shots"} if STAGES[0] in names else names
+
+
+def _changed(rows: Sequence[Task], new: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The rows' payloads with the changes in them, by id."""
+    changed = {}
+    for row in rows:
+        if isinstance(row.payload, dict):
+            earlier = row.payload.get("settings")
+            kept = flatten(earlier) if isinstance(earlier, dict) else ()
+            changed[row.id or 0] = row.payload | {"settings": setting_values([*kept, *flatten(new)])}
+    return changed
+
+
+async def _rows_of(ledger: Ledger, reference: int | str) -> list[Task]:
+    """The rows of the pipeline that a reference means, in order; a task that belongs to none alone."""
+    rows = await ledger.where(tasks.c.pipeline == str(reference))
+    if rows:
+        return rows
+    task = await ledger.get(reference)
+    return [task] if task.pipeline is None else await ledger.where(tasks.c.pipeline == task.pipeline)
+
+
+def _is_pipeline(rows: Sequence[Task], reference: int | str) -> bool:
+    return rows[0].pipeline is not None and rows[0].pipeline == str(reference)
+
+
+def _refuse_foreign(rows: Sequence[Task]) -> None:
+    for row in rows:
+        if recognise(row.task_type, row.payload) is None:
+            raise InputError(f"Task {row.id} ({row.task_type}) is another program's; it is left alone.")
+
+
+def _stage_of(row: Task) -> str:
+    """A stage's name, or the kind of an old producer's task."""
+    payload = row.payload if isinstance(row.payload, dict) else {}
+    kind = recognise(row.task_type, row.payload) or row.task_type
+    return str(payload.get("stage", kind)) if kind == "stage" else kind
+
+
+def _summary(rows: Sequence[Task]) -> Pipeline:
+    payload = next((row.payload for row in rows if isinstance(row.payload, dict)), {})
+    recipe, settings = payload.get("recipe"), payload.get("settings")
+    return Pipeline(
+        id=rows[0].pipeline or "",
+        status=_status([row.status for row in rows]),
+        character=str(payload.get("character_name", "")),
+        description=str(payload.get("description", "")),
+        recipe=recipe.get("name") if isinstance(recipe, dict) else recipe,
+        settings=settings if isinstance(settings, dict) else {},
+        output_name=next((each["output_name"] for row in rows if (each := _named(row))), None),
+        creator=rows[0].creator,
+        created_at=rows[0].created_at,
+        stages=tuple(_state(row) for row in rows),
+    )
+
+
+def _named(row: Task) -> dict[str, Any] | None:
+    return row.payload if isinstance(row.payload, dict) and row.payload.get("output_name") else None
+
+
+def _state(row: Task) -> StageState:
+    return StageState(
+        stage=_stage_of(row),
+        task_id=row.id or 0,
+        status=row.status,
+        progress=row.progress if isinstance(row.progress, dict) else None,
+        error=row.error,
+        retries=row.retries,
+        resumes=row.resumes,
+        worker=row.worker,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+    )
+
+
+def _status(statuses: Sequence[str]) -> TaskStatus:
+    """A pipeline is as bad as its worst row, runs while one runs, and waits where none has begun."""
+    for decisive in (TaskStatus.FAILED, TaskStatus.RUNNING, TaskStatus.CANCELLED, TaskStatus.RETRYING):
+        if decisive in statuses:
+            return decisive
+    if all(status == TaskStatus.COMPLETED for status in statuses):
+        return TaskStatus.COMPLETED
+    return TaskStatus.RUNNING if TaskStatus.COMPLETED in statuses else TaskStatus.PENDING
