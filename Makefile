@@ -39,7 +39,9 @@ help:
 demo: $(RUNTIME)
 	$(BIN)/lora-foundry demo $(DEMO_ARGS)
 
+# A Chromium for the tests of the dashboard: an installed one, else Debian's, else Playwright's; without any they skip.
 test: $(DEV)
+	$(BIN)/python -m tests.browser.chromium
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(DEV)

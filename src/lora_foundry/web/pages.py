@@ -1,0 +1,84 @@
+"""The dashboard's pages: the address, the words around the matter, and the names of the modules that fill it.
+
+Each page is a shell without data, so that it paints at once whatever the database is doing, and holds no state of a
+visitor: what is shown is asked of the REST API, what was chosen stands in the address. A server may therefore be
+restarted under an open page. Why no framework: docs/decisions/0070-plain-pages.md."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import cache
+from importlib import resources
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+# Every page: its address, its template and module, and the entry of the main menu that it belongs to.
+PAGES: tuple[tuple[str, str, str], ...] = (
+    ("/", "pipelines", "pipelines"),
+    ("/new", "new", "new"),
+    ("/pipelines/{pipeline}", "run", "pipelines"),
+    ("/pipelines/{pipeline}/dataset", "dataset", "pipelines"),
+    ("/pipelines/{pipeline}/results", "results", "pipelines"),
+    ("/system", "system", "system"),
+    ("/login", "login", ""),
+)
+# Loaded beside the page's own module instead of after it: modules that import one another are a chain of waits.
+_SHARED = ("dom", "api", "format", "live", "chrome")
+
+
+class Static(StaticFiles):
+    """The stylesheet and the modules. A browser asks each time whether its copy is still the newest, so that no
+    page mixes the files of two versions; the answer is a 304 of a few bytes."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+def static_files() -> Static:
+    """To be mounted at /static."""
+    return Static(packages=[("lora_foundry.web", "static")])
+
+
+def render(page: str, section: str = "", pipeline: str = "") -> str:
+    """A page as HTML. `pipeline` is whatever stood in the address; it is escaped like everything else."""
+    return (
+        _environment()
+        .get_template(f"{page}.html.jinja")
+        .render(page=page, section=section, pipeline=pipeline, modules=(*_SHARED, page))
+    )
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("lora_foundry.web", "templates")
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def page_router() -> APIRouter:
+    """A route for each page, and the icon that browsers ask for at a fixed address."""
+    router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    for address, page, section in PAGES:
+        router.add_api_route(address, _route(page, section, methods=["GET"])
+    router.add_api_route("/favicon.ico", _icon, methods=["GET"])
+    return router
+
+
+def _route(page: str, section: str) -> Callable[[Request], Awaitable[HTMLResponse]]:
+    async def show(request: Request) -> HTMLResponse:
+        return HTMLResponse(render(page, section, request.path_params.get("pipeline", "")))
+
+    return show
+
+
+async def _icon() -> Response:
+    icon = resources.files("lora_foundry.web").joinpath("static/favicon.svg").read_bytes()
+    return Response(icon, media_type="image/svg+xml")

@@ -1,0 +1,166 @@
+// The training set: captions edited where they stand, tags changed everywhere at once, pictures left out and brought back.
+
+import { byId, el, say, sync, tell } from "./dom.js";
+import { get, getIfThere, path, pipelineId, pipelinePath, post, put } from "./api.js";
+import { startChrome } from "./chrome.js";
+import { plural } from "./format.js";
+import { complain, look, showHead } from "./head.js";
+import { coalesced, live } from "./live.js";
+import { retryRun } from "./retry.js";
+
+let dataset = { images: [], tags: [], near_duplicates: [] };
+let onlyTag = "";
+
+const done = (text) => tell(byId("done"), text, "good");
+const words = (picture) => (picture.shot ?? []).filter(Boolean).join(", ") || picture.file;
+const isIn = (picture) => picture.status === "included";
+
+function draw() {
+  const used = dataset.images.filter(isIn);
+  const out = dataset.images.filter((picture) => !isIn(picture));
+  const visible = onlyTag ? used.filter((picture) => tagsOf(picture.caption).includes(onlyTag)) : used;
+  const large = visible.map(enlarged);
+  sync(byId("set"), visible, (picture) => picture.file, makeTile, (node, picture) => updateTile(node, picture, () => look(large, visible.indexOf(picture))));
+  byId("set").setAttribute("aria-busy", "false");
+  say(byId("count"), onlyTag ? `${visible.length} of ${plural(used.length, "picture")} with “${onlyTag}”` : plural(used.length, "picture"));
+  byId("all").hidden = !onlyTag;
+  byId("none").hidden = used.length > 0;
+  drawTags();
+  byId("out-section").hidden = !out.length;
+  sync(byId("out"), out, (picture) => picture.file, makeOut, (node, picture) => updateOut(node, picture, () => look(out.map(enlarged), out.indexOf(picture))));
+  drawTwins();
+}
+
+const enlarged = (picture) => ({ source: picture.url, title: picture.file, text: [picture.caption, picture.reason].filter(Boolean).join(" · ") });
+const tagsOf = (caption) => (caption ?? "").split(",").map((tag) => tag.trim()).filter(Boolean);
+
+function drawTags() {
+  sync(byId("tags"), dataset.tags, (entry) => entry.tag, (entry) => el("li", {}, el("button", { type: "button", on: { click: () => {
+    onlyTag = onlyTag === entry.tag ? "" : entry.tag;
+    byId("bulk-tag").value = entry.tag;
+    draw();
+  } } })), (node, entry) => {
+    const button = node.firstElementChild;
+    button.replaceChildren(entry.tag, el("span", {}, ` ${entry.count}`));
+    button.setAttribute("aria-pressed", String(onlyTag === entry.tag));
+  });
+}
+
+function picture(className = "") {
+  return el("button", { type: "button", class: className }, el("img", { loading: "lazy", decoding: "async", width: 212, height: 212 }));
+}
+
+function showPicture(node, each, open) {
+  const image = node.querySelector("img");
+  image.alt = words(each);
+  if (image.getAttribute("src") !== each.thumbnail) image.src = each.thumbnail;
+  node.querySelector("button").onclick = open;
+}
+
+function makeTile(each) {
+  const text = el("textarea", { "aria-label": `Caption of ${each.file}`, spellcheck: "false", rows: 4 });
+  const save = el("button", { type: "button", hidden: true, on: { click: () => saveCaption(each.file, text, save) } }, "Save");
+  text.addEventListener("input", () => { save.hidden = text.value === text.dataset.stored; });
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save.click();
+    if (event.key === "Escape") { text.value = text.dataset.stored; save.hidden = true; }
+  });
+  return el("li", { class: "tile" }, picture(), el("div", { class: "body" },
+    el("div", { class: "row between small" }, el("span", { class: "soft name" }), el("span", { class: "soft edited" })), text,
+    el("div", { class: "row between" }, save, el("button", {
+      type: "button", class: "quiet danger", "aria-label": `Exclude ${each.file}`, on: { click: () => change("exclude", each.file) },
+    }, "Exclude"))));
+}
+
+function updateTile(node, each, open) {
+  showPicture(node, each, open);
+  say(node.querySelector(".name"), each.file);
+  say(node.querySelector(".edited"), each.edited ? "edited" : "");
+  const text = node.querySelector("textarea");
+  const untouched = text.dataset.stored === undefined || text.value === text.dataset.stored;
+  text.dataset.stored = each.caption ?? "";
+  if (untouched) text.value = each.caption ?? ""; // what somebody is writing here is not taken away
+}
+
+async function saveCaption(file, text, save) {
+  try {
+    await put(pipelinePath("dataset", file, "caption"), { caption: text.value });
+    text.dataset.stored = text.value;
+    save.hidden = true;
+    done(`The caption of ${file} is saved.`);
+    refresh();
+  } catch (problem) {
+    complain(problem);
+  }
+}
+
+async function change(what, file) {
+  try {
+    await post(pipelinePath("dataset", file, what));
+    done(what === "exclude" ? `${file} is left out.` : `${file} is back.`);
+    refresh();
+  } catch (problem) {
+    complain(problem);
+  }
+}
+
+function makeOut(each) {
+  return el("li", { class: "tile excluded" }, picture(), el("div", { class: "body small" },
+    el("span", { class: "soft name" }), el("span", { class: "reason" }),
+    each.status === "excluded" ? el("button", {
+      type: "button", "aria-label": `Restore ${each.file}`, on: { click: () => change("restore", each.file) },
+    }, "Restore") : null));
+}
+
+function updateOut(node, each, open) {
+  showPicture(node, each, open);
+  say(node.querySelector(".name"), each.file);
+  say(node.querySelector(".reason"), each.reason ?? "");
+}
+
+function drawTwins() {
+  const known = new Map(dataset.images.map((each) => [each.file, each]));
+  const twins = dataset.near_duplicates.filter(({ a, b }) => known.has(a) && known.has(b));
+  byId("twins-section").hidden = !twins.length;
+  sync(byId("twins"), twins, ({ a, b }) => `${a} ${b}`, ({ a, b, distance }) => el("li", { class: "pair" },
+    el("div", { class: "two" }, ...[a, b].map((file) => el("figure", {}, el("img", { loading: "lazy", src: known.get(file).thumbnail, alt: words(known.get(file)) }), el("figcaption", {}, file)))),
+    el("div", { class: "body" }, el("span", { class: "soft" }, `${distance} of 64 bits differ`), el("div", { class: "row" }, ...[a, b].map((file) => el("button", {
+      type: "button", class: "quiet danger", "aria-label": `Exclude ${file} of this pair`, on: { click: () => change("exclude", file) },
+    }, `Exclude ${file}`))))));
+}
+
+const refresh = coalesced(async () => {
+  const [run, found] = await Promise.all([get(pipelinePath()), getIfThere(pipelinePath("dataset"))]);
+  showHead(run, refresh);
+  if (found) dataset = found;
+  draw();
+  performance.mark("shown");
+}, { failed: complain });
+
+startChrome();
+byId("all").addEventListener("click", () => { onlyTag = ""; draw(); });
+byId("bulk").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const tag = event.target.tag.value.trim();
+  const adding = event.submitter.value === "add";
+  try {
+    const answer = await post(pipelinePath("dataset", "tags"), { [event.submitter.value]: [tag] });
+    done(`“${tag}” was ${adding ? "added to" : "removed from"} ${plural(answer.changed, "caption")}.`);
+    refresh();
+  } catch (problem) {
+    complain(problem);
+  }
+});
+byId("retrain").addEventListener("click", async () => {
+  const what = "The pictures and captions are taken as they stand now; training, measuring and installing are done again.";
+  try {
+    if (await retryRun(pipelineId, byId("name").textContent, { from: "train", words: what })) location.assign(`/pipelines/${encodeURIComponent(pipelineId)}`);
+  } catch (problem) {
+    complain(problem);
+  }
+});
+addEventListener("beforeunload", (event) => {
+  const unsaved = [...document.querySelectorAll(".tile textarea")].some((text) => text.value !== text.dataset.stored);
+  if (unsaved) event.preventDefault();
+});
+live(path("pipelines", pipelineId, "events"), { refresh, pipeline: refresh });

@@ -1,0 +1,67 @@
+// What the three pages of one run share: name, state, what can be done with it, and the picture that is looked at.
+
+import { byId, el, say, tell } from "./dom.js";
+import { pipelineId } from "./api.js";
+import { cancelRun, isOver, retryRun } from "./retry.js";
+
+export const complain = (problem) => tell(byId("message"), problem.message, "bad");
+
+/** Shows name, description and state of `run`, with the buttons that fit it; `changed` is called after each of them. */
+export function showHead(run, changed) {
+  say(byId("name"), run.character.name);
+  document.title = `${run.character.name} · lora-foundry`;
+  say(byId("description"), run.character.description);
+  const state = byId("state");
+  state.hidden = false;
+  state.className = `chip ${run.status}`;
+  say(state, run.status);
+  const ended = isOver(run);
+  const box = byId("actions");
+  if (box.dataset.shown === String(ended)) return;
+  box.dataset.shown = String(ended);
+  const act = ended ? () => retryRun(pipelineId, run.character.name) : () => cancelRun(pipelineId);
+  box.replaceChildren(el("button", {
+    type: "button",
+    on: { click: () => act().then(changed).catch(complain) },
+  }, ended ? "Run again" : "Cancel"));
+}
+
+let shown = [];
+let place = 0;
+
+/** Opens the large view at `index` of `pictures` ([{source, title, text}]); arrows go to the neighbours. */
+export function look(pictures, index) {
+  shown = pictures;
+  place = index;
+  draw();
+  const dialog = byId("picture");
+  if (!dialog.dataset.ready) prepare(dialog);
+  dialog.showModal();
+}
+
+function prepare(dialog) {
+  dialog.dataset.ready = "true";
+  const move = (by) => {
+    place = (place + by + shown.length) % shown.length;
+    draw();
+  };
+  byId("picture-back").addEventListener("click", () => move(-1));
+  byId("picture-next").addEventListener("click", () => move(1));
+  byId("picture-close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") move(-1);
+    if (event.key === "ArrowRight") move(1);
+  });
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+}
+
+function draw() {
+  const { source, title, text } = shown[place];
+  const image = byId("picture-image");
+  image.src = source;
+  image.alt = title;
+  image.classList.toggle("sharp", image.naturalWidth > 0 && image.naturalWidth <= 128);
+  image.onload = () => image.classList.toggle("sharp", image.naturalWidth <= 128);
+  say(byId("picture-title"), title);
+  say(byId("picture-text"), text ?? "");
+}

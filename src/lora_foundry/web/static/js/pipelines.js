@@ -1,0 +1,137 @@
+// All runs, newest first: fifty at the start, more on demand, each row refreshed in place by the events. The filter
+// stands in the address.
+
+import { byId, el, say, sync, tell } from "./dom.js";
+import { get, path } from "./api.js";
+import { about, ago, plural, STAGES } from "./format.js";
+import { coalesced, live } from "./live.js";
+import { startChrome } from "./chrome.js";
+import { cancelRun, isOver, retryRun } from "./retry.js";
+
+const SIZE = 50;
+const list = byId("runs");
+const form = byId("filter");
+const query = new URLSearchParams(location.search);
+let shown = [];
+let total = 0;
+let cursor = null;
+
+function make(run) {
+  return el("li", { class: "run" },
+    el("img", { class: "thumb", alt: "", width: 60, height: 60, loading: "lazy", decoding: "async" }),
+    el("div", { class: "who" }, el("a", { href: `/pipelines/${encodeURIComponent(run.id)}` }), el("span")),
+    el("div", { class: "how" },
+      el("div", { class: "row" }, el("span", { class: "doing" }), el("span", { class: "soft num left" })),
+      el("progress", { max: 1 })),
+    el("span", { class: "state" }, el("span", { class: "chip" })),
+    el("div", { class: "actions" }));
+}
+
+function update(row, run) {
+  const name = run.character.name;
+  say(row.querySelector(".who a"), name);
+  say(row.querySelector(".who span"), run.character.description);
+  const picture = row.querySelector("img");
+  if (run.thumbnail && picture.getAttribute("src") !== run.thumbnail) picture.src = run.thumbnail;
+  say(row.querySelector(".doing"), doing(run));
+  say(row.querySelector(".left"), isOver(run) ? ago(run.created_at) : about(run.eta_seconds));
+  const bar = row.querySelector("progress");
+  bar.value = run.progress;
+  bar.setAttribute("aria-label", `Progress of ${name}`);
+  const chip = row.querySelector(".chip");
+  chip.className = `chip ${run.status}`;
+  say(chip, run.status);
+  button(row.querySelector(".actions"), run);
+}
+
+function doing(run) {
+  if (run.status === "completed") return "all stages done";
+  if (run.status === "failed") return `failed in ${run.stage}`;
+  const stage = run.stages.find((each) => each.stage === run.stage);
+  const count = stage?.total ? ` · ${stage.done} of ${stage.total}` : "";
+  return `${run.stage} (${STAGES.indexOf(run.stage) + 1} of ${STAGES.length})${count}`;
+}
+
+function button(box, run) {
+  const wanted = isOver(run) ? "Retry" : "Cancel";
+  if (box.dataset.shown === wanted) return;
+  box.dataset.shown = wanted;
+  const act = () => (isOver(run) ? retryRun(run.id, run.character.name) : cancelRun(run.id));
+  box.replaceChildren(el("button", {
+    type: "button",
+    "aria-label": `${wanted} ${run.character.name}`,
+    on: { click: () => act().then(refresh).catch(complain) },
+  }, wanted));
+}
+
+const complain = (problem) => tell(byId("message"), problem.message, "bad");
+
+function draw() {
+  sync(list, shown, (run) => run.id, make, update);
+  list.setAttribute("aria-busy", "false");
+  list.hidden = !shown.length;
+  byId("none").hidden = Boolean(shown.length);
+  say(byId("none").firstElementChild, query.size ? "No run fits the filter." : "No character yet. Describe the first one.");
+  say(byId("summary"), `${plural(total, "run")}, the newest first.`);
+  byId("more").hidden = !cursor;
+  say(byId("more"), `Show more (${total - shown.length})`);
+}
+
+async function page(limit, after) {
+  const wanted = new URLSearchParams({ limit });
+  for (const key of ["q", "status"]) if (query.get(key)) wanted.set(key, query.get(key));
+  if (after) wanted.set("cursor", after);
+  return get(`${path("pipelines")}?${wanted}`);
+}
+
+/** Asks for all that is shown, from the newest on. */
+const refresh = coalesced(async () => {
+  const wanted = Math.max(SIZE, shown.length);
+  const found = await page(SIZE);
+  while (found.next_cursor && found.pipelines.length < wanted) {
+    const next = await page(SIZE, found.next_cursor);
+    found.pipelines.push(...next.pipelines);
+    found.next_cursor = next.next_cursor;
+  }
+  ({ pipelines: shown, total, next_cursor: cursor } = found);
+  draw();
+  tell(byId("message"), "");
+  performance.mark("shown");
+}, { failed: complain });
+
+async function more() {
+  const found = await page(SIZE, cursor);
+  const known = new Set(shown.map((run) => run.id));
+  shown.push(...found.pipelines.filter((run) => !known.has(run.id)));
+  cursor = found.next_cursor;
+  draw();
+}
+
+/** A row that is shown is refreshed where it stands; a new run, or one that may no longer fit the filter, needs more. */
+function changed(run) {
+  const place = shown.findIndex((each) => each.id === run.id);
+  if (place < 0 || query.get("status")) return void refresh();
+  const restated = shown[place].status !== run.status;
+  shown[place] = run;
+  update([...list.children].find((row) => row.dataset.key === run.id), run);
+  if (restated) draw();
+}
+
+function filter() {
+  for (const [key, value] of [["q", form.q.value.trim()], ["status", form.status.value]]) {
+    if (value) query.set(key, value);
+    else query.delete(key);
+  }
+  history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+  shown = [];
+  refresh();
+}
+
+startChrome();
+form.q.value = query.get("q") ?? "";
+form.status.value = query.get("status") ?? "";
+form.addEventListener("submit", (event) => event.preventDefault());
+form.q.addEventListener("input", filter);
+form.status.addEventListener("change", filter);
+byId("more").addEventListener("click", () => more().catch(complain));
+live(path("events"), { refresh, pipeline: changed, gone: refresh });

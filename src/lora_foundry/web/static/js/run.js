@@ -1,0 +1,143 @@
+// One run, watched while it happens: the stages, the pictures as they arrive, the loss, the samples, the log.
+
+import { byId, el, say, sync } from "./dom.js";
+import { get, getIfThere, path, pipelineId, pipelinePath } from "./api.js";
+import { lineChart, smooth, thin } from "./chart.js";
+import { startChrome } from "./chrome.js";
+import { about, bytes, duration, plural } from "./format.js";
+import { complain, look, showHead } from "./head.js";
+import { coalesced, live } from "./live.js";
+
+const MARKS = { completed: "✓", failed: "!", cancelled: "–" };
+let run = null;
+let logStage = "";
+
+function showRun(found) {
+  run = found;
+  showHead(run, refresh);
+  sync(byId("steps"), run.stages, (stage) => stage.stage, makeStep, updateStep);
+  const now = run.stages.find((stage) => stage.stage === run.stage);
+  const running = now?.status === "running";
+  byId("progress").hidden = !running;
+  byId("progress").value = now?.total ? now.done / now.total : 0;
+  say(byId("left"), running ? about(run.eta_seconds ?? now.eta_seconds) : "");
+  say(byId("doing"), now ? doing(now) : "All stages are done.");
+  showStages();
+}
+
+function doing(stage) {
+  if (stage.error && stage.status !== "running") return `${stage.stage}: ${stage.error}`;
+  if (stage.status === "running") return [`${stage.stage} on ${stage.worker ?? "a worker"}`, stage.message].filter(Boolean).join(" · ");
+  return `${stage.stage} waits for a free worker.`;
+}
+
+function makeStep(stage) {
+  return el("li", { class: "step" }, el("span", { class: "dot", "aria-hidden": "true" }), el("b", {}, stage.stage), el("span", { class: "what" }));
+}
+
+function updateStep(node, stage) {
+  node.className = `step ${stage.status}`;
+  if (stage.stage === run.stage) node.setAttribute("aria-current", "step");
+  else node.removeAttribute("aria-current");
+  say(node.querySelector(".dot"), MARKS[stage.status] ?? String(run.stages.indexOf(stage) + 1));
+  const counted = stage.status === "running" && stage.total ? `${stage.done} of ${stage.total}` : "";
+  const what = stage.status === "completed" ? duration(stage.seconds) || "done" : counted || stage.status;
+  say(node.querySelector(".what"), stage.retries ? `${what}, attempt ${stage.retries + 1}` : what);
+}
+
+function showStages() {
+  const select = byId("log-stage");
+  sync(select, run.stages, (stage) => stage.stage, (stage) => el("option", { value: stage.stage }, stage.stage));
+  const running = run.stages.find((stage) => stage.status === "running") ?? run.stages.findLast((stage) => stage.started_at);
+  if (!select.dataset.chosen && running) select.value = running.stage;
+}
+
+async function showPictures() {
+  const dataset = await getIfThere(pipelinePath("dataset"));
+  const pictures = (dataset?.images ?? []).filter((picture) => picture.status !== "excluded" && picture.status !== "rejected");
+  byId("no-pictures").hidden = pictures.length > 0;
+  say(byId("count"), pictures.length ? plural(pictures.length, "picture") : "");
+  const large = pictures.map((picture) => ({
+    source: picture.url, title: picture.file, text: [picture.caption, `seed ${picture.seed}`].filter(Boolean).join(" · "),
+  }));
+  sync(byId("gallery"), pictures, (picture) => picture.file, makePicture, (node, picture) => {
+    const index = pictures.indexOf(picture);
+    node.firstElementChild.onclick = () => look(large, index);
+    const image = node.querySelector("img");
+    image.alt = (picture.shot ?? []).filter(Boolean).join(", ") || picture.file;
+    if (image.getAttribute("src") !== picture.thumbnail) image.src = picture.thumbnail;
+  });
+}
+
+function makePicture() {
+  return el("li", { class: "fresh" }, el("button", { type: "button" }, el("img", { loading: "lazy", decoding: "async", width: 104, height: 104 })));
+}
+
+async function showLoss() {
+  const found = await getIfThere(pipelinePath("loss"));
+  const points = found?.points ?? [];
+  if (points.length < 2) return;
+  const thinned = thin(points);
+  byId("loss").replaceChildren(lineChart({
+    label: "Training loss", xLabel: "step",
+    series: [{ className: "raw", points: thinned }, { className: "first", label: "loss", points: smooth(thinned) }],
+  }));
+  say(byId("loss-now"), `step ${points.at(-1)[0]} · ${smooth(thinned).at(-1)[1].toFixed(4)}`);
+}
+
+async function showSamples() {
+  const samples = (await getIfThere(pipelinePath("samples")))?.samples ?? [];
+  byId("samples-panel").hidden = !samples.length;
+  const large = samples.map((sample) => ({ source: sample.url, title: `Step ${sample.step}`, text: sample.prompt }));
+  sync(byId("samples"), samples, (sample) => sample.file, (sample) => el("li", { class: "fresh" },
+    el("button", { type: "button" }, el("img", { loading: "lazy", src: sample.thumbnail, alt: `Sample at step ${sample.step}`, width: 104, height: 104 }))),
+  (node, sample) => { node.firstElementChild.onclick = () => look(large, samples.indexOf(sample)); });
+}
+
+async function showLog() {
+  const stage = run?.stages.find((each) => each.stage === byId("log-stage").value);
+  if (!stage) return;
+  const part = await getIfThere(path("tasks", String(stage.task_id), "log")); // its end, at most 64 KiB
+  const log = byId("log");
+  const text = part?.text || "Nothing yet.";
+  if (logStage === stage.stage && log.textContent === text) return;
+  const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 24 || logStage !== stage.stage;
+  logStage = stage.stage;
+  say(log, text);
+  if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
+async function showGpu() {
+  const system = await get(path("system"));
+  const devices = system.gpus ?? [];
+  byId("gpu-panel").hidden = !devices.length;
+  byId("gpu").replaceChildren(...devices.map((device) => el("div", { class: "field" },
+    el("span", { class: "small" }, `${device.name}: ${bytes(device.used_bytes)} of ${bytes(device.total_bytes)}`),
+    el("progress", { max: device.total_bytes, value: device.used_bytes, "aria-label": `Memory of ${device.name}` }))));
+}
+
+const details = coalesced(async () => {
+  const all = await Promise.allSettled([showPictures(), showLoss(), showSamples(), showLog(), showGpu()]);
+  for (const each of all) if (each.status === "rejected") complain(each.reason);
+  performance.mark("shown");
+}, { pause: 900 });
+
+const refresh = coalesced(async () => {
+  showRun(await get(pipelinePath()));
+  byId("message").hidden = true;
+  details();
+}, { failed: complain });
+
+startChrome();
+byId("log-stage").addEventListener("change", () => {
+  byId("log-stage").dataset.chosen = "true";
+  showLog().catch(complain);
+});
+live(path("pipelines", pipelineId, "events"), {
+  refresh,
+  pipeline: (found) => {
+    if (found.id !== pipelineId) return;
+    showRun(found);
+    details();
+  },
+});

@@ -1,0 +1,63 @@
+// The machine: who works on what, what it has left, and what the doctor says.
+
+import { byId, el, tell } from "./dom.js";
+import { get, path } from "./api.js";
+import { startChrome } from "./chrome.js";
+import { ago, bytes, share } from "./format.js";
+import { coalesced, live } from "./live.js";
+import { table } from "./table.js";
+
+const complain = (problem) => tell(byId("message"), problem.message, "bad");
+const card = (name, value, note) => el("div", { class: "card" }, el("span", {}, name), el("b", {}, String(value)), el("small", {}, note));
+
+function draw(system) {
+  const { counts = {}, workers = [], comfyui, gpus = [], disks = [] } = system;
+  byId("cards").replaceChildren(
+    card("workers", workers.length, workers.length ? "alive" : "nothing runs until one is started"),
+    card("running", counts.running ?? 0, "tasks"),
+    card("waiting", (counts.pending ?? 0) + (counts.retrying ?? 0), "tasks"),
+    card("failed", counts.failed ?? 0, "tasks"),
+    card("ComfyUI", comfyui?.reachable ? "up" : "down", comfyui?.detail ?? comfyui?.url ?? ""),
+  );
+  byId("workers").replaceChildren(workers.length
+    ? table(["worker", "lanes", "host", "last sign of life"], workers.map((each) => [each.name, each.lanes, each.host, ago(each.last_seen)]), "Workers")
+    : el("p", { class: "soft" }, "No worker is alive. Start one with ", el("code", {}, "lora-foundry worker"), " or ", el("code", {}, "lora-foundry serve --with-worker"), "."));
+  byId("devices").replaceChildren(
+    ...gpus.map((gpu) => meter(gpu.name, gpu.used_bytes, gpu.total_bytes)),
+    ...(gpus.length ? [] : [el("p", { class: "soft" }, "No GPU is seen here; the CPU computes.")]),
+    ...disks.map((disk) => meter(disk.folder, disk.total_bytes - disk.free_bytes, disk.total_bytes)),
+  );
+}
+
+function meter(name, used, total) {
+  return el("div", { class: "field" },
+    el("div", { class: "row between small" }, el("span", {}, name), el("span", { class: "soft num" }, `${bytes(used)} of ${bytes(total)} used`)),
+    el("progress", { max: total, value: used, "aria-label": `${name}: ${bytes(used)} of ${bytes(total)} used` }));
+}
+
+function drawFindings(findings) {
+  byId("findings").replaceChildren(...findings.map((finding) => el("li", {},
+    el("span", { class: finding.ok ? "good" : "bad", "aria-hidden": "true" }, finding.ok ? "✓" : "✕"),
+    el("div", {}, el("b", {}, finding.subject), el("span", { class: "sr" }, finding.ok ? " is fine: " : " is missing: "), el("p", { class: "soft small" }, finding.found),
+      finding.ok ? null : el("p", { class: "small" }, finding.mend)))));
+}
+
+function drawLoras(loras) {
+  byId("loras").replaceChildren(loras.length
+    ? table(["file", "trigger", ["identity", "n"], ["adherence", "n"], ["size", "n"]], loras.map((each) => [each.name, each.trigger, [share(each.scores?.identity_after), "n"], [share(each.scores?.adherence_after), "n"], [bytes(each.bytes), "n"]]), "Installed LoRAs")
+    : el("p", { class: "soft" }, "None yet."));
+}
+
+const refresh = coalesced(async () => {
+  draw(await get(`${path("system")}?recipe=${encodeURIComponent(byId("recipe").value)}`));
+  performance.mark("shown");
+}, { pause: 2000, failed: complain });
+
+startChrome();
+try {
+  const recipes = await get(path("recipes"));
+  byId("recipe").append(...recipes.map((each) => el("option", { value: each.name }, each.name)));
+} catch (problem) {
+  complain(problem);
+}
+live(path("events"), { refresh, pipeline: refresh, gone: refresh });
