@@ -67,7 +67,7 @@ def page_router() -> APIRouter:
     """A route for each page, and the icon that browsers ask for at a fixed address."""
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
     for address, page, section in PAGES:
-        router.add_api_route(address, _route(page, section, methods=["GET"])
+        router.add_api_route(address, _route(page, section), methods=["GET"])
     router.add_api_route("/favicon.ico", _icon, methods=["GET"])
     return router
 
