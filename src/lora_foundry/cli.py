@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lora_foundry import __version__, cli_tasks
+from lora_foundry import __version__, cli_tasks, cli_web
 from lora_foundry.errors import FoundryError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(cli_tasks.tasks, name="tasks")
 app.add_typer(cli_tasks.db, name="db")
 app.command()(cli_tasks.worker)
 app.command()(cli_tasks.stats)
+app.command()(cli_web.serve)
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 

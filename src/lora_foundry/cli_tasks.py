@@ -44,11 +44,6 @@ def settings_of(home: Path | None) -> Settings:
     return Settings() if home is None else Settings(home=home)
 
 
-def database_url(settings: Settings) -> str:
-    """Where the tasks are: the database that was set, else a SQLite file in the home folder."""
-    return settings.database_url or f"sqlite:///{settings.home.expanduser().absolute() / 'tasks.db'}"
-
-
 def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[Answer]]) -> Answer:
     """Runs `work` on the ledger, whose table is made or brought up to date first."""
     try:
@@ -61,7 +56,7 @@ def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[Answer]])
         settings.home.expanduser().mkdir(parents=True, exist_ok=True)
 
     async def run() -> Answer:
-        ledger = Ledger(database_url(settings))
+        ledger = Ledger(settings.task_database)
         try:
             await ledger.upgrade()
             return await work(ledger)
@@ -83,7 +78,7 @@ def worker(
     from lora_foundry.engine.worker import lanes_for
 
     start_log(as_json)
-    serve(database_url(settings), settings, lanes=lanes_for(lane), redis_url=settings.redis_url)
+    serve(settings.task_database, settings, lanes=lanes_for(lane), redis_url=settings.redis_url)
 
 
 def submit(
@@ -118,7 +113,7 @@ def upgrade(home: Home = None) -> None:
     """Create the task table, or adopt an existing echo_tasks with an integer id; no row is lost."""
     settings = settings_of(home)
     with_ledger(settings, _nothing)
-    _out.print(f"The task table is up to date in {escape(database_url(settings))}.", soft_wrap=True)
+    _out.print(f"The task table is up to date in {escape(settings.task_database)}.", soft_wrap=True)
 
 
 def stats(home: Home = None, as_json: JsonOption = False) -> None:

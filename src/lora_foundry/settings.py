@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -38,11 +38,19 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(default=None, description="Redis for wake-up hints; none unless set.")
     recipe: str = Field(default="mini", description="Recipe where none is named.")
+    token: SecretStr | None = Field(
+        default=None, description="What the web server asks for; needed on any address but loopback."
+    )
     device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
 
     @property
     def datasets_dir(self) -> Path:
         return (self.datasets or self.home / "datasets").expanduser().absolute()
+
+    @property
+    def task_database(self) -> str:
+        """Where the tasks are: the database that was set, else a SQLite file in the home folder."""
+        return self.database_url or f"sqlite:///{self.home.expanduser().absolute() / 'tasks.db'}"
 
     @property
     def comfyui_loras_dir(self) -> Path | None:

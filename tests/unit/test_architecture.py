@@ -14,7 +14,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "lora_foundry"
 # Layers from the top; a module may import from its own layer (but see SEPARATE) and from those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("testing",),
-    ("cli", "__main__", "cli_tasks", "terminal"),
+    ("cli", "__main__", "cli_tasks", "cli_web", "terminal"),
+    ("web",),
     ("doctor", "echo"),
     ("foundry",),
     ("backends", "engine", "training"),

@@ -1,0 +1,69 @@
+"""Puts the server together: one function that makes the app, so that tests, `serve` and others' servers get the same."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
+
+from lora_foundry import __version__
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.pipelines import Pipeline
+from lora_foundry.settings import Settings
+from lora_foundry.storage import make_folder
+from lora_foundry.web import problems
+from lora_foundry.web.guard import Guard
+from lora_foundry.web.hub import Hub
+from lora_foundry.web.metrics import Traffic, TrafficMiddleware
+from lora_foundry.web.routes import events, health, login, pipelines, recipes, tasks
+from lora_foundry.web.sessions import GuessLimit, Sessions
+from lora_foundry.web.site import Site
+
+MOST_BODY = 1_000_000
+ROUTERS = (health.router, recipes.router, events.router, pipelines.router, tasks.router)
+
+
+def create_app(settings: Settings, token: str | None = None) -> FastAPI:
+    """The API and the dashboard. Without a token it answers only under a loopback name."""
+    make_folder(settings.home.expanduser())
+    site = _site(settings, token)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await site.ledger.upgrade()
+        yield
+        site.hub.close()
+        await site.ledger.close()
+
+    app = FastAPI(
+        title="lora-foundry",
+        version=__version__,
+        summary="Describe a character; get a LoRA that draws it.",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        max_body_size=MOST_BODY,
+        responses=problems.RESPONSES,
+    )
+    app.state.site = site
+    for router in ROUTERS:
+        app.include_router(router)
+    app.include_router(login.router, include_in_schema=False)
+    problems.install(app)
+    app.add_middleware(Guard, sessions=site.sessions, limit=site.limit)
+    app.add_middleware(TrafficMiddleware, traffic=Traffic(site.registry))
+    return app
+
+
+def _site(settings: Settings, token: str | None) -> Site:
+    ledger = Ledger(settings.task_database)
+
+    async def show(pipeline: Pipeline) -> BaseModel:
+        return await pipelines.show(site, pipeline)
+
+    site = Site(settings, ledger, Sessions(token), GuessLimit(), Hub(ledger, show), CollectorRegistry())
+    return site

@@ -1,0 +1,170 @@
+"""What the API says about pipelines and tasks; the shapes of the other subjects stand beside their routes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lora_foundry.domain.run import StageName
+from lora_foundry.domain.task import TaskStatus
+
+SettingText = Annotated[str, Field(max_length=2000, examples=["train.rank=8"])]
+
+
+class RequestModel(BaseModel):
+    """Base of what clients send: a misspelt key is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PlanRequest(RequestModel):
+    """A character, a recipe and changes to it."""
+
+    name: str = Field(max_length=200, description="Becomes the dataset folder.", examples=["Elara"])
+    description: str = Field(max_length=4000, examples=["1girl, brown hair, red dress"])
+    tags: list[Annotated[str, Field(max_length=200)]] = Field(
+        default=[], max_length=100, description="Identity tags for captions; else the description's parts."
+    )
+    recipe: str | None = Field(
+        default=None, max_length=200, description="A shipped recipe, or one in <home>/recipes."
+    )
+    settings: list[SettingText] = Field(
+        default=[], max_length=200, description='Changes to the recipe, each "section.key=value".'
+    )
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+
+
+class PipelineIn(PlanRequest):
+    """A pipeline to be started."""
+
+    trigger: str = Field(default="", max_length=200, description="Calls the character; else the name.")
+    output_name: str | None = Field(default=None, max_length=200, description="The LoRA's file name.")
+    reference: str | None = Field(
+        default=None, max_length=80, description="A picture of the character, as `POST /references` named it."
+    )
+
+
+class RetryIn(RequestModel):
+    """What is to be different this time; nothing means the same again."""
+
+    settings: list[SettingText] = Field(default=[], max_length=200)
+    from_stage: StageName | None = Field(
+        default=None, description="Start here although it is completed; else with the first that is not."
+    )
+
+
+class StageView(BaseModel):
+    """A stage of a pipeline. `done` of `total` counts `unit`s; times are UTC; `eta_seconds` counts from now."""
+
+    stage: str
+    task_id: int
+    lane: Literal["cpu", "gpu"] | None
+    status: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    message: str = ""
+    loss: float | None = None
+    seconds: float | None = None
+    eta_seconds: float | None = None
+    error: str | None = None
+    retries: int = 0
+    resumes: int = 0
+    worker: str | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+
+
+class CharacterView(BaseModel):
+    name: str
+    description: str
+
+
+class PipelineView(BaseModel):
+    """A pipeline. `stage` is the one that runs, or would be next; `progress` is the share of stages done, 0 to 1.
+
+    eta_seconds: what the running stage and, where earlier pipelines of the same recipe tell, the later ones will
+    take; None where nothing can be said. thumbnail: the address of the newest picture.
+    """
+
+    id: str
+    character: CharacterView
+    recipe: str | None
+    settings: dict[str, Any] = Field(description="Changes to the recipe, nested.")
+    output_name: str | None
+    status: TaskStatus
+    stage: str | None
+    stages: list[StageView]
+    progress: float
+    eta_seconds: float | None
+    error: str | None
+    thumbnail: str | None
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class PipelineDetail(PipelineView):
+    """One pipeline, with what only its own page shows."""
+
+    trigger: str
+    tags: list[str]
+    dataset_dir: str
+    has_results: bool
+    published: bool
+
+
+class PipelinePage(BaseModel):
+    """Newest first. `next_cursor` is for the next page; None on the last."""
+
+    pipelines: list[PipelineView]
+    total: int
+    next_cursor: str | None
+
+
+class TaskView(BaseModel):
+    """A row of the task table."""
+
+    id: int
+    uuid: str
+    name: str
+    task_type: str
+    status: str
+    priority: int
+    pipeline: str | None
+    worker: str | None
+    retries: int
+    max_retries: int
+    resumes: int
+    timeout: int
+    error: str | None
+    progress: Any
+    created_at: datetime | None
+    updated_at: datetime | None
+    scheduled_for: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class TaskDetail(TaskView):
+    """A row with what it holds."""
+
+    payload: Any
+    result: Any
+    dependencies: Any
+    creator: str | None
+
+
+class TaskPage(BaseModel):
+    tasks: list[TaskView]
+    counts: dict[str, int]
+
+
+class LogPart(BaseModel):
+    """A task's log from byte `start` on; ask again with `after=next` for what comes then."""
+
+    text: str
+    start: int
+    next: int
+    size: int

@@ -1,0 +1,112 @@
+"""Pipelines: start, list, read, cancel, do again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from lora_foundry.domain.run import Run
+from lora_foundry.domain.task import TaskStatus
+from lora_foundry.engine import pipelines as engine
+from lora_foundry.engine.pipelines import Pipeline
+from lora_foundry.storage import read_model
+from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, RetryIn
+from lora_foundry.web.site import Here, Site
+from lora_foundry.web.submission import changes, pipeline_request
+from lora_foundry.web.views import address, pipeline_view
+
+router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
+MOST_LISTED = 1000
+
+
+@router.post("", status_code=201)
+async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineView:
+    """Checks everything as a worker would, then puts six tasks into the table."""
+    request = await asyncio.to_thread(pipeline_request, here.settings, asked)
+    made = await engine.submit(here.ledger, here.settings, request)
+    response.headers["location"] = address(made.id)
+    return await show(here, made)
+
+
+@router.get("")
+async def list_pipelines(
+    here: Here,
+    status: TaskStatus | None = None,
+    q: Annotated[str, Query(max_length=200, description="Part of the name or the description.")] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[
+        str | None, Query(max_length=80, description="`next_cursor` of the page before.")
+    ] = None,
+) -> PipelinePage:
+    """The newest first, MOST_LISTED at most."""
+    found = await engine.recent_pipelines(here.ledger, limit=MOST_LISTED)
+    here.estimates.learn(found)
+    wanted = [each for each in found if _fits(each, status, q.strip().lower())]
+    ids = [each.id for each in wanted]
+    start = ids.index(cursor) + 1 if cursor in ids else 0
+    page = wanted[start : start + limit]
+    return PipelinePage(
+        pipelines=[await show(here, each) for each in page],
+        total=len(wanted),
+        next_cursor=page[-1].id if start + limit < len(wanted) else None,
+    )
+
+
+@router.get("/{pipeline}")
+async def read(here: Here, pipeline: str) -> PipelineDetail:
+    """One pipeline with its stages."""
+    found = await here.pipeline(pipeline)
+    return await _detail(here, found)
+
+
+@router.post("/{pipeline}/cancel")
+async def cancel(here: Here, pipeline: str) -> PipelineView:
+    """Cancels what waits at once; what runs is killed by its worker within a second."""
+    found = await here.pipeline(pipeline)
+    await engine.cancel(here.ledger, found.id)
+    return await show(here, await here.pipeline(found.id))
+
+
+@router.post("/{pipeline}/retry")
+async def retry(here: Here, pipeline: str, asked: RetryIn | None = None) -> PipelineView:
+    """Runs a pipeline again, with changed settings if given, from the first stage that has to."""
+    found, asked = await here.pipeline(pipeline), asked or RetryIn()
+    new = changes(here.settings, asked.settings)
+    await engine.retry(here.ledger, here.settings, found.id, changes=new, start=asked.from_stage)
+    return await show(here, await here.pipeline(found.id))
+
+
+async def show(here: Site, pipeline: Pipeline) -> PipelineView:
+    """A pipeline with the address of its newest picture, which changes when there is a newer one."""
+    return pipeline_view(pipeline, here.estimates, thumbnail_address(here, pipeline))
+
+
+def thumbnail_address(here: Site, pipeline: Pipeline) -> str | None:
+    """None where no picture was made yet."""
+    try:
+        images = here.folder(pipeline).images
+        changed = images.stat().st_mtime_ns
+    except (OSError, LookupError):
+        return None
+    return f"{address(pipeline.id, 'thumbnail')}?v={changed:x}"
+
+
+async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
+    paths = here.folder(pipeline)
+    view = await show(here, pipeline)
+    run = await asyncio.to_thread(read_model, paths.run_file, Run)
+    return PipelineDetail(
+        **view.model_dump(),
+        trigger=run.character.trigger if run else "",
+        tags=list(run.character.tags) if run else [],
+        dataset_dir=str(paths.root),
+        has_results=paths.evaluation_result.is_file(),
+        published=paths.publication.is_file(),
+    )
+
+
+def _fits(pipeline: Pipeline, status: TaskStatus | None, words: str) -> bool:
+    text = f"{pipeline.character} {pipeline.description} {pipeline.recipe}".lower()
+    return (status is None or pipeline.status == status) and words in text

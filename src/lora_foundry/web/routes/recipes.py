@@ -1,0 +1,123 @@
+"""Recipes with every field and its help text, and the plan of a set before anything is made."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from lora_foundry.domain.picture_plan import plan_pictures
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.shots import AXES
+from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.web.models import PlanRequest
+from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.recipe_fields import RecipeField, fields_of
+from lora_foundry.web.site import Here
+from lora_foundry.web.submission import checked_run
+
+router = APIRouter(prefix="/api/v1", tags=["recipes"])
+
+
+class RecipeSummary(BaseModel):
+    name: str
+    description: str
+    images: int
+    width: int
+    height: int
+    steps: int
+
+
+class RecipeSection(BaseModel):
+    """One part of a recipe; the first, without a name, holds the seed."""
+
+    name: str
+    description: str
+    fields: list[RecipeField]
+
+
+class RecipeDetail(RecipeSummary):
+    sections: list[RecipeSection]
+
+
+class PlannedShot(BaseModel):
+    """A picture that will be made: `shot` by axis, `prompt` and `seed` as the generator gets them."""
+
+    index: int
+    file: str
+    prompt: str
+    negative: str
+    seed: int
+    width: int
+    height: int
+    shot: dict[str, str]
+
+
+class Plan(BaseModel):
+    character: str
+    trigger: str
+    recipe: str
+    dataset_dir: str
+    output_name: str
+    training_steps: int
+    shots: list[PlannedShot]
+
+
+@router.get("/recipes")
+def list_recipes() -> list[RecipeSummary]:
+    """The recipes that ship."""
+    return [RecipeSummary(**_summary(load_recipe(name))) for name in recipe_names()]
+
+
+@router.get("/recipes/{name}")
+def read_recipe(name: str) -> RecipeDetail:
+    """One recipe: every field with its type, value, default, limits and help text."""
+    if name not in recipe_names():
+        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(recipe_names())}.")
+    recipe = load_recipe(name)
+    sections = [
+        RecipeSection(name=each.name, description=each.description, fields=each.fields)
+        for each in fields_of(recipe)
+    ]
+    return RecipeDetail(**_summary(recipe), sections=sections)
+
+
+@router.post("/plan")
+async def plan(here: Here, request: PlanRequest) -> Plan:
+    """The shots, prompts and seeds of a set. Writes nothing."""
+    return await asyncio.to_thread(_plan, here, request)
+
+
+def _plan(here: Here, request: PlanRequest) -> Plan:
+    run = checked_run(here.settings, request)
+    pictures = plan_pictures(run.character, run.recipe, "")
+    records = [pictures.record(index) for index in range(len(pictures.shots))]
+    return Plan(
+        character=run.character.name,
+        trigger=run.character.trigger,
+        recipe=run.recipe.name,
+        dataset_dir=str(run.dataset_dir),
+        output_name=run.output_name,
+        training_steps=run.recipe.total_steps,
+        shots=[
+            PlannedShot(
+                index=index,
+                file=record.file,
+                prompt=record.request.prompt,
+                negative=record.request.negative,
+                seed=record.request.seed,
+                width=record.request.width,
+                height=record.request.height,
+                shot=dict(zip(AXES, record.shot, strict=True)),
+            )
+            for index, record in enumerate(records)
+        ],
+    )
+
+
+def _summary(recipe: Recipe) -> dict[str, Any]:
+    made = recipe.generate
+    sizes = {"images": made.images, "width": made.width, "height": made.height}
+    return {"name": recipe.name, "description": recipe.description, "steps": recipe.total_steps, **sizes}

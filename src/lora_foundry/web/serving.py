@@ -1,0 +1,125 @@
+"""Runs the server, and a worker beside it where asked, until it is stopped; then ends both without losing work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from lora_foundry.errors import InputError
+from lora_foundry.settings import Settings
+from lora_foundry.web.app import create_app
+from lora_foundry.web.guard import is_loopback
+from lora_foundry.web.sessions import check_token, new_token
+from lora_foundry.web.site import Site
+
+logger = logging.getLogger(__name__)
+PATIENCE = 5  # seconds that open answers get at the end
+WORKER_GRACE = 45.0  # a worker gives its own children 30 s
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+
+
+def access(settings: Settings, host: str) -> tuple[str | None, bool]:
+    """The token that this server asks for, and whether it was made just now. Raises InputError for a bad one."""
+    if settings.token is not None:
+        return check_token(settings.token.get_secret_value()), False
+    return (None, False) if is_loopback(host) else (new_token(), True)
+
+
+def run(
+    settings: Settings,
+    host: str,
+    port: int,
+    token: str | None,
+    *,
+    with_worker: bool = False,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serves until SIGINT or SIGTERM. Raises InputError for an address that cannot be had."""
+    listening = _listen(host, port)
+    app = create_app(settings, token)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE, server_header=False,
+        proxy_headers=False,
+    )  # fmt: skip
+    server = _Server(config, app.state.site)
+    shown = f"[{host}]" if ":" in host else host
+    ready(f"http://{shown}:{listening.getsockname()[1]}")
+    asyncio.run(_both(server, listening, settings if with_worker else None))
+
+
+class _Server(uvicorn.Server):
+    """Ends the event streams at the first signal; they would never end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, site: Site) -> None:
+        super().__init__(config)
+        self._site = site
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._site.hub.close()
+        super().handle_exit(sig, frame)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        raise InputError(
+            f"Port {port} of {host} cannot be had ({error.strerror or error}); choose another with --port."
+        ) from error
+
+
+async def _both(server: uvicorn.Server, listening: socket.socket, settings: Settings | None) -> None:
+    worker = asyncio.create_task(_keep_worker(settings)) if settings is not None else None
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        if worker is not None:
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+
+
+async def _keep_worker(settings: Settings) -> None:
+    """A worker in a process of its own, started again when it dies; cancelling ends it as SIGTERM does."""
+    pause = FIRST_PAUSE
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "lora_foundry", "worker", "--home", str(settings.home)),
+            start_new_session=True,  # Ctrl-C is for this process, which then stops that one
+            env=_environment(settings),
+        )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            await _stop(process)
+            raise
+        logger.warning("The worker ended with code %s; another starts in %g s.", code, pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """Asks, waits, and kills. Rows of a killed worker are given back by the next one."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), WORKER_GRACE)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings as the worker reads them, also those that this process was given by its caller."""
+    values = settings.model_dump(mode="json", exclude={"home", "token"}, exclude_none=True)
+    return os.environ | {f"LORA_FOUNDRY_{name.upper()}": str(value) for name, value in values.items()}

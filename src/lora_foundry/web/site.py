@@ -1,0 +1,64 @@
+"""What all routes share: one of each for an app, made when it starts."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
+
+from lora_foundry.domain.character import check_name
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.payloads import inside
+from lora_foundry.engine.pipelines import Pipeline, get_pipeline
+from lora_foundry.errors import InputError
+from lora_foundry.paths import RunPaths
+from lora_foundry.settings import Settings
+from lora_foundry.web.estimates import Estimates
+from lora_foundry.web.hub import Hub
+from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.sessions import GuessLimit, Sessions
+from lora_foundry.web.thumbnails import Thumbnails
+
+
+@dataclass
+class Site:
+    """The settings, the task table, and what is kept in memory."""
+
+    settings: Settings
+    ledger: Ledger
+    sessions: Sessions
+    limit: GuessLimit
+    hub: Hub
+    registry: CollectorRegistry
+    estimates: Estimates = field(default_factory=Estimates)
+    thumbnails: Thumbnails = field(default_factory=Thumbnails)
+    edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
+
+    async def pipeline(self, reference: str) -> Pipeline:
+        """The pipeline of that id. Raises NotFoundError."""
+        if "\0" in reference:
+            raise NotFoundError("There is no such pipeline.")
+        try:
+            found = await get_pipeline(self.ledger, reference)
+        except InputError:
+            raise NotFoundError(f"There is no pipeline {reference[:80]!r}.") from None
+        return found
+
+    def folder(self, pipeline: Pipeline) -> RunPaths:
+        """The dataset folder of a pipeline, there or not. Raises NotFoundError where its row names none."""
+        try:
+            name = check_name(pipeline.character)
+            root = inside(self.settings.datasets_dir, name, "character_name")
+        except InputError as error:
+            raise NotFoundError(str(error)) from None
+        return RunPaths(root, name.lower().replace(" ", "_"))
+
+
+def _site(request: Request) -> Site:
+    return cast(Site, request.app.state.site)
+
+
+Here = Annotated[Site, Depends(_site)]

@@ -1,0 +1,73 @@
+"""What a client asks for, checked before it becomes rows. The worker's checks come first; a request from another
+machine may besides name no file of this one outside the folders that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.recipe import setting_values
+from lora_foundry.domain.run import Run
+from lora_foundry.engine.payloads import prepare
+from lora_foundry.engine.pipelines import PipelineRequest, pipeline_tasks
+from lora_foundry.errors import InputError
+from lora_foundry.settings import Settings
+from lora_foundry.web.jail import is_plain_name, jailed
+from lora_foundry.web.models import PipelineIn, PlanRequest
+
+REFERENCES = "references"
+
+
+def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
+    """The engine's request for what a client asked. Raises InputError."""
+    values = changes(settings, asked.settings)
+    if asked.seed is not None:
+        values["seed"] = asked.seed
+    if asked.recipe is not None and not is_plain_name(asked.recipe):
+        raise InputError(f"{asked.recipe[:80]!r} is no recipe's name.")
+    more: dict[str, Any] = {}
+    trigger = ""
+    if isinstance(asked, PipelineIn):
+        trigger = asked.trigger
+        more["output_name"] = asked.output_name or None
+        if asked.reference is not None:
+            more["reference_image"] = str(jailed(settings.home / REFERENCES, asked.reference))
+    try:
+        character = Character(
+            name=asked.name, description=asked.description, trigger=trigger, tags=tuple(asked.tags)
+        )
+    except ValidationError as error:
+        raise InputError(str(error.errors()[0]["msg"])) from error
+    return PipelineRequest(character=character, recipe=asked.recipe, settings=values, creator="web", **more)
+
+
+def checked_run(settings: Settings, asked: PlanRequest) -> Run:
+    """The run that a request would become. Raises PermanentError kinds; writes nothing."""
+    return prepare("stage", pipeline_tasks(pipeline_request(settings, asked))[0].payload, settings).run
+
+
+def changes(settings: Settings, given: list[str]) -> dict[str, Any]:
+    """Settings as nested values. Raises InputError, also for a path outside the settings' folders."""
+    values = setting_values(given)
+    folders = {
+        "model": ("base", settings.model_folders),
+        "generate": ("workflow", (settings.home / "workflows",)),
+    }
+    for section, (key, allowed) in folders.items():
+        part = values.get(section)
+        value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, str) and not is_plain_name(value) and not _inside(value, allowed):
+            places = " or ".join(str(folder) for folder in allowed)
+            raise InputError(f"{section}.{key} = {value[:80]!r} is neither a name nor a file in {places}.")
+    return values
+
+
+def _inside(value: str, folders: tuple[Path, ...]) -> bool:
+    try:
+        path = Path(value).resolve()
+        return any(folder.resolve() in path.parents for folder in folders)
+    except (OSError, RuntimeError, ValueError):
+        return False
