@@ -28,7 +28,11 @@ def rows(section: type[BaseModel], prefix: str, values: list[BaseModel]) -> list
     """A table row a field: name, meaning, the value in each shipped recipe."""
     lines = []
     for name, field in section.model_fields.items():
-        cells = [f"`{prefix}{name}`", field.description or "", *(f"`{shown(getattr(each, name))}`" for each in values)]
+        cells = [
+            f"`{prefix}{name}`",
+            field.description or "",
+            *(f"`{shown(getattr(each, name))}`" for each in values),
+        ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
@@ -40,12 +44,25 @@ def main() -> None:
     lines = [f"- `{recipe.name}`: {recipe.description}" for recipe in recipes]
     plain = {name for name in Recipe.model_fields if not isinstance(getattr(recipes[0], name), BaseModel)}
     lines += ["", "## General", "", header, rule]
-    lines += [row for name, row in zip(Recipe.model_fields, rows(Recipe, "", list(recipes)), strict=True) if name in plain]
+    lines += [
+        row
+        for name, row in zip(Recipe.model_fields, rows(Recipe, "", list(recipes)), strict=True)
+        if name in plain
+    ]
     for name in Recipe.model_fields:
         if name not in plain:
             values = [getattr(recipe, name) for recipe in recipes]
             why = (type(values[0]).__doc__ or "").strip().splitlines()[0]
-            lines += ["", f"## [{name}]", "", why, "", header, rule, *rows(type(values[0]), f"{name}.", values)]
+            lines += [
+                "",
+                f"## [{name}]",
+                "",
+                why,
+                "",
+                header,
+                rule,
+                *rows(type(values[0]), f"{name}.", values),
+            ]
     target = Path(__file__).parent / "recipes.md"
     target.write_text(INTRODUCTION + "\n".join(lines) + "\n", encoding="utf-8")
 

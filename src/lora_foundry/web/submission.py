@@ -41,7 +41,8 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
         )
     except ValidationError as error:
         raise InputError(str(error.errors()[0]["msg"])) from error
-    return PipelineRequest(character=character, recipe=asked.recipe, settings=values, creator="web", **more)
+    recipe = asked.recipe or settings.recipe  # a worker elsewhere may have another default
+    return PipelineRequest(character=character, recipe=recipe, settings=values, creator="web", **more)
 
 
 def checked_run(settings: Settings, asked: PlanRequest) -> Run:
