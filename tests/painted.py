@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFilter
 
 from lora_foundry.domain.character import Character
-from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError
@@ -66,7 +66,10 @@ class PaintedGenerator:
         return [key for batch in self.batches for key in batch]
 
     def generate(
-        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+        self,
+        batches: Iterable[Sequence[ImageRequest]],
+        lora: LoraUse | None = None,
+        reference: ReferenceUse | None = None,
     ) -> Iterator[GeneratedImage]:
         for batch in batches:
             self.batches.append([request.key for request in batch])

@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from lora_foundry import __version__, cli_tasks, cli_web
-from lora_foundry.errors import FoundryError
+from lora_foundry.errors import FoundryError, InputError
+
+if TYPE_CHECKING:
+    from lora_foundry.domain.character import Character
 
 app = typer.Typer(
     name="lora-foundry",
@@ -110,6 +113,9 @@ def create(
     description: Annotated[str, typer.Option("--description", "-d", help="What the character looks like.")],
     tags: Annotated[str, typer.Option(help="Identity tags for captions; else the description's parts.")] = "",
     trigger: Annotated[str, typer.Option(help="The word that calls the character; else the name.")] = "",
+    reference: Annotated[
+        Path | None, typer.Option(help="A picture of the character, which the others are to resemble.")
+    ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     seed: Annotated[int | None, typer.Option(help="Fixes plan, pictures and evaluation.")] = None,
@@ -125,12 +131,17 @@ def create(
     with _errors(as_json):
         if detach:
             _submit(
-                name, description, tags, trigger, recipe, settings or [], seed, output_name, home, as_json
+                _character(name, description, tags, trigger, reference),
+                recipe,
+                settings or [],
+                seed,
+                output_name,
+                home,
+                as_json,
             )
             return
-        _create(
-            name, description, tags, trigger, recipe, settings or [], seed, output_name, home, as_json, quiet
-        )
+        character = _character(name, description, tags, trigger, reference)
+        _create(character, recipe, settings or [], seed, output_name, home, as_json, quiet)
 
 
 @app.command()
@@ -142,14 +153,25 @@ def demo(
 ) -> None:
     """The whole pipeline on the bundled miniature model: a few minutes on two CPU cores, nothing to download."""
     with _errors(as_json):
-        _create(DEMO_NAME, DEMO_DESCRIPTION, "", "", "mini", settings or [], None, None, home, as_json, quiet)
+        character = _character(DEMO_NAME, DEMO_DESCRIPTION)
+        _create(character, "mini", settings or [], None, None, home, as_json, quiet)
+
+
+def _character(
+    name: str, description: str, tags: str = "", trigger: str = "", reference: Path | None = None
+) -> Character:
+    from lora_foundry.domain.character import Character, split_tags
+
+    path = None if reference is None else reference.expanduser().absolute()
+    if path is not None and not path.is_file():
+        raise InputError(f"There is no reference image {path}.")
+    return Character(
+        name=name, description=description, trigger=trigger, tags=split_tags(tags), reference_image=path
+    )
 
 
 def _create(
-    name: str,
-    description: str,
-    tags: str,
-    trigger: str,
+    character: Character,
     recipe: str | None,
     settings: list[str],
     seed: int | None,
@@ -158,11 +180,9 @@ def _create(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from lora_foundry.domain.character import Character, split_tags
     from lora_foundry.foundry import Foundry
     from lora_foundry.terminal import RunDisplay, print_result
 
-    character = Character(name=name, description=description, trigger=trigger, tags=split_tags(tags))
     foundry = Foundry(home)
     with RunDisplay(_err, shown=not (as_json or quiet)) as display:
         result = foundry.create(
@@ -181,10 +201,7 @@ def _create(
 
 
 def _submit(
-    name: str,
-    description: str,
-    tags: str,
-    trigger: str,
+    character: Character,
     recipe: str | None,
     settings: list[str],
     seed: int | None,
@@ -193,11 +210,9 @@ def _submit(
     as_json: bool,
 ) -> None:
     """Puts the pipeline's tasks into the table, after the same checks as for a run here."""
-    from lora_foundry.domain.character import Character, split_tags
     from lora_foundry.domain.recipe import setting_values
     from lora_foundry.foundry import Foundry
 
-    character = Character(name=name, description=description, trigger=trigger, tags=split_tags(tags))
     changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
     foundry = Foundry(home)
     foundry.prepare(character, recipe, settings=changes, output_name=output_name)

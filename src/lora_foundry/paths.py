@@ -36,6 +36,11 @@ class RunPaths:
         return image.with_suffix(".txt")
 
     @property
+    def reference(self) -> Path:
+        """The character's reference image, as a run has taken it in."""
+        return self.root / "reference.png"
+
+    @property
     def rejected(self) -> Path:
         """Pictures that curation set aside, kept for the report."""
         return self.root / "rejected"

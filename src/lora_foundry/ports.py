@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lora_foundry.domain.character import Character
-from lora_foundry.domain.dataset import ImageRequest, PictureRecord
+from lora_foundry.domain.dataset import ImageRequest, PictureRecord, ReferenceUse
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.sections import TrainSection
@@ -39,13 +39,17 @@ class Generator(Protocol):
         ...
 
     def generate(
-        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+        self,
+        batches: Iterable[Sequence[ImageRequest]],
+        lora: LoraUse | None = None,
+        reference: ReferenceUse | None = None,
     ) -> Iterator[GeneratedImage]:
         """Yields a picture for every request, batch by batch, as they come to be.
 
         A batch is made as a whole: the same batch gives the same bytes on the same machine. Raises BaseModelError for
-        a base that cannot be used, VerificationError for a LoRA with keys that the base does not have, BackendError
-        for what may pass.
+        a base that cannot be used, VerificationError for a LoRA with keys that the base does not have, InputError for
+        a reference that cannot be read or that this backend or its workflow cannot use, BackendError for what may
+        pass.
         """
         ...
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 
 from lora_foundry.backends.folder import FolderPublisher
-from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest
+from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, ReferenceUse
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.picture_plan import plan_pictures
@@ -38,7 +38,10 @@ class Painter(PaintedGenerator):
         self.uses: list[LoraUse | None] = []
 
     def generate(
-        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+        self,
+        batches: Iterable[Sequence[ImageRequest]],
+        lora: LoraUse | None = None,
+        reference: ReferenceUse | None = None,
     ) -> Iterator[GeneratedImage]:
         self.uses.append(lora)
         for request, image in super().generate(batches):

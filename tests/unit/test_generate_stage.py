@@ -157,13 +157,13 @@ def test_random_losses_always_end_in_the_same_files(tmp_path: Path) -> None:
 
 
 class SmallPainter(PaintedGenerator):
-    def generate(self, batches, lora=None):  # type: ignore[no-untyped-def]
+    def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
         for made in super().generate(batches, lora):
             yield made._replace(image=made.image.resize((32, 32)))
 
 
 class LazyPainter(PaintedGenerator):
-    def generate(self, batches, lora=None):  # type: ignore[no-untyped-def]
+    def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
         yield from list(super().generate(batches, lora))[:-1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
@@ -23,6 +24,7 @@ class Character(BaseModel):
     trigger: the word that calls the character in a prompt; defaults to the name in lower case.
     description: comma-separated tags or a sentence; goes into every generation prompt.
     tags: identity features for captions; defaults to the description's comma-separated parts.
+    reference_image: a picture of the character, which the generated ones are to resemble.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +33,7 @@ class Character(BaseModel):
     description: str
     trigger: str = ""
     tags: tuple[str, ...] = ()
+    reference_image: Path | None = None
 
     @field_validator("name")
     @classmethod

@@ -4,6 +4,8 @@ They are stored as generation_metadata.json and tagging_results.json, the names 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.shots import Shot
@@ -24,6 +26,18 @@ class ImageRequest(BaseModel):
     cfg: float
     sampler: str
     scheduler: str
+
+
+class ReferenceUse(BaseModel):
+    """A picture that generated ones follow, and how closely: 0 not at all, 1 as closely as the means allow.
+
+    An image-prompt adapter takes `strength` as its scale; image-to-image denoises the remaining 1 - strength.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    strength: float = 0.5
 
 
 class PictureRecord(BaseModel):

@@ -169,13 +169,11 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
     """Whose task it is, the folder it works in and the LoRA's name, if the payload says it."""
     name = check_name(payload.character_name)
     root = settings.datasets_dir
-    if isinstance(payload, GenerationPayload | StagePayload) and payload.reference_image is not None:
-        raise InputError(
-            "No generator that a recipe can name uses a reference image; leave reference_image out."
-        )
     if isinstance(payload, GenerationPayload):
         folder = inside(root, payload.output_dir or name, "output_dir")
-        return Character(name=name, description=payload.description), folder, None
+        reference = readable(settings, payload.reference_image)
+        character = Character(name=name, description=payload.description, reference_image=reference)
+        return character, folder, None
     if isinstance(payload, TaggingPayload):
         folder = inside(root, payload.image_dir, "image_dir")
         return _character(name, payload.description, payload.character_tags), folder, None
@@ -186,12 +184,32 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
         return known or Character(name=name, description=name), folder, payload.output_name
     assert isinstance(payload, StagePayload)
     character = _character(name, payload.description, payload.character_tags, payload.trigger)
+    reference = readable(settings, payload.reference_image)
+    character = character.model_copy(update={"reference_image": reference})
     return character, inside(root, name, "character_name"), payload.output_name
 
 
 def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:
     listed = split_tags(tags if isinstance(tags, str) else ",".join(str(tag) for tag in tags))
     return Character(name=name, description=description, trigger=trigger, tags=listed)
+
+
+def readable(settings: Settings, given: str | None) -> Path | None:
+    """A reference image inside the home or the datasets folder, links followed. Raises InputError for others."""
+    if given is None:
+        return None
+    homes = (settings.home.expanduser(), settings.datasets_dir)
+    try:
+        path = (settings.datasets_dir / given).resolve()
+        allowed = any(home.resolve() in path.parents for home in homes) and path.is_file()
+    except (OSError, RuntimeError, ValueError):
+        allowed = False
+    if not allowed:
+        raise InputError(
+            f"The payload's reference_image {given[:80]!r} is no file inside {homes[0]} or {homes[1]}; "
+            "only those are read."
+        )
+    return path
 
 
 def inside(root: Path, given: str, what: str) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -119,11 +120,15 @@ def pipeline_tasks(request: PipelineRequest) -> list[Task]:
             "recipe": request.recipe,
             "settings": request.settings,
             "output_name": request.output_name,
-            "reference_image": request.reference_image,
+            "reference_image": request.reference_image or _text(character.reference_image),
             "task_uuid": task.uuid,
         }
         made.append(task)
     return made
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]:

@@ -31,7 +31,7 @@ from lora_foundry.measures import (
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import file_hash, load_picture, read_record
 from lora_foundry.ports import Ports, ProgressCallback, Tagger, Trait
-from lora_foundry.stages.generate import Slot, make_pictures, record_of, slices
+from lora_foundry.stages.generate import Brush, Slot, make_pictures, record_of, slices, take_brush
 from lora_foundry.storage import (
     make_folder,
     move_file,
@@ -59,7 +59,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> CurationResult:
     for folder in (paths.root, paths.images, paths.candidates):
         remove_leftovers(folder)
     judge = Judge(run.recipe.curate, (plan.settings.width, plan.settings.height), *_traits(run, ports))
-    curation = Curation(paths, plan, ports, judge, progress, run.recipe.curate.budget)
+    curation = Curation(paths, plan, take_brush(run, ports), judge, progress, run.recipe.curate.budget)
     curation.decide()
     accepted = curation.chosen()
     verdicts, rejected = curation.settle(accepted)
@@ -151,12 +151,12 @@ class Curation:
         self,
         paths: RunPaths,
         plan: PicturePlan,
-        ports: Ports,
+        brush: Brush,
         judge: Judge,
         progress: ProgressCallback,
         budget: float,
     ) -> None:
-        self._paths, self._plan, self._ports, self._judge = paths, plan, ports, judge
+        self._paths, self._plan, self._brush, self._judge = paths, plan, brush, judge
         self._progress = progress
         self._tried: dict[int, list[Verdict]] = {index: [] for index in range(len(plan.shots))}
         self._accepted: set[int] = set()
@@ -231,7 +231,7 @@ class Curation:
             return self._paths.attempt(self._paths.candidates, *slot) if slot in missing else None
 
         make_folder(self._paths.candidates)
-        for slot, path in make_pictures(self._ports.generator, self._plan, unfinished, place):
+        for slot, path in make_pictures(self._brush, self._plan, unfinished, place):
             self._report(f"{self._paths.image(slot.shot).name} made again", path)
 
     def _judge_one(self, slot: Slot) -> None:

@@ -6,19 +6,44 @@ file only sums it up at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
+from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord, ReferenceUse
+from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
 from lora_foundry.domain.run import ProgressEvent, Run
-from lora_foundry.errors import BackendError
+from lora_foundry.errors import BackendError, InputError
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import file_hash, load_picture, read_record, save_picture
-from lora_foundry.ports import Generator, Ports, ProgressCallback
-from lora_foundry.storage import make_folder, move_file, read_model, remove_leftovers, write_model
+from lora_foundry.ports import GeneratedImage, Generator, Ports, ProgressCallback
+from lora_foundry.storage import (
+    make_folder,
+    move_file,
+    read_model,
+    remove_leftovers,
+    write_aside,
+    write_model,
+)
+
+
+class Brush(NamedTuple):
+    """What a set's pictures are drawn with: the generator, and what is put on it."""
+
+    generator: Generator
+    lora: LoraUse | None = None
+    reference: ReferenceUse | None = None
+    notes: str = ""
+
+    @property
+    def model(self) -> str:
+        """The base and all that changes its pictures, as recorded with every picture."""
+        return self.generator.model + self.notes
+
+    def draw(self, batches: Iterable[Sequence[ImageRequest]]) -> Iterator[GeneratedImage]:
+        return self.generator.generate(batches, self.lora, self.reference)
 
 
 class Slot(NamedTuple):
@@ -33,7 +58,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadat
     StorageError."""
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    plan = plan_pictures(run.character, run.recipe, ports.generator.model)
+    brush = take_brush(run, ports)
+    plan = plan_pictures(run.character, run.recipe, brush.model)
     total = len(plan.shots)
     finished = read_model(paths.generation_metadata, GenerationMetadata)
     if finished is not None and finished.fingerprint != plan.fingerprint():
@@ -49,7 +75,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadat
     batches = slices([Slot(index) for index in range(total)], plan.settings.batch_size)
     unfinished = [batch for batch in batches if any(slot.shot not in done for slot in batch)]
     for slot, path in make_pictures(
-        ports.generator,
+        brush,
         plan,
         unfinished,
         lambda slot: None if slot.shot in done else paths.image(slot.shot),
@@ -77,6 +103,28 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadat
     return result
 
 
+def take_brush(run: Run, ports: Ports) -> Brush:
+    """The generator with the character's reference image, if it has one, taken into the run's folder.
+
+    Raises InputError for a reference that is no picture.
+    """
+    given = run.character.reference_image
+    if given is None:
+        return Brush(ports.generator)
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    picture = load_picture(given) or (load_picture(paths.reference) if not given.exists() else None)
+    if picture is None:
+        raise InputError(
+            f"The reference image {given} is missing or no picture; give a PNG, JPEG or WebP file."
+        )
+    write_aside(paths.reference, lambda aside: picture.save(aside, format="PNG"))
+    strength = run.recipe.generate.reference_strength
+    notes = f" + reference {file_hash(paths.reference)[:16]} at {strength:g}"
+    return Brush(
+        ports.generator, reference=ReferenceUse(path=paths.reference, strength=strength), notes=notes
+    )
+
+
 def slices(slots: Sequence[Slot], size: int) -> list[Sequence[Slot]]:
     """Batches: always the same slots together, since the others of a batch may change a picture's last
     bits."""
@@ -84,7 +132,7 @@ def slices(slots: Sequence[Slot], size: int) -> list[Sequence[Slot]]:
 
 
 def make_pictures(
-    generator: Generator,
+    brush: Brush,
     plan: PicturePlan,
     batches: Sequence[Sequence[Slot]],
     place: Callable[[Slot], Path | None],
@@ -98,7 +146,7 @@ def make_pictures(
         (record := plan.record(*slot)).request.key: (slot, record) for batch in batches for slot in batch
     }
     requests = [[plan.record(*slot).request for slot in batch] for batch in batches]
-    for request, image in generator.generate(requests):
+    for request, image in brush.draw(requests):
         slot, record = records.pop(request.key)
         if image.size != (request.width, request.height):
             raise BackendError(

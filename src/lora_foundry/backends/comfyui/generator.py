@@ -22,7 +22,7 @@ import httpx
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Drawing, Patience, find_model
 from lora_foundry.backends.comfyui.loras import PlacedLoras
 from lora_foundry.backends.comfyui.workflows import Values, Workflow, load_workflow
-from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.domain.sections import GenerateSection
@@ -102,10 +102,15 @@ class ComfyUIGenerator:
         return f"{self._options.checkpoint}{identity} by ComfyUI workflow {self._workflow.name} [{graph}]"
 
     def generate(
-        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+        self,
+        batches: Iterable[Sequence[ImageRequest]],
+        lora: LoraUse | None = None,
+        reference: ReferenceUse | None = None,
     ) -> Iterator[GeneratedImage]:
         """See ports.Generator. Pictures come in the order of the requests, and before an error whatever
         else is made."""
+        if reference is not None:
+            raise InputError("Reference images are not handed to ComfyUI yet; leave reference_image out.")
         loop, client = self._connect()
         used = loop.call(self._loras.place(client, lora.path)) if lora is not None else None
         waiting: deque[tuple[Sequence[ImageRequest], Future[Drawing]]] = deque()

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from lora_foundry.backends.diffusers.lora import APPLIED, check_lora
+from lora_foundry.backends.diffusers.reference import Guide, make_guide
 from lora_foundry.backends.diffusers.samplers import make_scheduler
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.bases.prompts import PromptEncoder, stack_prompts
-from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
@@ -56,20 +57,26 @@ class DiffusersGenerator:
         self._applied: LoraUse | None = None
         self._embeddings: dict[str, Tensor] = {}
         self._seen_good = False
+        self._guide: Guide | None = None
 
     @property
     def model(self) -> str:
         return f"{self._base.name} [{self._base.identity[:12]}]"
 
     def generate(
-        self, batches: Iterable[Sequence[ImageRequest]], lora: LoraUse | None = None
+        self,
+        batches: Iterable[Sequence[ImageRequest]],
+        lora: LoraUse | None = None,
+        reference: ReferenceUse | None = None,
     ) -> Iterator[GeneratedImage]:
-        """See ports.Generator. The LoRA is on while batches are made and off again afterwards."""
+        """See ports.Generator. LoRA and reference are on while batches are made and off again afterwards."""
         try:
             for batch in batches:
                 self._use(lora)
+                self._follow(reference)
                 yield from self._make(batch)
         finally:
+            self._follow(None)
             self._use(None)
 
     def close(self) -> None:
@@ -112,6 +119,15 @@ class DiffusersGenerator:
             raise VerificationError(
                 f"The LoRA {lora.path} does not fit {self._base.name}: {reason}"
             ) from error
+
+    def _follow(self, reference: ReferenceUse | None) -> None:
+        """Has the pictures that are made now resemble `reference`, or none."""
+        if self._guide is not None and reference is None:
+            self._guide.close()
+            self._guide = None
+        elif reference is not None and (self._guide is None or self._guide.use != reference):
+            self._follow(None)
+            self._guide = make_guide(self._pipeline(), reference, self._section)
 
     def _make(self, batch: Sequence[ImageRequest]) -> list[GeneratedImage]:
         """The pictures of one batch, in its order; those of unlike settings are computed one group after
@@ -160,12 +176,13 @@ class DiffusersGenerator:
         pipeline = self._pipeline()
         with quiet_libraries():
             pipeline.scheduler = make_scheduler(self._base_schedule, settings.sampler, settings.scheduler)
+            guide = self._guide or Guide(pipeline)
             noises = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
             scale = pipeline.vae_scale_factor
             shape = (1, pipeline.unet.config.in_channels, settings.height // scale, settings.width // scale)
             latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises])
             dtype, device = pipeline.unet.dtype, pipeline.unet.device
-            result: Tensor = pipeline(
+            result: Tensor = guide.denoise(
                 prompt_embeds=self._stack([request.prompt for request in requests], settings.length),
                 negative_prompt_embeds=self._stack(
                     [request.negative for request in requests], settings.length

@@ -36,6 +36,21 @@ class GenerateSection(Section):
         description="Noise schedule of the sampler; DDIM and zero-terminal-SNR bases keep their own instead of `karras`.",
     )
     batch_size: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Pictures made at once.")
+    reference_method: Literal["img2img", "ip_adapter"] = Field(
+        "img2img",
+        description="How the in-process generator follows a reference image: image-to-image, or an IP-Adapter. "
+        "A ComfyUI workflow has its own way.",
+    )
+    reference_strength: Share = Field(
+        0.4,
+        description="How closely a reference image is followed: an IP-Adapter's scale; image-to-image denoises "
+        "the remaining share.",
+    )
+    ip_adapter: str = Field(
+        "",
+        description="The IP-Adapter's .safetensors file, with its CLIP vision model in `image_encoder/` beside it "
+        "or one folder up.",
+    )
     prefix: str = Field("", description="Words before the description in every prompt.")
     suffix: str = Field(description="Quality words after the shot in every prompt.")
     negative: str = Field(description="Negative prompt.")

@@ -1,0 +1,130 @@
+"""How the in-process generator follows a reference image: image-to-image, which any base can do, or an
+IP-Adapter, which takes the look and leaves the pose free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+import diffusers
+from lora_foundry.bases.loading import quiet_libraries
+from lora_foundry.domain.dataset import ReferenceUse
+from lora_foundry.domain.sections import GenerateSection
+from lora_foundry.errors import InputError
+from lora_foundry.pictures import load_picture
+
+# The library is untyped.
+_ImageToImagePipeline: Any = diffusers.StableDiffusionImg2ImgPipeline
+
+
+class Guide:
+    """Denoises without a reference: the pipeline as it is."""
+
+    def __init__(self, pipeline: Any, use: ReferenceUse | None = None) -> None:
+        self._pipeline = pipeline
+        self.use = use
+
+    def denoise(self, **options: Any) -> Any:
+        """What the pipeline returns for `options`, guided by the reference."""
+        return self._pipeline(**options)
+
+    def close(self) -> None:
+        """Leaves the pipeline as it was."""
+
+
+class ImageToImage(Guide):
+    """Starts from the reference instead of from noise alone, and denoises a share 1 - strength of the steps."""
+
+    def __init__(self, pipeline: Any, use: ReferenceUse) -> None:
+        super().__init__(pipeline, use)
+        self._image = _load(use.path)
+
+    def denoise(self, **options: Any) -> Any:
+        assert self.use is not None
+        latents: Tensor = options.pop("latents")
+        size = options.pop("width"), options.pop("height")
+        del options["guidance_rescale"]  # the library's image-to-image knows none
+        steps = options["num_inference_steps"]
+        twin = _ImageToImagePipeline(**self._pipeline.components, requires_safety_checker=False)
+        image = ImageOps.fit(self._image, size, Image.Resampling.LANCZOS)
+        # At least one step is taken, or the library would refuse.
+        share = min(1.0, max(1.0 - self.use.strength, 1.0 / steps + 1e-6))
+        return twin(image=[image] * len(latents), strength=share, **options)
+
+
+class ImagePrompt(Guide):
+    """An IP-Adapter: the reference as tokens that the UNet attends to beside those of the text."""
+
+    def __init__(self, pipeline: Any, use: ReferenceUse, file: Path) -> None:
+        super().__init__(pipeline, use)
+        self._image = _load(use.path)
+        encoder = _beside(file, "image_encoder")
+        try:
+            weights = load_file(file)
+            state = {
+                part: {
+                    name.removeprefix(f"{part}."): tensor
+                    for name, tensor in weights.items()
+                    if name.startswith(f"{part}.")
+                }
+                for part in ("image_proj", "ip_adapter")
+            }
+            with quiet_libraries():
+                vision = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True)
+                vision.to(pipeline.unet.device, pipeline.unet.dtype)
+                pipeline.register_modules(image_encoder=vision, feature_extractor=_processor(vision))
+                pipeline.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"generate.ip_adapter = {str(file)!r} does not fit this base: {reason}"
+            ) from error
+        pipeline.set_ip_adapter_scale(use.strength)
+
+    def denoise(self, **options: Any) -> Any:
+        count = len(options["latents"])
+        return self._pipeline(ip_adapter_image=[[self._image] * count], **options)
+
+    def close(self) -> None:
+        with quiet_libraries():
+            self._pipeline.unload_ip_adapter()
+
+
+def make_guide(pipeline: Any, use: ReferenceUse, section: GenerateSection) -> Guide:
+    """The guide that the recipe names. Raises InputError for a reference or an adapter that cannot be used."""
+    if section.reference_method == "img2img":
+        return ImageToImage(pipeline, use)
+    if not section.ip_adapter:
+        raise InputError(
+            "generate.reference_method = 'ip_adapter' needs the adapter's file in generate.ip_adapter, "
+            "such as ip-adapter_sd15.safetensors; or choose 'img2img'."
+        )
+    return ImagePrompt(pipeline, use, Path(section.ip_adapter).expanduser())
+
+
+def _load(path: Path) -> Image.Image:
+    image = load_picture(path)
+    if image is None:
+        raise InputError(f"The reference image {path} is missing or no picture.")
+    return image
+
+
+def _beside(file: Path, name: str) -> Path:
+    """The folder `name` beside an adapter's file or one folder up, as the adapters are shared."""
+    for folder in (file.parent / name, file.parent.parent / name):
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError(
+        f"generate.ip_adapter = {str(file)!r} needs its CLIP vision model in {file.parent / name}."
+    )
+
+
+def _processor(vision: Any) -> CLIPImageProcessor:
+    size = vision.config.image_size
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
