@@ -22,7 +22,9 @@ from lora_foundry.errors import InputError
 from lora_foundry.pictures import read_record
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.stages import curate, generate
+from mini_world.render import render
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, quiet
+from tests.unit.test_mini_world import SHOT_OF_PERSON
 
 REQUEST = ImageRequest(
     key="001.0", prompt="1girl, standing confidently", negative="", seed=3, width=64, height=64, steps=4, cfg=4.0,
@@ -53,8 +55,9 @@ def test_image_to_image_follows_the_reference_as_closely_as_it_is_told(
     generator: DiffusersGenerator, tmp_path: Path
 ) -> None:
     free = draw(generator, None)
-    path = plain(tmp_path, "teal")
-    target = np.asarray(Image.new("RGB", (64, 64), "teal"), float)
+    path = tmp_path / "figure.png"
+    Image.fromarray(render(SHOT_OF_PERSON, 1)).save(path)
+    target = np.asarray(Image.open(path), float)
     near, far = (draw(generator, ReferenceUse(path=path, strength=strength)) for strength in (0.9, 0.25))
     distances = [np.abs(picture[0] - target).mean() for picture in (near, far, free)]
     assert distances[0] < distances[1] < distances[2]

@@ -52,6 +52,7 @@ class ImageToImage(Guide):
         del options["guidance_rescale"]  # the library's image-to-image knows none
         steps = options["num_inference_steps"]
         twin = _ImageToImagePipeline(**self._pipeline.components, requires_safety_checker=False)
+        twin.set_progress_bar_config(disable=True)
         image = ImageOps.fit(self._image, size, Image.Resampling.LANCZOS)
         # At least one step is taken, or the library would refuse.
         share = min(1.0, max(1.0 - self.use.strength, 1.0 / steps + 1e-6))
