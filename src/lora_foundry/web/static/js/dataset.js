@@ -1,6 +1,6 @@
 // The training set: captions edited where they stand, tags changed everywhere at once, pictures left out and brought back.
 
-import { byId, el, say, sync, tell } from "./dom.js";
+import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, getIfThere, path, pipelineId, pipelinePath, post, put } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { plural } from "./format.js";
@@ -134,7 +134,7 @@ const refresh = coalesced(async () => {
   showHead(run, refresh);
   if (found) dataset = found;
   draw();
-  performance.mark("shown");
+  shown();
 }, { failed: complain });
 
 startChrome();

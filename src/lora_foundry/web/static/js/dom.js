@@ -56,6 +56,13 @@ export function sync(list, items, keyOf, make, update = () => {}) {
   for (const node of present.values()) node.remove();
 }
 
+/** The page shows what it was asked for: assistive technology need not wait any longer, and it can be measured. */
+export function shown() {
+  if (byId("main").ariaBusy !== "true") return;
+  byId("main").ariaBusy = "false";
+  performance.mark("shown");
+}
+
 /** A sentence in a live region: read aloud, shown, and coloured by `kind` (good, bad, warn). */
 export function tell(region, text, kind = "") {
   region.className = text ? `message ${kind}` : "";

@@ -1,6 +1,6 @@
 // A new character: what it is, how it is made, and the pictures that will be made, before anything is made.
 
-import { byId, el, say, sync, tell } from "./dom.js";
+import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, path, post, upload } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { plural } from "./format.js";
@@ -67,7 +67,7 @@ const showPlan = coalesced(async () => {
       say(node.firstElementChild, Object.values(shot.shot).filter(Boolean).join(", "));
       node.title = `${shot.prompt} (seed ${shot.seed})`;
     });
-    performance.mark("shown");
+    shown();
   } catch (problem) {
     say(about, problem.message);
     about.className = "bad small";

@@ -1,7 +1,7 @@
 // All runs, newest first: fifty at the start, more on demand, each row refreshed in place by the events. The filter
 // stands in the address.
 
-import { byId, el, say, sync, tell } from "./dom.js";
+import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, path } from "./api.js";
 import { about, ago, plural, STAGES } from "./format.js";
 import { coalesced, live } from "./live.js";
@@ -12,7 +12,7 @@ const SIZE = 50;
 const list = byId("runs");
 const form = byId("filter");
 const query = new URLSearchParams(location.search);
-let shown = [];
+let runs = [];
 let total = 0;
 let cursor = null;
 
@@ -67,14 +67,14 @@ function button(box, run) {
 const complain = (problem) => tell(byId("message"), problem.message, "bad");
 
 function draw() {
-  sync(list, shown, (run) => run.id, make, update);
+  sync(list, runs, (run) => run.id, make, update);
   list.setAttribute("aria-busy", "false");
-  list.hidden = !shown.length;
-  byId("none").hidden = Boolean(shown.length);
+  list.hidden = !runs.length;
+  byId("none").hidden = Boolean(runs.length);
   say(byId("none").firstElementChild, query.size ? "No run fits the filter." : "No character yet. Describe the first one.");
   say(byId("summary"), `${plural(total, "run")}, the newest first.`);
   byId("more").hidden = !cursor;
-  say(byId("more"), `Show more (${total - shown.length})`);
+  say(byId("more"), `Show more (${total - runs.length})`);
 }
 
 async function page(limit, after) {
@@ -86,33 +86,33 @@ async function page(limit, after) {
 
 /** Asks for all that is shown, from the newest on. */
 const refresh = coalesced(async () => {
-  const wanted = Math.max(SIZE, shown.length);
+  const wanted = Math.max(SIZE, runs.length);
   const found = await page(SIZE);
   while (found.next_cursor && found.pipelines.length < wanted) {
     const next = await page(SIZE, found.next_cursor);
     found.pipelines.push(...next.pipelines);
     found.next_cursor = next.next_cursor;
   }
-  ({ pipelines: shown, total, next_cursor: cursor } = found);
+  ({ pipelines: runs, total, next_cursor: cursor } = found);
   draw();
   tell(byId("message"), "");
-  performance.mark("shown");
+  shown();
 }, { failed: complain });
 
 async function more() {
   const found = await page(SIZE, cursor);
-  const known = new Set(shown.map((run) => run.id));
-  shown.push(...found.pipelines.filter((run) => !known.has(run.id)));
+  const known = new Set(runs.map((run) => run.id));
+  runs.push(...found.pipelines.filter((run) => !known.has(run.id)));
   cursor = found.next_cursor;
   draw();
 }
 
 /** A row that is shown is refreshed where it stands; a new run, or one that may no longer fit the filter, needs more. */
 function changed(run) {
-  const place = shown.findIndex((each) => each.id === run.id);
+  const place = runs.findIndex((each) => each.id === run.id);
   if (place < 0 || query.get("status")) return void refresh();
-  const restated = shown[place].status !== run.status;
-  shown[place] = run;
+  const restated = runs[place].status !== run.status;
+  runs[place] = run;
   update([...list.children].find((row) => row.dataset.key === run.id), run);
   if (restated) draw();
 }
@@ -123,7 +123,7 @@ function filter() {
     else query.delete(key);
   }
   history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
-  shown = [];
+  runs = [];
   refresh();
 }
 

@@ -1,6 +1,6 @@
 // What came of it: the same prompts without and with the LoRA, every checkpoint and strength, and which one was chosen.
 
-import { byId, el, say, sync, tell } from "./dom.js";
+import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, getIfThere, path, pipelineId, pipelinePath, post } from "./api.js";
 import { lineChart } from "./chart.js";
 import { startChrome } from "./chrome.js";
@@ -118,7 +118,7 @@ const refresh = coalesced(async () => {
   const [run, results] = await Promise.all([get(pipelinePath()), getIfThere(pipelinePath("results"))]);
   showHead(run, refresh);
   draw(run, results ?? { evaluation: null });
-  performance.mark("shown");
+  shown();
 }, { failed: complain });
 
 startChrome();

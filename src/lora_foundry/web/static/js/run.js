@@ -1,6 +1,6 @@
 // One run, watched while it happens: the stages, the pictures as they arrive, the loss, the samples, the log.
 
-import { byId, el, say, sync } from "./dom.js";
+import { byId, el, say, shown, sync } from "./dom.js";
 import { get, getIfThere, path, pipelineId, pipelinePath } from "./api.js";
 import { lineChart, smooth, thin } from "./chart.js";
 import { startChrome } from "./chrome.js";
@@ -119,7 +119,7 @@ async function showGpu() {
 const details = coalesced(async () => {
   const all = await Promise.allSettled([showPictures(), showLoss(), showSamples(), showLog(), showGpu()]);
   for (const each of all) if (each.status === "rejected") complain(each.reason);
-  performance.mark("shown");
+  shown();
 }, { pause: 900 });
 
 const refresh = coalesced(async () => {

@@ -1,6 +1,6 @@
 // The machine: who works on what, what it has left, and what the doctor says.
 
-import { byId, el, tell } from "./dom.js";
+import { byId, el, shown, tell } from "./dom.js";
 import { get, path } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { ago, bytes, share } from "./format.js";
@@ -50,7 +50,7 @@ function drawLoras(loras) {
 
 const refresh = coalesced(async () => {
   draw(await get(`${path("system")}?recipe=${encodeURIComponent(byId("recipe").value)}`));
-  performance.mark("shown");
+  shown();
 }, { pause: 2000, failed: complain });
 
 startChrome();
