@@ -18,6 +18,7 @@ from lora_foundry.web import problems
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.metrics import Traffic, TrafficMiddleware
+from lora_foundry.web.pages import page_router, static_files
 from lora_foundry.web.routes import events, health, login, pipelines, recipes, tasks
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
@@ -53,6 +54,8 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(login.router, include_in_schema=False)
+    app.include_router(page_router())
+    app.mount("/static", static_files())
     problems.install(app)
     app.add_middleware(Guard, sessions=site.sessions, limit=site.limit)
     app.add_middleware(TrafficMiddleware, traffic=Traffic(site.registry))

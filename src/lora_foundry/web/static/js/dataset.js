@@ -84,7 +84,7 @@ function updateTile(node, each, open) {
 
 async function saveCaption(file, text, save) {
   try {
-    await put(pipelinePath("dataset", file, "caption"), { caption: text.value });
+    await put(pipelinePath("dataset", file, "caption"), { caption: text.value, previous: text.dataset.stored });
     text.dataset.stored = text.value;
     save.hidden = true;
     done(`The caption of ${file} is saved.`);

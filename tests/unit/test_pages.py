@@ -1,0 +1,61 @@
+"""What the pages promise before any browser sees them: no way for text to become markup, nothing that the content
+policy would have to allow, and little to load."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_foundry.web import pages
+
+WEB = Path(pages.__file__).parent
+MODULES = sorted((WEB / "static" / "js").glob("*.js"))
+NAMES = [page for _, page, _ in pages.PAGES]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
+def test_no_module_can_turn_text_into_markup_or_code(module: Path) -> None:
+    ways = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment|\beval\b|new Function"
+    code = re.sub(r"//.*", "", module.read_text(encoding="utf-8"))
+    assert not re.findall(ways, code)
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_pages_hold_nothing_inline_and_name_only_files_that_are_there(page: str) -> None:
+    text = pages.render(page, "pipelines", "some-id")
+    assert not re.findall(r"<style|\sstyle=|\son\w+=|javascript:", text)
+    assert all('src="/static/' in tag for tag in re.findall(r"<script[^>]*>", text))
+    files = re.findall(r'"/static/([^"]+)"', text)
+    assert f"js/{page}.js" in files
+    assert [file for file in files if not (WEB / "static" / file).is_file()] == []
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_control_has_a_name_and_every_id_is_there_once(page: str) -> None:
+    text = pages.render(page, "pipelines", "some-id")
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'\s(?:for|aria-labelledby|aria-describedby)="([^"]+)"', text):
+        assert target in ids
+
+
+def test_an_address_is_escaped() -> None:
+    text = pages.render("run", "pipelines", '"><img src=x onerror=alert(1)>')
+    assert "<img src=x" not in text
+
+
+def test_modules_import_only_modules_that_are_there_and_ids_that_pages_have() -> None:
+    templates = "".join(path.read_text(encoding="utf-8") for path in (WEB / "templates").iterdir())
+    known = set(re.findall(r'id="([^"{]+)"', templates))
+    for module in MODULES:
+        text = module.read_text(encoding="utf-8")
+        for name in re.findall(r'from "\./([^"]+)"', text):
+            assert (module.parent / name).is_file(), f"{module.name} imports {name}"
+        assert set(re.findall(r'byId\("([^"]+)"\)', text)) <= known, module.name
+
+
+def test_the_whole_dashboard_is_light() -> None:
+    sizes = {path: path.stat().st_size for path in (WEB / "static").rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 100_000
