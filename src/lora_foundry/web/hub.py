@@ -46,7 +46,7 @@ class Event(NamedTuple):
     data: bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class Stream:
     """An open page: what it wants, and what it has not got yet, the newest of each pipeline."""
 
