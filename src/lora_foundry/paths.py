@@ -70,6 +70,11 @@ class RunPaths:
         return self.root / "curation.json"
 
     @property
+    def exclusions(self) -> Path:
+        """Which pictures of images/ a person has thrown out."""
+        return self.root / "exclusions.json"
+
+    @property
     def tagging_results(self) -> Path:
         return self.root / "tagging_results.json"
 
@@ -94,6 +99,11 @@ class RunPaths:
     def saved_loras(self) -> Path:
         """Exports kept while training (`saved_lora`), each of which the evaluation can measure."""
         return self.training / SAVED
+
+    @property
+    def samples(self) -> Path:
+        """Pictures made while training went on."""
+        return self.training / "samples"
 
     @property
     def evaluation(self) -> Path:

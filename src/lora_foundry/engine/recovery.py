@@ -5,6 +5,7 @@ beside its successor."""
 from __future__ import annotations
 
 import socket
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -55,6 +56,29 @@ async def alive(ledger: Ledger, dead_after: float = Timing().dead_after) -> list
         limit = await ledger.now(connection) - dead_after
         query = sa.select(executors.c.id).where(executors.c.beat >= limit).order_by(executors.c.id)
         return list((await connection.execute(query)).scalars().all())
+
+
+class WorkerState(NamedTuple):
+    """A worker whose beat is fresh; `last_seen` is the database's time in UTC."""
+
+    name: str
+    host: str
+    lanes: str
+    last_seen: datetime
+
+
+async def workers(ledger: Ledger, dead_after: float = Timing().dead_after) -> list[WorkerState]:
+    """`alive`, with what each has said of itself."""
+    query = sa.select(executors.c.id, executors.c.host, executors.c.lanes, executors.c.beat)
+    async with ledger.reading() as connection:
+        limit = await ledger.now(connection) - dead_after
+        rows = (
+            await connection.execute(query.where(executors.c.beat >= limit).order_by(executors.c.id))
+        ).all()
+    return [
+        WorkerState(name, host or "", lanes or "", datetime.fromtimestamp(beat, UTC))
+        for name, host, lanes, beat in rows
+    ]
 
 
 async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
 from lora_foundry.domain.evaluation import Evaluation, ScoreRow, Side
+from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
@@ -44,7 +45,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
-    training = require_model(paths.generation_metadata, GenerationMetadata, "generate")
+    training = _trained_on(paths)
     model = ports.generator.model
     made_from = _fingerprint(run, training, lora, model)
     earlier = read_model(paths.evaluation_result, Evaluation)
@@ -99,6 +100,14 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
+
+
+def _trained_on(paths: RunPaths) -> GenerationMetadata:
+    """The set without the pictures that a person has thrown out. Raises StageError."""
+    whole = require_model(paths.generation_metadata, GenerationMetadata, "generate")
+    out = read_model(paths.exclusions, Exclusions) or Exclusions()
+    kept = tuple(each for each in whole.pictures if not out.covers(each.file, each.sha256))
+    return whole.model_copy(update={"pictures": kept})
 
 
 def _fingerprint(run: Run, training: GenerationMetadata, lora: TrainedLora, model: str) -> str:

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from lora_foundry.domain.dataset import TaggingResults
+from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import Run, fingerprint
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
@@ -48,7 +49,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
 
 
 def collect_images(paths: RunPaths, tagged: TaggingResults, repeats: int) -> tuple[TrainingImage, ...]:
-    """Every picture in images/ with its caption, in the order of their names."""
+    """Every picture in images/ that nobody has thrown out, with its caption, in the order of their names."""
     files = sorted(
         path for path in paths.images.glob("*") if path.suffix.lower() in PICTURES and path.name[0] != "."
     )
@@ -58,7 +59,15 @@ def collect_images(paths: RunPaths, tagged: TaggingResults, repeats: int) -> tup
             raise StageError(
                 f"The picture {paths.images / caption.file} is gone; run the same command again."
             )
-    return tuple(TrainingImage(path, _caption(path), repeats) for path in files)
+    thrown_out = read_model(paths.exclusions, Exclusions) or Exclusions()
+    kept = [
+        path
+        for path in files
+        if path.name not in thrown_out.files or not thrown_out.covers(path.name, _hash(path))
+    ]
+    if files and not kept:
+        raise InputError(f"All pictures in {paths.images} are excluded; restore some.")
+    return tuple(TrainingImage(path, _caption(path), repeats) for path in kept)
 
 
 def _caption(image: Path) -> str:

@@ -14,17 +14,37 @@ from lora_foundry.engine.ledger import Ledger
 from lora_foundry.engine.pipelines import Pipeline
 from lora_foundry.settings import Settings
 from lora_foundry.storage import make_folder
-from lora_foundry.web import problems
+from lora_foundry.web import pages, problems
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.metrics import Traffic, TrafficMiddleware
-from lora_foundry.web.pages import page_router, static_files
-from lora_foundry.web.routes import events, health, login, pipelines, recipes, tasks
+from lora_foundry.web.routes import (
+    dataset,
+    events,
+    health,
+    login,
+    pipelines,
+    recipes,
+    references,
+    results,
+    system,
+    tasks,
+)
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
 
 MOST_BODY = 1_000_000
-ROUTERS = (health.router, recipes.router, events.router, pipelines.router, tasks.router)
+ROUTERS = (
+    health.router,
+    recipes.router,
+    events.router,
+    pipelines.router,
+    dataset.router,
+    results.router,
+    references.router,
+    tasks.router,
+    system.router,
+)
 
 
 def create_app(settings: Settings, token: str | None = None) -> FastAPI:
@@ -54,8 +74,8 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(login.router, include_in_schema=False)
-    app.include_router(page_router())
-    app.mount("/static", static_files())
+    app.include_router(pages.page_router())
+    app.mount("/static", pages.static_files())
     problems.install(app)
     app.add_middleware(Guard, sessions=site.sessions, limit=site.limit)
     app.add_middleware(TrafficMiddleware, traffic=Traffic(site.registry))

@@ -16,8 +16,10 @@ from lora_foundry.engine.pipelines import Pipeline, get_pipeline
 from lora_foundry.errors import InputError
 from lora_foundry.paths import RunPaths
 from lora_foundry.settings import Settings
+from lora_foundry.web.dataset import Looks
 from lora_foundry.web.estimates import Estimates
 from lora_foundry.web.hub import Hub
+from lora_foundry.web.machine import Machine
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.thumbnails import Thumbnails
@@ -35,6 +37,8 @@ class Site:
     registry: CollectorRegistry
     estimates: Estimates = field(default_factory=Estimates)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
+    machine: Machine = field(default_factory=Machine)
+    looks: Looks = field(default_factory=Looks)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
 
     async def pipeline(self, reference: str) -> Pipeline:

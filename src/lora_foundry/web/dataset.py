@@ -1,0 +1,320 @@
+"""A training set as it stands in its folder, and a person's changes to it. The files are the truth: a picture that
+somebody put there by hand, or a caption edited in another program, shows up like any other."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+from pydantic import BaseModel
+
+from lora_foundry.domain.curation import CurationResult, Verdict
+from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord, TaggingResults
+from lora_foundry.domain.exclusion import Exclusion, Exclusions
+from lora_foundry.domain.run import Run
+from lora_foundry.errors import InputError
+from lora_foundry.paths import RunPaths
+from lora_foundry.pictures import file_hash, read_record
+from lora_foundry.storage import read_model, storage_errors, write_model, write_text
+from lora_foundry.web.jail import is_plain_name, jailed
+from lora_foundry.web.problems import ConflictError, NotFoundError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MOST_CAPTION = 4000
+MOST_PAIRS = 100
+_MOST_COMPARED = 1000
+_MOST_LOOKS = 50_000
+Standing = Literal["included", "excluded", "rejected"]
+
+
+class Look(NamedTuple):
+    """What a picture file says of itself without being decoded."""
+
+    width: int
+    height: int
+    record: PictureRecord | None
+
+
+class Looks:
+    """Remembers what files said, as long as they do not change."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Path, tuple[int, int, Look]] = OrderedDict()
+
+    def at(self, path: Path) -> Look | None:
+        """None for what is no picture, or is gone."""
+        try:
+            stat = path.stat()
+            known = self._kept.get(path)
+            if known is None or known[:2] != (stat.st_mtime_ns, stat.st_size):
+                known = (stat.st_mtime_ns, stat.st_size, _look(path))
+                self._kept[path] = known
+                if len(self._kept) > _MOST_LOOKS:
+                    self._kept.popitem(last=False)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return None
+        return known[2]
+
+
+def _look(path: Path) -> Look:
+    with Image.open(path) as file:
+        width, height = file.size
+    return Look(width, height, read_record(path))
+
+
+class SetPicture(BaseModel):
+    """One picture. `own`: it was not made here. `edited`: a person wrote the caption. `shot`: its words by axis.
+
+    reason: why it was left out, or what is wrong with it although it is in.
+    """
+
+    file: str
+    status: Standing
+    own: bool
+    caption: str | None
+    edited: bool
+    reason: str
+    width: int
+    height: int
+    seed: int | None
+    attempt: int
+    shot: list[str]
+    modified: datetime
+
+
+class TagCount(BaseModel):
+    tag: str
+    count: int
+
+
+class NearPair(BaseModel):
+    """Two pictures of the set that look alike: `distance` of their 64-bit hashes' bits differ."""
+
+    a: str
+    b: str
+    distance: int
+
+
+class SetRecords(NamedTuple):
+    """What the stages wrote about a set; whatever is not there yet is empty."""
+
+    tagging: TaggingResults | None
+    curation: CurationResult | None
+    metadata: GenerationMetadata | None
+    exclusions: Exclusions
+    run: Run | None
+
+
+def read_records(paths: RunPaths) -> SetRecords:
+    return SetRecords(
+        read_model(paths.tagging_results, TaggingResults),
+        read_model(paths.curation, CurationResult),
+        read_model(paths.generation_metadata, GenerationMetadata),
+        read_exclusions(paths),
+        read_model(paths.run_file, Run),
+    )
+
+
+def read_exclusions(paths: RunPaths) -> Exclusions:
+    return read_model(paths.exclusions, Exclusions) or Exclusions()
+
+
+def pictures_of(paths: RunPaths, looks: Looks, records: SetRecords) -> list[SetPicture]:
+    """Every picture of images/, then every rejected one, by name."""
+    verdicts: dict[str, Verdict] = {}
+    if records.curation is not None:
+        verdicts = {each.file: each for each in (*records.curation.accepted, *records.curation.rejected)}
+    found = []
+    for folder in (paths.images, paths.rejected):
+        for path in picture_files(folder):
+            look = looks.at(path)
+            if look is not None:
+                verdict = verdicts.get(f"{folder.name}/{path.name}")
+                found.append(_picture(paths, path, look, verdict, records))
+    return found
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name; none where there is no folder. Links are left out."""
+    try:
+        files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
+    except OSError:
+        return []
+    return sorted(path for path in files if not path.is_symlink())
+
+
+def _picture(
+    paths: RunPaths, path: Path, look: Look, verdict: Verdict | None, records: SetRecords
+) -> SetPicture:
+    stat = path.stat()
+    status, reason = "included", "; ".join(each.text for each in verdict.reasons) if verdict else ""
+    if path.parent == paths.rejected:
+        status = "rejected"
+    elif path.name in records.exclusions.files and is_excluded(records.exclusions, path):
+        status, reason = "excluded", records.exclusions.files[path.name].reason or "excluded by hand"
+    caption = read_caption(path)
+    written = {each.file: each for each in records.tagging.captions} if records.tagging else {}
+    ours = written.get(path.name)
+    record = look.record
+    return SetPicture(
+        file=path.name,
+        status=status,  # type: ignore[arg-type]
+        own=record is None,
+        caption=caption,
+        edited=caption is not None and ours is not None and (ours.source == "edited" or ours.text != caption),
+        reason=reason,
+        width=look.width,
+        height=look.height,
+        seed=record.request.seed if record else None,
+        attempt=record.attempt if record else 0,
+        shot=list(record.shot) if record else [],
+        modified=datetime.fromtimestamp(stat.st_mtime, UTC),
+    )
+
+
+def is_excluded(exclusions: Exclusions, path: Path) -> bool:
+    return path.name in exclusions.files and exclusions.covers(path.name, file_hash(path))
+
+
+def read_caption(image: Path) -> str | None:
+    """The caption as the trainer reads it, on one line; None where there is none."""
+    try:
+        return " ".join(RunPaths.caption(image).read_text("utf-8-sig", errors="replace").split())
+    except OSError:
+        return None
+
+
+def tags_of(caption: str | None) -> list[str]:
+    return [tag for part in (caption or "").split(",") if (tag := part.strip())]
+
+
+def count_tags(pictures: list[SetPicture]) -> list[TagCount]:
+    """How many captions of the set hold each tag, the commonest first."""
+    counts = Counter(
+        tag for each in pictures if each.status == "included" for tag in dict.fromkeys(tags_of(each.caption))
+    )
+    return [TagCount(tag=tag, count=count) for tag, count in counts.most_common(500)]
+
+
+def near_pairs(pictures: list[SetPicture], records: SetRecords) -> list[NearPair]:
+    """The pairs that curation's first test for duplicates lets through to its second, the nearest first."""
+    if records.curation is None or records.run is None:
+        return []
+    included = {each.file for each in pictures if each.status == "included"}
+    hashes = [
+        (name, int(each.measures.hash, 16))
+        for each in records.curation.accepted[:_MOST_COMPARED]
+        if (name := Path(each.file).name) in included and each.measures.hash
+    ]
+    limit = records.run.recipe.curate.duplicate_distance
+    pairs = [
+        (distance, first, second)
+        for (first, one), (second, other) in combinations(hashes, 2)
+        if (distance := (one ^ other).bit_count()) <= limit
+    ]
+    return [
+        NearPair(a=first, b=second, distance=distance)
+        for distance, first, second in sorted(pairs)[:MOST_PAIRS]
+    ]
+
+
+# A person's changes ---------------------------------------------------------------------------------------------
+
+
+def find_picture(paths: RunPaths, file: str) -> Path:
+    """A picture of the set or a rejected one, by its name. Raises NotFoundError."""
+    if is_plain_name(file) and Path(file).suffix.lower() in PICTURES:
+        for folder in (paths.images, paths.rejected):
+            if (folder / file).is_file():
+                return jailed(paths.root, folder.name, file)
+    raise NotFoundError(f"There is no picture {file[:120]!r} in this set.")
+
+
+def in_set(paths: RunPaths, file: str) -> Path:
+    """A picture of images/. Raises NotFoundError, also for one that curation rejected."""
+    path = find_picture(paths, file)
+    if path.parent.name != paths.images.name:
+        raise NotFoundError(f"{file[:120]!r} was rejected by curation and is not in the set.")
+    return path
+
+
+def check_caption(text: str) -> str:
+    """The caption on one line. Raises InputError for what a trainer could not use."""
+    caption = " ".join(text.split())
+    if not any(character.isalnum() for character in caption):
+        raise InputError("The caption is empty; write what the picture shows, or exclude the picture.")
+    if len(caption) > MOST_CAPTION or not caption.isprintable():
+        raise InputError(f"A caption is at most {MOST_CAPTION} printable characters.")
+    return caption
+
+
+def write_caption(path: Path, text: str, previous: str | None = None) -> str:
+    """Writes a person's caption. Raises ConflictError where it is no longer `previous`."""
+    caption = check_caption(text)
+    present = read_caption(path)
+    if previous is not None and present is not None and " ".join(previous.split()) != present:
+        raise ConflictError(f"The caption of {path.name} has been changed meanwhile; it now is: {present}")
+    _own_target(path)
+    write_text(RunPaths.caption(path), caption + "\n")
+    return caption
+
+
+def _own_target(path: Path) -> None:
+    """A .txt that is a link would be replaced, never followed; say so instead of surprising its owner."""
+    if RunPaths.caption(path).is_symlink():
+        raise ConflictError(f"The caption of {path.name} is a link; it is changed where it points to.")
+
+
+def change_tags(
+    paths: RunPaths, add: list[str], remove: list[str], files: list[str] | None, trigger: str
+) -> list[str]:
+    """Adds tags at the end of captions and removes others from them; the files that changed.
+
+    Nothing is written unless all of it can be. Raises InputError for a tag that is none, for the trigger, and where
+    a caption would be left empty.
+    """
+    new, old = [_tag(each) for each in add], {_tag(each).lower() for each in remove}
+    if trigger and trigger.lower() in old:
+        raise InputError(f"{trigger!r} calls the character; without it in the captions the LoRA has no name.")
+    chosen = picture_files(paths.images) if files is None else [in_set(paths, each) for each in files]
+    changes: list[tuple[Path, str]] = []
+    for path in chosen:
+        before = read_caption(path)
+        if before is None:
+            continue
+        tags = [tag for tag in tags_of(before) if tag.lower() not in old]
+        known = {tag.lower() for tag in tags}
+        tags += [tag for tag in dict.fromkeys(new) if tag.lower() not in known]
+        if (after := ", ".join(tags)) != ", ".join(tags_of(before)):
+            _own_target(path)
+            changes.append((path, check_caption(after)))
+    for path, after in changes:
+        write_text(RunPaths.caption(path), after + "\n")
+    return [path.name for path, _ in changes]
+
+
+def _tag(text: str) -> str:
+    tag = " ".join(text.split())
+    if not tag or "," in tag or not tag.isprintable() or len(tag) > 200:
+        raise InputError(f"{text[:80]!r} is no tag: one to 200 printable characters without a comma.")
+    return tag
+
+
+def exclude(paths: RunPaths, path: Path, reason: str) -> None:
+    """Throws a picture out; it stays in its folder."""
+    with storage_errors(path):
+        mark = Exclusion(sha256=file_hash(path), reason=" ".join(reason.split()), at=datetime.now(UTC))
+    known = read_exclusions(paths)
+    write_model(paths.exclusions, Exclusions(files=known.files | {path.name: mark}))
+
+
+def restore(paths: RunPaths, path: Path) -> None:
+    """Takes a picture back into the set; one that is in stays in."""
+    known = read_exclusions(paths)
+    if path.name in known.files:
+        rest = {file: mark for file, mark in known.files.items() if file != path.name}
+        write_model(paths.exclusions, Exclusions(files=rest))

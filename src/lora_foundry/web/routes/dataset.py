@@ -1,0 +1,180 @@
+"""The training set: its pictures and captions, and a person's hand in it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from lora_foundry.engine.pipelines import Pipeline
+from lora_foundry.paths import RunPaths
+from lora_foundry.web import answers
+from lora_foundry.web import dataset as sets
+from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
+from lora_foundry.web.models import RequestModel
+from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.site import Here, Site
+from lora_foundry.web.views import address
+
+router = APIRouter(prefix="/api/v1/pipelines/{pipeline}", tags=["dataset"])
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}, "image/webp": {}}, "description": "The picture."}
+}
+Size = Annotated[int, Query(ge=32, le=1024, description="Pixels; rounded up to 128, 256, 512 or 1024.")]
+Tag = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ShownPicture(SetPicture):
+    """With the addresses of the whole picture and of a small one."""
+
+    url: str
+    thumbnail: str
+
+
+class Dataset(BaseModel):
+    """The set of a pipeline, which it shares with other pipelines of the same character."""
+
+    images: list[ShownPicture]
+    tags: list[TagCount]
+    near_duplicates: list[NearPair]
+    counts: dict[str, int]
+
+
+class CaptionIn(RequestModel):
+    """previous: what the caption was when the person began; 409 where it is not so any more."""
+
+    caption: str = Field(max_length=20_000)
+    previous: str | None = Field(default=None, max_length=20_000)
+
+
+class TagsIn(RequestModel):
+    """`add` goes to the end of captions, `remove` is taken out in any case of letters; all captions without `files`."""
+
+    add: list[Tag] = Field(default=[], max_length=50)
+    remove: list[Tag] = Field(default=[], max_length=50)
+    files: list[Annotated[str, Field(max_length=300)]] | None = Field(default=None, max_length=2000)
+
+
+class TagsChanged(BaseModel):
+    changed: int
+    files: list[str]
+
+
+class ExcludeIn(RequestModel):
+    reason: str = Field(default="", max_length=500)
+
+
+@router.get("/dataset")
+async def read(here: Here, pipeline: str) -> Dataset:
+    """Every picture with caption, shot and standing, tag frequencies and pairs that look alike."""
+    found = await here.pipeline(pipeline)
+    return await asyncio.to_thread(_read, here, found)
+
+
+def _read(here: Site, pipeline: Pipeline) -> Dataset:
+    paths = here.folder(pipeline)
+    records = sets.read_records(paths)
+    pictures = sets.pictures_of(paths, here.looks, records)
+    counts = {
+        name: sum(each.status == name for each in pictures) for name in ("included", "excluded", "rejected")
+    }
+    return Dataset(
+        images=[_shown(pipeline.id, each) for each in pictures],
+        tags=sets.count_tags(pictures),
+        near_duplicates=sets.near_pairs(pictures, records),
+        counts=counts,
+    )
+
+
+def _shown(pipeline: str, picture: SetPicture) -> ShownPicture:
+    where = address(pipeline, "dataset", picture.file)
+    version = f"v={int(picture.modified.timestamp() * 1000):x}"
+    small = f"{where}/thumbnail?size=256&{version}"
+    return ShownPicture(**picture.model_dump(), url=f"{where}?{version}", thumbnail=small)
+
+
+@router.get("/dataset/{file}", response_class=Response, responses=PICTURE)
+async def picture(here: Here, request: Request, pipeline: str, file: str) -> Response:
+    """A picture as it lies in the set, or among the rejected ones."""
+    path = sets.find_picture(await _paths(here, pipeline), file)
+    return answers.picture_file(request, path)
+
+
+@router.get("/dataset/{file}/thumbnail", response_class=Response, responses=PICTURE)
+async def thumbnail(here: Here, request: Request, pipeline: str, file: str, size: Size = 256) -> Response:
+    """The same, small."""
+    path = sets.find_picture(await _paths(here, pipeline), file)
+    return answers.thumbnail(request, await here.thumbnails.of(path, size))
+
+
+@router.get("/thumbnail", response_class=Response, responses=PICTURE)
+async def newest(here: Here, request: Request, pipeline: str, size: Size = 128) -> Response:
+    """The newest picture of the set, small."""
+    paths = await _paths(here, pipeline)
+    files = await asyncio.to_thread(sets.picture_files, paths.images)
+    if not files:
+        raise NotFoundError("There is no picture yet.")
+    path = max(files, key=lambda each: each.stat().st_mtime_ns)
+    return answers.thumbnail(request, await here.thumbnails.of(path, size))
+
+
+@router.put("/dataset/{file}/caption")
+async def edit_caption(here: Here, pipeline: str, file: str, asked: CaptionIn) -> ShownPicture:
+    """Writes the .txt beside the picture; the caption stage leaves it alone from now on."""
+    paths = await _paths(here, pipeline)
+    async with here.edits:
+        path = sets.in_set(paths, file)
+        await asyncio.to_thread(sets.write_caption, path, asked.caption, asked.previous)
+    return await _one(here, pipeline, paths, file)
+
+
+@router.post("/dataset/tags")
+async def edit_tags(here: Here, pipeline: str, asked: TagsIn) -> TagsChanged:
+    """Adds or removes tags in many captions at once."""
+    paths = await _paths(here, pipeline)
+    async with here.edits:
+        records = await asyncio.to_thread(sets.read_records, paths)
+        trigger = records.run.character.trigger if records.run else ""
+        files = await asyncio.to_thread(
+            sets.change_tags, paths, asked.add, asked.remove, asked.files, trigger
+        )
+    return TagsChanged(changed=len(files), files=files)
+
+
+@router.post("/dataset/{file}/exclude")
+async def exclude(here: Here, pipeline: str, file: str, asked: ExcludeIn | None = None) -> ShownPicture:
+    """Throws a picture out of the set; the next training is without it."""
+    paths = await _paths(here, pipeline)
+    async with here.edits:
+        path = sets.in_set(paths, file)
+        await asyncio.to_thread(sets.exclude, paths, path, asked.reason if asked else "")
+    return await _one(here, pipeline, paths, file)
+
+
+@router.post("/dataset/{file}/restore")
+async def restore(here: Here, pipeline: str, file: str) -> ShownPicture:
+    """Takes a picture back that was thrown out."""
+    paths = await _paths(here, pipeline)
+    async with here.edits:
+        path = sets.in_set(paths, file)
+        await asyncio.to_thread(sets.restore, paths, path)
+    return await _one(here, pipeline, paths, file)
+
+
+async def _paths(here: Site, pipeline: str) -> RunPaths:
+    return here.folder(await here.pipeline(pipeline))
+
+
+async def _one(here: Site, pipeline: str, paths: RunPaths, file: str) -> ShownPicture:
+    """One picture as it stands now."""
+
+    def read_one() -> ShownPicture:
+        for each in sets.pictures_of(paths, here.looks, sets.read_records(paths)):
+            if each.file == file:
+                return _shown(pipeline, each)
+        raise NotFoundError(f"{quote(file[:120])} has gone.")
+
+    return await asyncio.to_thread(read_one)

@@ -1,0 +1,41 @@
+"""Reference pictures: uploaded before a pipeline is started that names one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, File, Request, Response, UploadFile
+from pydantic import BaseModel
+
+from lora_foundry.web import answers, references
+from lora_foundry.web.jail import jailed
+from lora_foundry.web.routes.dataset import PICTURE
+from lora_foundry.web.site import Here
+from lora_foundry.web.submission import REFERENCES
+
+router = APIRouter(prefix="/api/v1/references", tags=["references"])
+_FORM_BYTES = 64 * 1024  # around the picture
+
+
+class ReferenceView(BaseModel):
+    """`name` is what `POST /pipelines` takes as `reference`."""
+
+    name: str
+    width: int
+    height: int
+    url: str
+
+
+@router.post("", status_code=201, max_body_size=references.MOST_UPLOAD + _FORM_BYTES)
+async def upload(here: Here, file: Annotated[UploadFile, File()]) -> ReferenceView:
+    """A PNG, JPEG or WebP picture of at most 20 MiB and 40 megapixels, as a form's `file`. It is written anew."""
+    data = await file.read()
+    kept = await asyncio.to_thread(references.keep, here.settings.home.expanduser() / REFERENCES, data)
+    return ReferenceView(url=f"/api/v1/references/{kept.name}", **kept._asdict())
+
+
+@router.get("/{name}", response_class=Response, responses=PICTURE)
+async def read(here: Here, request: Request, name: str) -> Response:
+    """An uploaded picture."""
+    return answers.picture_file(request, jailed(here.settings.home.expanduser() / REFERENCES, name))

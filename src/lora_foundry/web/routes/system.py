@@ -1,0 +1,86 @@
+"""The machine: who works on what, what is left of disk and GPU memory, and what the doctor finds missing."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from lora_foundry import __version__
+from lora_foundry.engine.recovery import WorkerState, workers
+from lora_foundry.recipe_files import recipe_names
+from lora_foundry.web import machine
+from lora_foundry.web.machine import ComfyState, Disk, Finding, Gpu
+from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.site import Here
+
+router = APIRouter(prefix="/api/v1/system", tags=["server"])
+
+
+class WorkerView(BaseModel):
+    """A worker whose beat is fresh; `tasks` are the rows it holds."""
+
+    name: str
+    host: str
+    lanes: str
+    last_seen: datetime
+    tasks: list[int]
+
+
+class System(BaseModel):
+    version: str
+    database: str
+    counts: dict[str, int]
+    workers: list[WorkerView]
+    comfyui: ComfyState
+    gpus: list[Gpu]
+    disks: list[Disk]
+    streams: int
+
+
+class Findings(BaseModel):
+    """What the doctor says of a recipe on this machine."""
+
+    recipe: str
+    findings: list[Finding]
+
+
+@router.get("")
+async def system(here: Here) -> System:
+    """Quick: nothing is loaded. ComfyUI's and the GPU's state are a few seconds old at most."""
+    settings = here.settings
+    counts, alive, held = await asyncio.gather(
+        here.ledger.counts(), workers(here.ledger), here.ledger.recent(status="running", limit=500)
+    )
+    comfyui, gpus, disks = await asyncio.gather(
+        here.machine.comfyui(settings.comfyui_url),
+        here.machine.gpus(),
+        asyncio.to_thread(machine.disks, settings.datasets_dir, settings.loras_dir),
+    )
+    return System(
+        version=__version__,
+        database=here.ledger.dialect,
+        counts=counts,
+        workers=[
+            _worker(each, [task.id or 0 for task in held if task.worker == each.name]) for each in alive
+        ],
+        comfyui=comfyui,
+        gpus=gpus,
+        disks=disks,
+        streams=here.hub.open_streams,
+    )
+
+
+@router.get("/doctor")
+async def doctor(here: Here, recipe: str | None = None) -> Findings:
+    """Takes some seconds at first: a process of its own looks at torch, folders and servers. Kept for a minute."""
+    name = recipe or here.settings.recipe
+    if name not in recipe_names():
+        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(recipe_names())}.")
+    return Findings(recipe=name, findings=await here.machine.doctor(here.settings, name))
+
+
+def _worker(state: WorkerState, tasks: list[int]) -> WorkerView:
+    return WorkerView(tasks=tasks, **state._asdict())
