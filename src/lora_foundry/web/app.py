@@ -33,7 +33,6 @@ from lora_foundry.web.routes import (
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
 
-MOST_BODY = 1_000_000
 ROUTERS = (
     health.router,
     recipes.router,
@@ -67,7 +66,6 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=MOST_BODY,
         responses=problems.RESPONSES,
     )
     app.state.site = site

@@ -12,15 +12,21 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_foundry.web.problems import problem
+from lora_foundry.web.references import MOST_UPLOAD
 from lora_foundry.web.sessions import COOKIE, GuessLimit, Sessions
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/login", "/api/v1/health", "/favicon.ico"})
 OPEN_FOLDER = "/static/"
+UPLOADS = "/api/v1/references"
+BODY_BYTES = 1_000_000
+UPLOAD_BYTES = MOST_UPLOAD + 65_536  # the form around the picture
+_TOO_LARGE = "The request is too large: a picture may have 20 MiB, anything else 1 MB."
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
     "connect-src 'self'; frame-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -49,7 +55,8 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         answer = self._refusal(scope)
-        await (answer or self._app)(scope, receive, _with_headers(send))
+        most = UPLOAD_BYTES if scope["path"] == UPLOADS else BODY_BYTES
+        await (answer or self._app)(scope, _limited(receive, most), _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
         """What is answered instead of the route's answer; None lets the request through."""
@@ -61,6 +68,8 @@ class Guard:
             )
         if scope["method"] not in READS and not same_origin(headers, host):
             return problem(403, "A write must come from this server's own pages.", path)
+        if _length(headers) > (UPLOAD_BYTES if path == UPLOADS else BODY_BYTES):
+            return problem(413, _TOO_LARGE, path)
         if not self._sessions.needed or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return None
         return self._unknown(scope, headers, path)
@@ -126,6 +135,27 @@ def _cookie(headers: Headers) -> str:
     except CookieError:
         return ""
     return found.value if found else ""
+
+
+def _length(headers: Headers) -> int:
+    """What the client says of its body; the server refuses what is no number before it comes here."""
+    given = headers.get("content-length", "")
+    return int(given) if given.isdecimal() else 0
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """Counts what comes of a body, since a client need not say its length before."""
+    got = 0
+
+    async def receiving() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > most:
+            raise HTTPException(413, _TOO_LARGE)
+        return message
+
+    return receiving
 
 
 def _with_headers(send: Send) -> Send:

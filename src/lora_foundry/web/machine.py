@@ -125,8 +125,10 @@ async def _comfyui(url: str) -> ComfyState:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-    except (OSError, TimeoutError) as error:
-        return ComfyState(url=url, reachable=False, detail=f"{url} does not answer ({error or 'too slow'})")
+    except OSError as error:
+        return ComfyState(
+            url=url, reachable=False, detail=f"{url} does not answer ({error.strerror or 'too slow'})"
+        )
     return ComfyState(url=url, reachable=True, detail=url)
 
 

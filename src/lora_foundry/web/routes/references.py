@@ -15,7 +15,6 @@ from lora_foundry.web.site import Here
 from lora_foundry.web.submission import REFERENCES
 
 router = APIRouter(prefix="/api/v1/references", tags=["references"])
-_FORM_BYTES = 64 * 1024  # around the picture
 
 
 class ReferenceView(BaseModel):
@@ -27,7 +26,7 @@ class ReferenceView(BaseModel):
     url: str
 
 
-@router.post("", status_code=201, max_body_size=references.MOST_UPLOAD + _FORM_BYTES)
+@router.post("", status_code=201)
 async def upload(here: Here, file: Annotated[UploadFile, File()]) -> ReferenceView:
     """A PNG, JPEG or WebP picture of at most 20 MiB and 40 megapixels, as a form's `file`. It is written anew."""
     data = await file.read()
