@@ -41,7 +41,11 @@ BACKENDS: dict[str, dict[str, str]] = {
     "captioner": {"plan": "lora_foundry.backends.plan_captions:PlanCaptioner"},
     "tagger": {"mini": "lora_foundry.backends.mini_instruments:MiniTagger"},
     "embedder": {"mini": "lora_foundry.backends.mini_instruments:MiniEmbedder"},
-    "trainer": {"inprocess": "lora_foundry.training.trainer:InProcessTrainer"},
+    "trainer": {
+        "inprocess": "lora_foundry.training.trainer:InProcessTrainer",
+        "kohya": "lora_foundry.backends.kohya.trainer:KohyaTrainer",
+        "dry-run": "lora_foundry.training.dry_run:DryRunTrainer",
+    },
     "publisher": {"folder": "lora_foundry.backends.folder:FolderPublisher"},
 }
 
@@ -93,9 +97,11 @@ class RecipePorts:
     @cached_property
     def trainer(self) -> Trainer:
         self.close()  # a small GPU does not hold the generator's base and the trainer's; the generator loads again
-        return cast(
-            Trainer, load_backend("trainer", self._recipe.train.backend)(self._base, self._settings.device)
-        )
+        name, device = self._recipe.train.backend, self._settings.device
+        make = load_backend("trainer", name)
+        if name == "kohya":
+            return cast(Trainer, make(self._base, self._settings.kohya, self._settings.kohya_python, device))
+        return cast(Trainer, make(self._base, device))
 
     @cached_property
     def publisher(self) -> Publisher:

@@ -32,6 +32,14 @@ class Settings(BaseSettings):
         default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
     )
     comfyui_url: str = Field(default="http://127.0.0.1:8188", description="Address of the ComfyUI server.")
+    kohya: Path | None = Field(
+        default=None,
+        description='Folder of an sd-scripts checkout, for recipes with `train.backend = "kohya"`.',
+    )
+    kohya_python: Path | None = Field(
+        default=None,
+        description="The Python that has sd-scripts' requirements; the environment `venv` or `.venv` in its folder.",
+    )
     database_url: str | None = Field(
         default=None,
         description="Database of the task table, sqlite:/// or postgresql://; `<home>/tasks.db` unless set.",

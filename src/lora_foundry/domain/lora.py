@@ -29,6 +29,7 @@ class SavedLora(BaseModel):
 class TrainedLora(BaseModel):
     """What training leaves: the exported file and what it took to make it.
 
+    dry_run: nothing was trained, because the recipe asked for that; such a file is never published.
     fingerprint: of everything that went into it; a result with another one is stale. saved: exports kept on the way,
     by step, the last of them being the result itself.
     """
@@ -43,4 +44,5 @@ class TrainedLora(BaseModel):
     resumed_from: int = 0
     parameters: int = 0
     saved: tuple[SavedLora, ...] = ()
+    dry_run: bool = False
     fingerprint: str = ""

@@ -40,6 +40,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
     earlier = read_model(paths.publication, Publication)
     if earlier is not None and earlier.fingerprint == made_from and _still_there(earlier):
         return earlier
+    if lora.dry_run:
+        return _keep_dry_run(paths, run, lora, scores, made_from)
     _tell(progress, 0, "numbers")
     check_numbers(paths.trained_lora)
     if file_hash(paths.trained_lora) != lora.sha256 or scores.lora_sha256 != lora.sha256:
@@ -64,6 +66,22 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
     write_report(run, paths, scores, result)
     write_model(paths.publication, result)
     _tell(progress, 3, result.verdict)
+    return result
+
+
+def _keep_dry_run(
+    paths: RunPaths, run: Run, lora: TrainedLora, scores: Evaluation, made_from: str
+) -> Publication:
+    """What the recipe calls a rehearsal is never installed, whatever it looks like."""
+    result = Publication(
+        published=False,
+        verdict='not published: a dry run trained nothing (train.backend = "dry-run")',
+        sha256=lora.sha256,
+        picture_change=0.0,
+        fingerprint=made_from,
+    )
+    write_report(run, paths, scores, result)
+    write_model(paths.publication, result)
     return result
 
 

@@ -52,12 +52,10 @@ class InProcessTrainer:
     def train(self, job: TrainingJob, progress: ProgressCallback) -> TrainedLora:
         """See `ports.Trainer`."""
         started = perf_counter()
-        _check(job)
-        use_available_cores()
         base = self._base
         total = total_steps(job.settings, job.images)
         with _translated(job):
-            prepared = _Preparation(job, base, find_device(self._device_name), _Reporter(progress, total))
+            prepared = prepare(job, base, find_device(self._device_name), progress)
             resumed, loss = prepared.run_loop(total)
             digest = prepared.export(job.output, total, loss)
         return TrainedLora(
@@ -72,7 +70,14 @@ class InProcessTrainer:
         )
 
 
-class _Preparation:
+def prepare(job: TrainingJob, base: Base, device: torch.device, progress: ProgressCallback) -> Preparation:
+    """Checks the job and makes all that its first step needs. Raises InputError, BaseModelError."""
+    _check(job)
+    use_available_cores()
+    return Preparation(job, base, device, _Reporter(progress, total_steps(job.settings, job.images)))
+
+
+class Preparation:
     """All that must stand before the first step."""
 
     def __init__(self, job: TrainingJob, base: Base, device: torch.device, reporter: _Reporter) -> None:

@@ -15,7 +15,11 @@ WITHOUT_INFLUENCE = frozenset({"checkpoint_every", "saves", "save_every_epochs",
 class TrainSection(Section):
     """[train]: the LoRA and how it is learned."""
 
-    backend: Literal["inprocess"] = Field("inprocess", description="Which trainer.")
+    backend: Literal["inprocess", "kohya", "dry-run"] = Field(
+        "inprocess",
+        description="Which trainer: `inprocess`; `kohya`, an sd-scripts checkout (LORA_FOUNDRY_KOHYA); or "
+        "`dry-run`, which prepares everything, trains nothing and is never published.",
+    )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(
         32, description="Rank of the LoRA matrices (network_dim)."
     )

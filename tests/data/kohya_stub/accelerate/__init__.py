@@ -1,0 +1,1 @@
+"""Stands in for accelerate in the stub checkout."""
