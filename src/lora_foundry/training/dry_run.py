@@ -15,7 +15,7 @@ from lora_foundry.ports import ProgressCallback, TrainingJob
 from lora_foundry.storage import write_json
 from lora_foundry.training import trainer
 from lora_foundry.training.export import kohya_tensors, write_lora
-from lora_foundry.training.metadata import describe_lora
+from lora_foundry.training.metadata import Learned, describe_lora
 from lora_foundry.training.schedule import total_steps
 
 MARK = {"lora_foundry.dry_run": "true", "modelspec.usage_hint": "A dry run: nothing was trained."}
@@ -37,17 +37,13 @@ class DryRunTrainer:
         started = perf_counter()
         planned = total_steps(job.settings, job.images)
         prepared = trainer.prepare(job, self._base, find_device(self._device), progress)
-        metadata = describe_lora(
-            job, self._base, prepared.frame, prepared.model.metadata(), 0.0, prepared.adapter.count()
-        )
+        learned = Learned(step=0, loss=0.0, parameters=prepared.adapter.count())
+        metadata = describe_lora(job, self._base, prepared.frame, prepared.model.metadata(), learned)
         write_json(
             job.workdir / TRAINING_CONFIG, {"dry_run": True, "steps": planned, "settings": job.settings}
         )
-        digest = write_lora(
-            job.output,
-            kohya_tensors(prepared.adapter, prepared.model.export_name),
-            metadata | {"ss_steps": "0"} | MARK,
-        )
+        tensors = kohya_tensors(prepared.adapter, prepared.model.export_name)
+        digest = write_lora(job.output, tensors, metadata | MARK)
         progress(
             ProgressEvent(
                 stage="train", done=0, total=planned, message="dry run: ready to train, nothing trained"
