@@ -17,6 +17,10 @@ SMALL = ("generate.images=6", "generate.steps=4", "generate.batch_size=3", "trai
          "curate.budget=1")  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="Have the browser tests write a picture of each page there.")
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home of Zoë"

@@ -1,9 +1,9 @@
 // The machine: who works on what, what it has left, and what the doctor says.
 
-import { byId, el, shown, tell } from "./dom.js";
+import { byId, el, say, shown, tell } from "./dom.js";
 import { get, path } from "./api.js";
 import { startChrome } from "./chrome.js";
-import { ago, bytes, share } from "./format.js";
+import { ago, bytes, plural, share } from "./format.js";
 import { coalesced, live } from "./live.js";
 import { table } from "./table.js";
 
@@ -49,15 +49,33 @@ function drawLoras(loras) {
 }
 
 const refresh = coalesced(async () => {
-  draw(await get(`${path("system")}?recipe=${encodeURIComponent(byId("recipe").value)}`));
+  draw(await get(path("system")));
+  drawLoras(await get(path("loras")));
   shown();
 }, { pause: 2000, failed: complain });
 
+/** Takes seconds: a process of its own looks at torch, folders and servers. */
+async function examine() {
+  byId("findings").setAttribute("aria-busy", "true");
+  say(byId("examining"), "The doctor looks …");
+  try {
+    const { findings } = await get(`${path("system", "doctor")}?recipe=${encodeURIComponent(byId("recipe").value)}`);
+    drawFindings(findings);
+    const faults = findings.filter((finding) => !finding.ok).length;
+    say(byId("examining"), faults ? plural(faults, "fault") : "All is well.");
+  } catch (problem) {
+    say(byId("examining"), problem.message);
+  }
+  byId("findings").setAttribute("aria-busy", "false");
+}
+
 startChrome();
+byId("recipe").addEventListener("change", examine);
+live(path("events"), { refresh, pipeline: refresh, gone: refresh });
 try {
   const recipes = await get(path("recipes"));
-  byId("recipe").append(...recipes.map((each) => el("option", { value: each.name }, each.name)));
+  byId("recipe").append(...recipes.map((each) => el("option", { value: each.name, selected: each.name === "mini" }, each.name)));
+  examine();
 } catch (problem) {
   complain(problem);
 }
-live(path("events"), { refresh, pipeline: refresh, gone: refresh });

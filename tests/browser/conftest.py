@@ -1,0 +1,144 @@
+"""A real server with a real worker, and a real Chromium that looks at it. Without a browser these tests are skipped,
+loudly, and where CI is set they fail: see tests/browser/chromium.py for how to get one."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from tests.browser.chromium import FLAGS, find_chromium
+
+PATIENCE = 240_000  # ms; a stage starts a process that loads torch, and other tests may be doing the same
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+NO_BROWSER = "NO BROWSER: install Chromium (Debian: apt install chromium), or `python -m playwright install chromium`."
+
+
+class Server:
+    """`lora-foundry serve` in a process of its own, on a port that stays the same when it is started again."""
+
+    def __init__(self, home: Path, *options: str, token: str = "") -> None:
+        self.home, self._options, self._token = home, options, token
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "lora_foundry", "serve", "--home", str(self.home)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORA_FOUNDRY_TOKEN": self._token}
+        if not self._token:
+            del environment["LORA_FOUNDRY_TOKEN"]
+        with (self.home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen([*command, "--port", str(self._port), *self._options],
+                                             stdout=log, stderr=log, env=environment)  # fmt: skip
+        end = time.monotonic() + PATIENCE / 1000
+        while not self._answers():
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/health", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(120)
+            self._process = None
+
+    def log(self) -> str:
+        return (self.home / "server.log").read_text(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium. Where there is none: a loud skip, or in CI a failure."""
+    path = find_chromium()
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(NO_BROWSER)
+        pytest.skip(NO_BROWSER)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS), timeout=PATIENCE)
+        yield chromium
+        chromium.close()
+
+
+class Faults(list[str]):
+    """What a page complained of: uncaught errors, and whatever the content policy had to stop."""
+
+    def watch(self, page: Page) -> None:
+        page.on("pageerror", lambda error: self.append(f"{page.url}: {error}"))
+        page.on("console", self._read)
+
+    def _read(self, message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text or message.type == "assert":
+            self.append(message.text)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages; afterwards none of them may have complained."""
+    contexts: list[BrowserContext] = []
+    faults = Faults()
+
+    def open_(address: str, **options: Any) -> Page:
+        context = browser.new_context(**({"viewport": WIDE} | options))
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        faults.watch(page)
+        page.goto(address)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture(scope="session")
+def screenshots(request: pytest.FixtureRequest) -> Path | None:
+    """The folder of --screenshots."""
+    folder = request.config.getoption("--screenshots")
+    return Path(folder) if folder else None
+
+
+def settled(page: Page) -> Page:
+    """The page, once it shows what it asked for."""
+    page.locator("main:not([aria-busy=true])").wait_for()
+    return page
+
+
+def write_picture(page: Page, folder: Path, name: str) -> None:
+    """A screenshot as WebP, which is a fifth of a PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page.evaluate("""() => Promise.all([...document.images].filter((image) => image.getAttribute("src")
+        && image.getBoundingClientRect().top < innerHeight).map((image) => image.decode().catch(() => {})))""")
+    with Image.open(io.BytesIO(page.screenshot(animations="disabled"))) as picture:
+        picture.convert("RGB").save(folder / f"{name}.webp", quality=82, method=6)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A skip of this kind must not drown among others."""
+    if any(NO_BROWSER in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_sep("*", NO_BROWSER, red=True, bold=True)

@@ -1,0 +1,220 @@
+"""A character from the form to the published LoRA and back again, watched in a browser while it happens. One run on
+the real miniature model serves all of these tests; they stand in the order in which a person would come to them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.conftest import NARROW, PATIENCE, WIDE, Server, settled, write_picture
+from tests.conftest import SMALL
+
+HOSTILE = "<img src=x onerror=window.hit=1>"
+DESCRIPTION = f"1girl, pink hair, twintails, green eyes, blue dress, crown, {HOSTILE}"
+expect.set_options(timeout=PATIENCE)
+pytestmark = pytest.mark.timeout(900)  # as long as the machine is busy; one after another, with nothing else, a minute
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    home = Path(tempfile.mkdtemp(prefix="lora-foundry-browser-"))
+    server = Server(home, "--with-worker")
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def run_address(server: Server, browser: Browser) -> str:
+    """The page of a run that was started with the form and watched until its LoRA was published."""
+    page = browser.new_page(viewport=WIDE)
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{server.url}/new")
+    fill_form(page)
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    address = page.url
+    watch(page)
+    page.close()
+    return address
+
+
+def fill_form(page: Page) -> None:
+    """The new character, with the small settings typed into the recipe's own fields."""
+    settled(page)
+    page.get_by_label("Name").fill("Elara")
+    page.get_by_label("Description").fill(DESCRIPTION)
+    expect(page.locator("#shots li")).to_have_count(40)
+    page.get_by_text("Advanced: every value of the recipe").click()
+    for setting in SMALL:
+        path, _, value = setting.partition("=")
+        page.locator(f"#field-{path.replace('.', '-')}").fill(value)
+    expect(page.locator("#shots li")).to_have_count(6)
+
+
+def watch(page: Page) -> None:
+    """Sees the pictures come one after another, the loss drawn, the log grow, and each stage end."""
+    page.evaluate("window.kept = true")
+    gallery = page.locator("#gallery img")
+    gallery.first.wait_for()
+    expect(page.locator("[aria-current=step]")).to_contain_text(re.compile("Generate|Curate", re.IGNORECASE))
+    expect(gallery).to_have_count(6)
+    expect(page.locator("#steps .completed").first).to_be_visible()
+    expect(page.locator("#loss svg")).to_be_visible()
+    expect(page.locator("#steps .completed")).to_have_count(6)
+    expect(page.locator("#state")).to_have_text("completed")
+    assert page.evaluate("window.kept"), "the page was loaded again"
+
+
+def data_of(server: Server) -> Path:
+    return server.home / "datasets" / "Elara"
+
+
+def test_a_character_is_created_and_watched_to_its_published_lora(server: Server, run_address: str) -> None:
+    assert (server.home / "loras" / "elara_mini.safetensors").is_file()
+    metadata = json.loads((data_of(server) / "generation_metadata.json").read_text(encoding="utf-8"))
+    assert metadata["description"] == DESCRIPTION
+    assert len(list((data_of(server) / "images").glob("*.png"))) == 6
+
+
+def test_what_users_wrote_is_shown_and_not_run(
+    server: Server, run_address: str, open_page: Callable[..., Page]
+) -> None:
+    log = next((server.home / "logs" / "tasks").glob("*.log"))
+    log.write_text(f"{log.read_text(encoding='utf-8')}{HOSTILE} in the log\n", encoding="utf-8")
+    caption = data_of(server) / "images" / "elara_002.txt"
+    caption.write_text(f"elara, {HOSTILE}\n", encoding="utf-8")
+
+    page = settled(open_page(server.url))
+    expect(page.get_by_text(HOSTILE)).to_be_visible()
+    page = settled(open_page(run_address))
+    expect(page.locator("#description")).to_have_text(DESCRIPTION)
+    page.locator("#log-stage").select_option("generate")
+    expect(page.locator("#log")).to_contain_text(f"{HOSTILE} in the log")
+    page.locator("#gallery button").nth(1).click()
+    expect(page.locator("#picture-text")).to_contain_text(HOSTILE)
+    page.goto(f"{run_address}/dataset")
+    expect(page.get_by_label("Caption of elara_002.png")).to_have_value(f"elara, {HOSTILE}")
+    expect(page.locator("#tags")).to_contain_text(HOSTILE)
+    for opened in page.context.pages:
+        assert opened.evaluate("[window.hit, document.querySelectorAll('img[src=x]').length]") == [None, 0]
+
+
+def test_a_caption_that_is_edited_reaches_its_file_and_another_tab_cannot_undo_it_unseen(
+    server: Server, run_address: str, open_page: Callable[..., Page]
+) -> None:
+    first, second = (settled(open_page(f"{run_address}/dataset")) for _ in range(2))
+    name, file = "Caption of elara_001.png", data_of(server) / "images" / "elara_001.txt"
+    first.get_by_label(name).fill("elara, a caption of my own")
+    first.get_by_role("button", name="Save").click()
+    expect(first.locator("#done")).to_contain_text("elara_001.png")
+    assert file.read_text(encoding="utf-8").strip() == "elara, a caption of my own"
+
+    second.get_by_label(name).fill("elara, something else")
+    second.get_by_role("button", name="Save").click()
+    expect(second.get_by_role("alert")).to_be_visible()
+    assert file.read_text(encoding="utf-8").strip() == "elara, a caption of my own"
+    assert second.get_by_label(name).input_value() == "elara, something else", "what was typed is lost"
+
+    first.get_by_label("Tag", exact=True).fill("sitting on a chair")
+    first.get_by_role("button", name="Add to all").click()
+    expect(first.locator("#tags")).to_contain_text("sitting on a chair")
+    texts = [path.read_text(encoding="utf-8") for path in file.parent.glob("*.txt")]
+    assert len(texts) == 6
+    assert all("sitting on a chair" in text for text in texts)
+
+
+def test_a_server_that_is_restarted_under_an_open_page_is_found_again(
+    server: Server, run_address: str, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{run_address}/dataset"))
+    page.evaluate("window.kept = true")
+    server.stop()
+    expect(page.locator("#connection")).to_contain_text("Connection lost")
+    (data_of(server) / "images" / "elara_003.txt").write_text("elara, written meanwhile\n", encoding="utf-8")
+    server.start()
+    expect(page.locator("#connection")).to_have_text("")
+    expect(page.get_by_label("Caption of elara_003.png")).to_have_value("elara, written meanwhile")
+    assert page.evaluate("window.kept"), "the page was loaded again"
+
+
+PAGES = {"pipelines": "/", "new": "/new", "run": "{run}", "dataset": "{run}/dataset", "results": "{run}/results",
+         "system": "/system", "login": "/login"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("view", ["wide-light", "narrow-dark"])
+def test_every_page_fits_its_screen_and_axe_finds_no_serious_fault(
+    server: Server, run_address: str, open_page: Callable[..., Page], screenshots: Path | None, name: str, view: str
+) -> None:
+    address = PAGES[name].format(run=run_address.removeprefix(server.url))
+    size, scheme = (WIDE, "light") if view == "wide-light" else (NARROW, "dark")
+    page = settled(open_page(server.url + address, viewport=size, color_scheme=scheme))
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it has to be scrolled sideways"
+    if screenshots is not None:
+        if name == "system":
+            expect(page.locator("#findings li").first).to_be_visible()
+        write_picture(page, screenshots, f"{name}-{view}")
+    if name == "new":
+        page.get_by_text("Advanced: every value of the recipe").click()
+    found = Axe().run(page).response["violations"]
+    grave = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+    assert [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in grave] == []
+
+
+def test_a_keyboard_is_enough(run_address: str, open_page: Callable[..., Page]) -> None:
+    page = settled(open_page(run_address))
+    page.keyboard.press("Tab")
+    expect(page.get_by_text("Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.locator("#gallery button").first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("#picture")
+    expect(dialog).to_be_visible()
+    title = page.locator("#picture-title").inner_text()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#picture-title")).not_to_have_text(title)
+    page.keyboard.press("Escape")
+    expect(dialog).not_to_be_visible()
+    expect(page.locator("#gallery button").first).to_be_focused()
+
+
+def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
+    server: Server, run_address: str, open_page: Callable[..., Page]
+) -> None:
+    before = (server.home / "loras" / "elara_mini.safetensors").read_bytes()
+    listed = settled(open_page(server.url))
+    page = settled(open_page(f"{run_address}/dataset"))
+    page.get_by_role("button", name="Exclude elara_004.png").click()
+    expect(page.locator("#out")).to_contain_text("elara_004.png")
+    assert len(list((data_of(server) / "images").glob("*.png"))) == 5
+    page.get_by_role("button", name="Exclude elara_005.png").click()
+    page.get_by_role("button", name="Restore elara_005.png").click()
+    expect(page.locator("#set li")).to_have_count(5)
+
+    page.get_by_role("button", name="Train again with this set").click()
+    page.get_by_label("Changed settings, one a line").fill("train.steps = 14")
+    page.locator("#retry").get_by_role("button", name="Run again").click()
+    page.wait_for_url(run_address)
+    expect(page.locator("#state")).to_have_text("running")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#state")).to_have_text("cancelled")
+    expect(listed.locator("#runs .chip")).to_have_text("cancelled")  # the other tab saw it too
+
+    listed.get_by_role("button", name="Retry Elara").click()
+    listed.locator("#retry").get_by_role("button", name="Run again").click()
+    expect(page.locator("#steps .completed")).to_have_count(6)
+    expect(page.locator("#state")).to_have_text("completed")
+    expect(listed.locator("#runs .chip")).to_have_text("completed")
+    assert (server.home / "loras" / "elara_mini.safetensors").read_bytes() != before
+    assert json.loads((data_of(server) / "training" / "result.json").read_text())["steps"] == 14
