@@ -18,7 +18,9 @@ SMALL = ("generate.images=6", "generate.steps=4", "generate.batch_size=3", "trai
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--screenshots", metavar="DIR", help="Have the browser tests write a picture of each page there.")
+    parser.addoption(
+        "--screenshots", metavar="DIR", help="Have the browser tests write a picture of each page there."
+    )
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from tests.browser.chromium import FLAGS, find_chromium
 
 PATIENCE = 240_000  # ms; a stage starts a process that loads torch, and other tests may be doing the same
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-NO_BROWSER = "NO BROWSER: install Chromium (Debian: apt install chromium), or `python -m playwright install chromium`."
+NO_BROWSER = (
+    "NO BROWSER: install Chromium (Debian: apt install chromium), or `python -m playwright install chromium`."
+)
 
 
 class Server:

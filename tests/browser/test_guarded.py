@@ -40,7 +40,9 @@ def test_only_the_token_opens_the_pages(server: Server, open_page: Callable[...,
     assert TOKEN not in page.content()
 
 
-@pytest.mark.parametrize("target", ["//evil.example/", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "target", ["//evil.example/", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"]
+)
 def test_a_login_leads_to_no_other_site(server: Server, open_page: Callable[..., Page], target: str) -> None:
     page = open_page(f"{server.url}/login")
     page.goto(f"{server.url}/login?next={target}")
@@ -49,7 +51,9 @@ def test_a_login_leads_to_no_other_site(server: Server, open_page: Callable[...,
     expect(page).to_have_url(f"{server.url}/")
 
 
-def test_a_session_that_is_over_leads_back_to_the_login(server: Server, open_page: Callable[..., Page]) -> None:
+def test_a_session_that_is_over_leads_back_to_the_login(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
     page = open_page(f"{server.url}/login")
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_role("button", name="Log in").click()

@@ -20,7 +20,9 @@ from tests.conftest import SMALL
 HOSTILE = "<img src=x onerror=window.hit=1>"
 DESCRIPTION = f"1girl, pink hair, twintails, green eyes, blue dress, crown, {HOSTILE}"
 expect.set_options(timeout=PATIENCE)
-pytestmark = pytest.mark.timeout(900)  # as long as the machine is busy; one after another, with nothing else, a minute
+pytestmark = pytest.mark.timeout(
+    900
+)  # as long as the machine is busy; one after another, with nothing else, a minute
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +156,19 @@ PAGES = {"pipelines": "/", "new": "/new", "run": "{run}", "dataset": "{run}/data
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("view", ["wide-light", "narrow-dark"])
 def test_every_page_fits_its_screen_and_axe_finds_no_serious_fault(
-    server: Server, run_address: str, open_page: Callable[..., Page], screenshots: Path | None, name: str, view: str
+    server: Server,
+    run_address: str,
+    open_page: Callable[..., Page],
+    screenshots: Path | None,
+    name: str,
+    view: str,
 ) -> None:
     address = PAGES[name].format(run=run_address.removeprefix(server.url))
     size, scheme = (WIDE, "light") if view == "wide-light" else (NARROW, "dark")
     page = settled(open_page(server.url + address, viewport=size, color_scheme=scheme))
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it has to be scrolled sideways"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+        "it has to be scrolled sideways"
+    )
     if screenshots is not None:
         if name == "system":
             expect(page.locator("#findings li").first).to_be_visible()
