@@ -57,6 +57,7 @@ def test_a_session_that_is_over_leads_back_to_the_login(
     page = open_page(f"{server.url}/login")
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_role("button", name="Log in").click()
+    expect(page).to_have_url(f"{server.url}/")
     settled(page)
     page.context.clear_cookies()
     page.get_by_label("State").select_option("failed")

@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import NARROW, PATIENCE, WIDE, Server, settled, write_picture
+from tests.browser.conftest import NARROW, PATIENCE, STAGES, WIDE, Server, settled, write_picture
 from tests.conftest import SMALL
 
 HOSTILE = "<img src=x onerror=window.hit=1>"
@@ -67,12 +67,12 @@ def watch(page: Page) -> None:
     """Sees the pictures come one after another, the loss drawn, the log grow, and each stage end."""
     page.evaluate("window.kept = true")
     gallery = page.locator("#gallery img")
-    gallery.first.wait_for()
+    gallery.first.wait_for(timeout=STAGES)
     expect(page.locator("[aria-current=step]")).to_contain_text(re.compile("Generate|Curate", re.IGNORECASE))
-    expect(gallery).to_have_count(6)
-    expect(page.locator("#steps .completed").first).to_be_visible()
-    expect(page.locator("#loss svg")).to_be_visible()
-    expect(page.locator("#steps .completed")).to_have_count(6)
+    expect(gallery).to_have_count(6, timeout=STAGES)
+    expect(page.locator("#steps .completed").first).to_be_visible(timeout=STAGES)
+    expect(page.locator("#loss svg")).to_be_visible(timeout=STAGES)
+    expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
     assert page.evaluate("window.kept"), "the page was loaded again"
 
@@ -222,7 +222,7 @@ def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
 
     listed.get_by_role("button", name="Retry Elara").click()
     listed.locator("#retry").get_by_role("button", name="Run again").click()
-    expect(page.locator("#steps .completed")).to_have_count(6)
+    expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
     expect(listed.locator("#runs .chip")).to_have_text("completed")
     assert (server.home / "loras" / "elara_mini.safetensors").read_bytes() != before
