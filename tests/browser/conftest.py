@@ -23,7 +23,9 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, s
 from tests.browser.chromium import FLAGS, find_chromium
 
 PATIENCE = 60_000  # ms, for what a page does by itself
-STAGES = 300_000  # ms, for whole stages: each starts a process that loads torch, and other tests may do the same
+STAGES = (
+    300_000  # ms, for whole stages: each starts a process that loads torch, and other tests may do the same
+)
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 NO_BROWSER = (
     "NO BROWSER: install Chromium (Debian: apt install chromium), or `python -m playwright install chromium`."

@@ -2,9 +2,9 @@
 
 import { svg, el } from "./dom.js";
 
-const WIDTH = 720;
-const HEIGHT = 240;
-const BOX = { left: 50, right: 12, top: 12, bottom: 30 };
+const WIDTH = 440;
+const HEIGHT = 210;
+const BOX = { left: 44, right: 8, top: 12, bottom: 28 };
 
 /**
  * A chart of `series` ([{label, className, points: [[x, y], ...], dots}]); `label` names it for a screen reader.

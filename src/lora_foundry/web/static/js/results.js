@@ -26,8 +26,8 @@ function draw(run, results) {
 
 function drawVerdict(publication) {
   if (!publication) return tell(byId("verdict"), "Measured, not published yet.", "warn");
-  const words = publication.published ? `Published: ${publication.verdict}` : `Not published: ${publication.verdict}`;
-  return tell(byId("verdict"), words, publication.published ? "good" : "bad");
+  if (!publication.published) return tell(byId("verdict"), `Not published: ${publication.verdict}`, "bad");
+  return tell(byId("verdict"), `Published as ${publication.lora}`, "good");
 }
 
 function card(name, value, note) {
@@ -94,12 +94,13 @@ function drawPairs({ evaluation, pairs }) {
   say(byId("pairs-about"), `The same prompt and seed without and with the LoRA. ${evaluation.held_out} of the ${evaluation.shots} shots are in no training picture.`);
   const large = pairs.flatMap((pair) => [["without the LoRA", pair.before], ["with the LoRA", pair.after]].map(([side, source]) => ({ source, title: `${pair.words}, ${side}`, text: `${pair.prompt} · seed ${pair.seed}` })));
   sync(byId("pairs"), pairs, (pair) => `${pair.after} ${pair.seed}`, (pair) => el("li", { class: "pair" },
-    el("div", { class: "two" }, ...[["before", pair.before], ["after", pair.after]].map(([side, source]) => el("figure", {},
-      el("img", { src: source, loading: "lazy", decoding: "async", width: 140, height: 140, alt: `${side === "before" ? "without" : "with"} the LoRA: ${pair.words}` }), el("figcaption", {}, side)))),
-    el("div", { class: "body" }, el("span", {}, pair.words), el("div", { class: "row between soft" },
-      el("span", {}, [pair.seen ? `${pair.right} of ${pair.seen} traits right` : "", `seed ${pair.seed}`].filter(Boolean).join(" · ")),
-      el("button", { type: "button", class: "quiet", "aria-label": `Look closer: ${pair.words}` , data: { look: "" } }, "Look closer")))),
-  (node, pair) => { node.querySelector("[data-look]").onclick = () => look(large, pairs.indexOf(pair) * 2 + 1); });
+    el("div", { class: "two" }, ...[["before", pair.before], ["after", pair.after]].map(([side, source]) => el("figure", {}, el("button", { type: "button" },
+      el("img", { src: source, loading: "lazy", decoding: "async", width: 140, height: 140, alt: `${side === "before" ? "without" : "with"} the LoRA: ${pair.words}` })), el("figcaption", {}, side)))),
+    el("div", { class: "body" }, el("span", {}, pair.words),
+      el("span", { class: "soft" }, [pair.seen ? `${pair.right} of ${pair.seen} traits right` : "", `seed ${pair.seed}`].filter(Boolean).join(" · ")))),
+  (node, pair) => {
+    node.querySelectorAll("button").forEach((button, side) => { button.onclick = () => look(large, pairs.indexOf(pair) * 2 + side); });
+  });
 }
 
 function drawTraits({ before, after, traits }) {
