@@ -156,6 +156,7 @@ def saved_lora(workdir: Path, step: int) -> Path:
 TRAINING_CONFIG = "config.json"
 TRAINING_LOG = "log.txt"
 TRAINING_LOSS = "loss.csv"
+VALIDATION_LOSS = "validation.csv"
 CHECKPOINTS = "checkpoints"
 SAVED = "saved"
 CACHE = "cache"

@@ -96,11 +96,17 @@ class Embedder(Protocol):
 
 
 class TrainingImage(NamedTuple):
-    """A picture's path, its caption as the trainer reads it, and how often an epoch shows it."""
+    """A picture's path, its caption as the trainer reads it, and how often an epoch shows it.
+
+    regular: a regularisation picture, which shows what must stay as it is. mask: a picture that is white where this
+    one counts.
+    """
 
     path: Path
     caption: str
     repeats: int = 1
+    regular: bool = False
+    mask: Path | None = None
 
 
 class TrainingJob(NamedTuple):

@@ -32,12 +32,19 @@ class PromptEncoder:
         )
         return [[start, *part, end, *[pad] * (room - len(part))] for part in parts]
 
+    def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
+        """For each text (windows x length, width): its windows, joined along the sequence. All windows go through the
+        encoder at once, and gradients flow where the caller lets them."""
+        windows = [self.pieces(text) for text in texts]
+        ids = torch.tensor([piece for pieces in windows for piece in pieces], device=self._encoder.device)
+        states: Tensor = self._encoder(ids).last_hidden_state
+        parts = torch.split(states, [len(pieces) for pieces in windows])
+        return [part.flatten(0, 1) for part in parts]
+
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
-        """(windows x length, width): the windows of one prompt, joined along the sequence."""
-        ids = torch.tensor(self.pieces(text), device=self._encoder.device)
-        states: Tensor = self._encoder(ids).last_hidden_state
-        return states.flatten(0, 1)
+        """The same for one text, without gradients."""
+        return self.encode_all([text])[0]
 
     def empty(self) -> Tensor:
         """The empty prompt's single window, which fills up shorter prompts."""

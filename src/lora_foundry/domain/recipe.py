@@ -43,10 +43,10 @@ class Recipe(Section):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of a full set: `train.steps`, or epochs x repeats x images / batch size, rounded up."""
+        """Optimizer steps of a full set: `train.steps`, or epochs x repeats x images / pictures a step, rounded up."""
         train = self.train
         samples = self.generate.images * train.repeats * train.epochs
-        return train.steps or -(-samples // train.batch_size)
+        return train.steps or -(-samples // train.samples_per_step)
 
 
 def parse_recipe(text: str, source: str, settings: Iterable[str] = ()) -> Recipe:
@@ -70,6 +70,8 @@ def build_recipe(data: Mapping[str, Any], source: str) -> Recipe:
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "missing":
             raise InputError(f"The recipe {source} lacks {where}.") from error
+        if fault["type"] == "value_error":  # settings that contradict one another; the sentence names them
+            raise InputError(f"{fault['ctx']['error']}.") from error
         raise InputError(f"{where} = {fault['input']!r} is not possible: {_plain(fault['msg'])}.") from error
 
 

@@ -76,7 +76,13 @@ def hash_file(path: Path) -> str:
 def choose_frame(sizes: Sequence[tuple[int, int]], resolution: int, multiple: int) -> tuple[int, int]:
     """The one width and height that all pictures of a set are brought to: the commonest shape among `sizes`,
     scaled to the area of `resolution` squared, in multiples of `multiple`."""
-    (width, height), _ = min(Counter(sizes).items(), key=lambda item: (-item[1], item[0]))
+    commonest, _ = min(Counter(sizes).items(), key=lambda item: (-item[1], item[0]))
+    return fit_frame(commonest, resolution, multiple)
+
+
+def fit_frame(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+    """A picture's shape scaled to the area of `resolution` squared, in multiples of `multiple`: its bucket."""
+    width, height = size
     aspect = min(4.0, max(0.25, width / height))
     ideal = resolution * aspect**0.5, resolution / aspect**0.5
     across, down = (max(multiple, round(side / multiple) * multiple) for side in ideal)
@@ -106,6 +112,19 @@ def read_picture(path: Path, frame: tuple[int, int]) -> Tensor:
         raise _unreadable(path) from error
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
     return pixels.permute(2, 0, 1) / 127.5 - 1
+
+
+def read_mask(path: Path, frame: tuple[int, int], alpha: bool) -> Tensor:
+    """What counts of a picture (1, H, W) in 0..1, cut as the picture is: its alpha channel, or how bright the mask
+    picture is. Raises InputError."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            shown = image.convert("RGBA").getchannel("A") if alpha else image.convert("L")
+            fitted = ImageOps.fit(shown, frame, Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise _unreadable(path) from error
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())[None] / 255
 
 
 def cache_latents(
@@ -139,8 +158,9 @@ class CaptionCache:
     Each caption is encoded alone, so that its condition never depends on its neighbours in a batch.
     """
 
-    def __init__(self, model: FamilyModel) -> None:
+    def __init__(self, model: FamilyModel, live: bool = False) -> None:
         self._model = model
+        self._live = live
         self._file: TensorFile | None = None
         self._index: dict[str, dict[str, str]] = {}
         self._fresh: dict[str, Condition] = {}
@@ -153,9 +173,7 @@ class CaptionCache:
         if file is None or not set(keys) <= {name.partition(".")[0] for name in file.names}:
             tensors: dict[str, Tensor] = {}
             for done, (key, text) in enumerate(keys.items(), start=1):
-                tensors |= {
-                    f"{key}.{name}": tensor for name, tensor in self._model.encode_caption(text).items()
-                }
+                tensors |= {f"{key}.{name}": tensor for name, tensor in self._encode(text).items()}
                 report(done, len(keys))
             file = TensorFile.create(path, tensors)
         for full in file.names:
@@ -165,17 +183,26 @@ class CaptionCache:
         self._file = file
 
     def batch(self, captions: Sequence[str]) -> Condition:
-        """The condition of one batch."""
-        return self._model.stack([self._one(caption) for caption in captions])
+        """The condition of one batch. Where text encoders learn nothing is cached, and gradients flow."""
+        if self._live:
+            return self._model.stack(self._model.encode_captions(captions))
+        return self._model.stack([self.one(caption) for caption in captions])
 
-    def _one(self, caption: str) -> Condition:
+    def one(self, caption: str) -> Condition:
+        """The condition of one caption as it is now, without gradients."""
+        if self._live:
+            return self._encode(caption)
         if self._file is not None and caption in self._index:
             return {name: self._file[full] for name, full in self._index[caption].items()}
         if caption not in self._fresh:
             if len(self._fresh) >= _SHUFFLED_KEPT:
                 self._fresh.pop(next(iter(self._fresh)))
-            self._fresh[caption] = self._model.encode_caption(caption)
+            self._fresh[caption] = self._encode(caption)
         return self._fresh[caption]
+
+    @torch.no_grad()
+    def _encode(self, caption: str) -> Condition:
+        return {name: tensor.cpu() for name, tensor in self._model.encode_captions([caption])[0].items()}
 
 
 def _unreadable(path: Path) -> InputError:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from lora_foundry import storage
 from lora_foundry.training.adapter import Adapter
+from lora_foundry.training.optimizers import RunningMean, exported_state
 
 KEPT = 2
 _log = logging.getLogger(__name__)
@@ -25,7 +28,8 @@ _log = logging.getLogger(__name__)
 class CheckpointRecord(BaseModel):
     """The JSON beside a checkpoint's tensors. `fingerprint` is of everything that decides the training."""
 
-    model_config = ConfigDict(frozen=True)
+    # Optimizers hold infinities (Prodigy's growth rate), which JSON as pydantic writes it would turn into null.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     step: int
     fingerprint: str
@@ -41,6 +45,21 @@ class Learner(NamedTuple):
     adapter: Adapter
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    mean: RunningMean | None = None
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """The weights that a file gets: the running mean, or what the optimizer answers with."""
+        return self.mean.state() if self.mean else exported_state(self.optimizer, self.adapter)
+
+    @contextmanager
+    def as_exported(self) -> Iterator[None]:
+        """The adapter with the weights that a file gets, for a look at them; afterwards bit for bit as before."""
+        kept = self.adapter.state()
+        self.adapter.load(self.exported_state())
+        try:
+            yield
+        finally:
+            self.adapter.load(kept)
 
 
 class Checkpoints:
@@ -53,12 +72,19 @@ class Checkpoints:
     def save(self, step: int, learner: Learner) -> Path:
         """Writes the state after `step` steps and removes all but the newest two. Raises StorageError."""
         tensors = {f"lora.{name}": tensor for name, tensor in learner.adapter.state().items()}
+        if learner.mean:
+            tensors |= {f"mean.{name}": tensor for name, tensor in learner.mean.state().items()}
         state = learner.optimizer.state_dict()
         values: dict[str, Any] = {}
+        groups: list[dict[str, Any]] = []
+        for index, group in enumerate(state["param_groups"]):
+            held = {key: value for key, value in group.items() if isinstance(value, Tensor)}
+            tensors |= {f"group.{index}.{key}": value.detach().cpu().clone() for key, value in held.items()}
+            groups.append({key: value for key, value in group.items() if key not in held})
         for index, entries in state["state"].items():
             for key, value in entries.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous().clone()
                 else:
                     values[f"{index}.{key}"] = value
         data = save(tensors)
@@ -67,7 +93,7 @@ class Checkpoints:
             step=step,
             fingerprint=self._fingerprint,
             sha256=hashlib.sha256(data).hexdigest(),
-            optimizer_groups=state["param_groups"],
+            optimizer_groups=groups,
             optimizer_values=values,
             scaler=learner.scaler.state_dict(),
         )
@@ -127,15 +153,22 @@ class Checkpoints:
 
 def _put_back(record: CheckpointRecord, tensors: dict[str, Tensor], learner: Learner) -> None:
     state: dict[int, dict[str, Any]] = {}
+    groups = [dict(group) for group in record.optimizer_groups]
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
+        parts.setdefault(kind, {})[rest] = tensor
+        index, _, key = rest.partition(".")
         if kind == "optimizer":
-            index, _, key = rest.partition(".")
             state.setdefault(int(index), {})[key] = tensor
+        elif kind == "group":
+            groups[int(index)][key] = tensor
     for name, value in record.optimizer_values.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
-    learner.adapter.load({name.removeprefix("lora."): tensor for name, tensor in tensors.items()})
-    learner.optimizer.load_state_dict({"state": state, "param_groups": record.optimizer_groups})
+    learner.adapter.load(parts["lora"])
+    if learner.mean:
+        learner.mean.load(parts["mean"])
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if record.scaler:
         learner.scaler.load_state_dict(dict(record.scaler))

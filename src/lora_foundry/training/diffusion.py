@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_foundry.errors import BaseModelError
 
+_LEAST_SHOWN = 0.01  # a mask that shows next to nothing must not blow up the loss
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -69,3 +70,13 @@ def snr_weights(snr: Tensor, prediction: str, gamma: float) -> Tensor:
     if prediction == "v_prediction":
         return capped / (snr + 1)
     return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), torch.ones_like(snr))
+
+
+def mean_error(error: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each sample's error (n, c, h, w) as (n,); with a mask (n, 1, h, w) in 0..1 the mean over what it
+    shows, so that a small figure counts as much as a large one."""
+    if mask is None:
+        return error.mean(dim=(1, 2, 3))
+    mask = mask.to(error.device)
+    shown = mask.mean(dim=(1, 2, 3)).clamp(min=_LEAST_SHOWN)
+    return (error * mask).mean(dim=(1, 2, 3)) / shown

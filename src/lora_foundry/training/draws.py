@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage
+
+_LEVELS = 6
 
 
 class Sample(NamedTuple):
@@ -25,45 +28,77 @@ class Sample(NamedTuple):
 
 
 class Draws:
-    """The random choices of every step."""
+    """The random choices of every optimizer step, for all of its batches together, so that how a step is cut into
+    batches changes nothing. `groups` are the pictures (by index) that have one shape: a step draws from one group."""
 
-    def __init__(self, settings: TrainSection, images: Sequence[TrainingImage]) -> None:
+    def __init__(
+        self,
+        settings: TrainSection,
+        images: Sequence[TrainingImage],
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self._settings = settings
         self._images = images
-        self._epoch = [index for index, image in enumerate(images) for _ in range(image.repeats)]
-        self._order = lru_cache(maxsize=4)(self._shuffled)
+        self._size = settings.samples_per_step
+        self._groups = [
+            [index for index in group for _ in range(images[index].repeats)]
+            for group in groups or [range(len(images))]
+        ]
+        self._order = lru_cache(maxsize=4 * len(self._groups))(self._shuffled)
+        self._turns = _turns([len(group) for group in self._groups])
 
     def samples(self, step: int) -> list[Sample]:
-        """The batch of step `step` (counted from 0): the epochs follow one another without a gap, each
-        shuffled."""
-        size = self._settings.batch_size
+        """The pictures of step `step` (counted from 0): within a group the epochs follow one another without a gap,
+        each shuffled; groups take turns by their size."""
         rng = random.Random(f"captions-{self._settings.seed}-{step}")
+        era, place = divmod(step, len(self._turns))
+        group, turn = self._turns[place]
+        length = len(self._groups[group])
+        first = (era * length + turn) * self._size
         chosen = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, place = divmod(position, len(self._epoch))
-            image = self._order(epoch)[place]
+        for position in range(first, first + self._size):
+            epoch, spot = divmod(position, length)
+            image = self._order(group, epoch)[spot]
             chosen.append(Sample(image, self._caption(self._images[image].caption, rng)))
         return chosen
 
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
-        """Normal noise; with a noise offset each channel is shifted as a whole (Guttenberg 2023)."""
+        """Normal noise; with a noise offset each channel is shifted as a whole (Guttenberg 2023), with
+        multi-resolution noise coarser noise is laid over it (Whitaker 2023)."""
         noise = torch.randn(tuple(shape), generator=self._generator("noise", step))
         if self._settings.noise_offset > 0:
             shift = torch.randn(*shape[:2], 1, 1, generator=self._generator("offset", step))
             noise += self._settings.noise_offset * shift
+        if self._settings.multires_noise > 0:
+            noise = self._multires(noise, step)
         return noise
 
     def positions(self, step: int) -> Tensor:
-        """How far each sample is noised, in 0..1: uniform, and spread evenly over the batch, which steadies
-        it."""
-        size = self._settings.batch_size
+        """How far each sample is noised, in 0..1: uniform, and spread evenly over the step, which steadies it."""
         generator = self._generator("positions", step)
-        places = torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)
-        return places / size
+        places = torch.randperm(self._size, generator=generator) + torch.rand(self._size, generator=generator)
+        return places / self._size
 
-    def _shuffled(self, epoch: int) -> list[int]:
-        order = list(self._epoch)
-        random.Random(f"order-{self._settings.seed}-{epoch}").shuffle(order)
+    def _multires(self, noise: Tensor, step: int) -> Tensor:
+        """Adds noise of ever coarser grain, each level weighing `multires_noise` times the last; the sum has the
+        spread of the noise it started from."""
+        generator = self._generator("multires", step)
+        rng = random.Random(f"multires-{self._settings.seed}-{step}")
+        size, weight = tuple(noise.shape[-2:]), 1.0
+        mixed = noise.clone()
+        for _ in range(_LEVELS):
+            factor, weight = rng.uniform(2, 4), weight * self._settings.multires_noise
+            size = max(1, int(size[0] / factor)), max(1, int(size[1] / factor))
+            coarse = torch.randn(*noise.shape[:2], *size, generator=generator)
+            mixed += weight * functional.interpolate(coarse, noise.shape[-2:], mode="bilinear")
+            if size == (1, 1):
+                break
+        return mixed * (noise.std() / mixed.std())
+
+    def _shuffled(self, group: int, epoch: int) -> list[int]:
+        order = list(self._groups[group])
+        purpose = f"order-{self._settings.seed}-{epoch}" + (f"-{group}" if group else "")
+        random.Random(purpose).shuffle(order)
         return order
 
     def _caption(self, caption: str, rng: random.Random) -> str:
@@ -75,6 +110,13 @@ class Draws:
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self._settings.seed, purpose, step))
+
+
+def _turns(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Which group each step of an era draws from, and its how-manieth turn that is: group g has as many turns as
+    samples, spread evenly, so that in an era every sample comes equally often."""
+    places = [((turn + 0.5) / size, group, turn) for group, size in enumerate(sizes) for turn in range(size)]
+    return [(group, turn) for _, group, turn in sorted(places)]
 
 
 def derive_seed(seed: int, purpose: str, step: int = 0) -> int:

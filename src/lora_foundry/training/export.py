@@ -16,21 +16,28 @@ from torch import Tensor
 
 from lora_foundry import storage
 from lora_foundry.errors import DivergedError
-from lora_foundry.training.adapter import Adapter
+from lora_foundry.training.adapter import DOWN, MAGNITUDE, Adapter, Target
 
 _LEGACY_OFFSET, _LEGACY_BYTES = 0x100000, 0x10000
 
 
-def kohya_tensors(adapter: Adapter, export_name: Callable[[str], str]) -> dict[str, Tensor]:
-    """Three tensors a module: alpha (0-d), lora_down.weight and lora_up.weight, all fp16. Raises
-    DivergedError."""
-    state = adapter.state()
+def kohya_tensors(
+    adapter: Adapter,
+    state: Mapping[str, Tensor],
+    export_name: Callable[[Target], str],
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, Tensor]:
+    """For each module its tensors under kohya's names and an alpha (0-d), all in `dtype`. `state` has the weights, as
+    `Adapter.state` names them. Raises DivergedError."""
     tensors: dict[str, Tensor] = {}
-    for pair in adapter.pairs:
-        name = export_name(pair.module)
-        tensors[f"{name}.alpha"] = torch.tensor(adapter.alpha, dtype=torch.float16)
-        tensors[f"{name}.lora_down.weight"] = state[f"{pair.module}.down"].half()
-        tensors[f"{name}.lora_up.weight"] = state[f"{pair.module}.up"].half()
+    for piece in adapter.pieces:
+        name = export_name(piece.target)
+        tensors[f"{name}.alpha"] = torch.tensor(piece.alpha, dtype=dtype)
+        for ending in piece.tensors:
+            tensor = state[f"{piece.name}.{ending}"].to(dtype)
+            if ending == MAGNITUDE:  # one number for each output, in as many dimensions as the weight has
+                tensor = tensor.reshape(-1, *[1] * (state[f"{piece.name}.{DOWN}"].ndim - 1))
+            tensors[f"{name}.{ending}"] = tensor
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise DivergedError(
             "The trained weights do not fit fp16 or are not numbers; lower train.learning_rate and "

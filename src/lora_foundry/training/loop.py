@@ -3,7 +3,7 @@ asks the device for its numbers only now and then, since each question makes a G
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import DivergedError
-from lora_foundry.training.caches import CaptionCache, TensorFile
 from lora_foundry.training.checkpoints import Checkpoints, Learner
-from lora_foundry.training.draws import Draws
 from lora_foundry.training.families import FamilyModel
 from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
-from lora_foundry.training.schedule import rate_factor, set_rate
+from lora_foundry.training.material import Material
+from lora_foundry.training.optimizers import set_rate
+from lora_foundry.training.schedule import rate_factor
 
 NEWS_SECONDS = 0.4
 _MOST_PENDING = 25
@@ -32,15 +32,6 @@ class Pending(NamedTuple):
     loss: Tensor
     norm: Tensor
     rate: float
-
-
-class Material(NamedTuple):
-    """What the steps are made of."""
-
-    draws: Draws
-    latents: TensorFile
-    hashes: Sequence[str]
-    captions: CaptionCache
 
 
 @dataclass
@@ -56,6 +47,7 @@ class Loop:
     journal: Journal
     keeper: Keeper
     news: Callable[[int, float], None]
+    examine: Callable[[int], None]
     _pending: list[Pending] = field(default_factory=list)
 
     def run(self, start: int) -> None:
@@ -79,33 +71,48 @@ class Loop:
                 told = monotonic()
             if keep:
                 self.keeper.keep(done)
+            if keep or checkpoint:
+                self.examine(done)
             if checkpoint:
                 self._save(done)
 
     def _step(self, step: int) -> Pending:
-        rate = self.settings.learning_rate * rate_factor(self.settings, step, self.total)
         optimizer, scaler = self.learner.optimizer, self.learner.scaler
-        set_rate(optimizer, rate)
-        loss = self._loss(step)
-        torch.autograd.backward(scaler.scale(loss))
+        factor = rate_factor(self.settings, step, self.total)
+        set_rate(optimizer, factor)
+        loss = self._learn(step)
         scaler.unscale_(optimizer)
         limit = self.settings.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.learner.adapter.parameters(), limit)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return Pending(step + 1, loss.detach(), norm.detach(), rate)
+        if self.settings.max_norm > 0:
+            self.learner.adapter.limit_norms(self.settings.max_norm)
+        if self.learner.mean:
+            self.learner.mean.update(step + 1)
+        return Pending(step + 1, loss, norm.detach(), self.settings.learning_rate * factor)
 
-    def _loss(self, step: int) -> Tensor:
-        """The mean loss of the batch of step `step`."""
-        samples = self.material.draws.samples(step)
-        latents = torch.stack(
-            [self.material.latents[self.material.hashes[sample.image]] for sample in samples]
-        )
-        condition = self.material.captions.batch([sample.caption for sample in samples])
-        noise = self.material.draws.noise(step, latents.shape)
-        positions = self.material.draws.positions(step)
-        return self.model.losses(latents, condition, noise, positions).mean()
+    def _learn(self, step: int) -> Tensor:
+        """Adds up the gradients of step `step`, one batch of `batch_size` after another; returns the mean loss."""
+        whole, size = self.material.batch(step), self.settings.batch_size
+        losses = []
+        for first in range(0, len(whole.samples), size):
+            part = slice(first, first + size)
+            condition = self.material.captions.batch([sample.caption for sample in whole.samples[part]])
+            each = self.model.losses(
+                whole.latents[part],
+                condition,
+                whole.noise[part],
+                whole.positions[part],
+                None if whole.masks is None else whole.masks[part],
+            )
+            if whole.weights is not None:
+                each = each * whole.weights[part].to(each.device, non_blocking=True)
+            loss = each.sum() / len(whole.samples)
+            torch.autograd.backward(self.learner.scaler.scale(loss))
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _settle(self) -> None:
         """Brings the pending numbers into the journal. Raises DivergedError at the first that is none."""

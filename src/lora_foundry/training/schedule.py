@@ -1,26 +1,23 @@
-"""How the learning rate moves, as a plain function of the step, and the optimizer that follows it."""
+"""How many steps there are, and how the learning rate moves, as plain functions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage
 
 
 def total_steps(settings: TrainSection, images: Sequence[TrainingImage]) -> int:
-    """Optimizer steps: `steps`, or as many batches as hold all pictures x repeats x epochs, rounded up."""
+    """Optimizer steps: `steps`, or as many as take all pictures x repeats x epochs, rounded up."""
     samples = sum(image.repeats for image in images) * settings.epochs
-    return settings.steps or math.ceil(samples / settings.batch_size)
+    return settings.steps or math.ceil(samples / settings.samples_per_step)
 
 
 def steps_per_epoch(settings: TrainSection, images: Sequence[TrainingImage]) -> float:
     """How many optimizer steps one pass over the set takes."""
-    return sum(image.repeats for image in images) / settings.batch_size
+    return sum(image.repeats for image in images) / settings.samples_per_step
 
 
 def rate_factor(settings: TrainSection, step: int, total: int) -> float:
@@ -37,17 +34,3 @@ def rate_factor(settings: TrainSection, step: int, total: int) -> float:
     progress = (step - warmup) / max(1, total - warmup)
     cycles = settings.restarts if settings.lr_schedule == "cosine_with_restarts" else 1
     return 0.5 * (1 + math.cos(math.pi * ((progress * cycles) % 1.0)))
-
-
-def build_optimizer(settings: TrainSection, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, in its fused form where the device has one."""
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-    )
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

@@ -5,6 +5,7 @@ again."""
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,19 +20,29 @@ from lora_foundry.domain.lora import SavedLora, TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.paths import CACHE, CHECKPOINTS, TRAINING_CONFIG, TRAINING_LOG, TRAINING_LOSS
+from lora_foundry.paths import (
+    CACHE,
+    CHECKPOINTS,
+    TRAINING_CONFIG,
+    TRAINING_LOG,
+    TRAINING_LOSS,
+    VALIDATION_LOSS,
+)
 from lora_foundry.ports import ProgressCallback, TrainingJob
 from lora_foundry.training.adapter import Adapter
-from lora_foundry.training.caches import CaptionCache, cache_latents, choose_frame, hash_file, read_size
+from lora_foundry.training.caches import CaptionCache, TensorFile, cache_latents, hash_file, read_size
 from lora_foundry.training.checkpoints import Checkpoints, Learner
 from lora_foundry.training.draws import Draws, derive_seed
 from lora_foundry.training.export import kohya_tensors, write_lora
 from lora_foundry.training.families import FamilyModel, load_family
 from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
-from lora_foundry.training.loop import NEWS_SECONDS, Loop, Material
+from lora_foundry.training.loop import NEWS_SECONDS, Loop
+from lora_foundry.training.material import Material, group_pictures, hold_out, plan_frames
 from lora_foundry.training.metadata import Learned, describe_lora
-from lora_foundry.training.schedule import build_optimizer, steps_per_epoch, total_steps
+from lora_foundry.training.optimizers import RunningMean, build_optimizer
+from lora_foundry.training.schedule import steps_per_epoch, total_steps
+from lora_foundry.training.validation import Validation, add_row
 
 _FINAL_LOSSES = 100
 _log = logging.getLogger(__name__)
@@ -87,43 +98,37 @@ class Preparation:
         self._hashes = [hash_file(image.path) for image in job.images]
         self._fingerprint = _fingerprint(job, base, self._hashes)
         self.model: FamilyModel = load_family(base, settings, device)
-        sizes = [read_size(image.path) for image in job.images]
-        self.frame = choose_frame(sizes, settings.resolution, self.model.side_multiple)
-        self._material = self._cache()
-        self.saved: tuple[SavedLora, ...] = ()
-        self.adapter = Adapter(
-            self.model.network,
-            self.model.lora_targets(settings.targets),
-            settings.rank,
-            settings.alpha,
-            derive_seed(settings.seed, "lora"),
+        targets = self.model.lora_targets(settings)
+        held_out = hold_out(job.images, settings)
+        self._material = self._prepare(held_out)
+        self._validation = Validation(
+            self.model,
+            self._material,
+            [(index, job.images[index].caption) for index in held_out],
+            settings.seed,
         )
+        self.adapter = Adapter(self.model.networks, targets, settings, derive_seed(settings.seed, "lora"))
+        self.learner = Learner(
+            self.adapter,
+            build_optimizer(settings, self.adapter),
+            torch.amp.GradScaler(
+                device.type, enabled=choose_dtype(settings.precision, device) == torch.float16
+            ),
+            RunningMean(self.adapter, settings.ema) if settings.ema else None,
+        )
+        self.saved: tuple[SavedLora, ...] = ()
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """The commonest shape that the pictures are trained at."""
+        return Counter(self._material.frames).most_common(1)[0][0]
 
     def run_loop(self, total: int) -> tuple[int, float]:
         """Trains what is left to train; returns the step it went on from, and the final loss."""
         job, workdir = self._job, self._job.workdir
-        storage.write_json(
-            workdir / TRAINING_CONFIG,
-            {
-                "base": self._base.name,
-                "identity": self._base.identity,
-                "trigger": job.trigger,
-                "settings": job.settings,
-                "steps": total,
-                "images": {image.path.name: image.caption for image in job.images},
-                "frame": self.frame,
-                "parameters": self.adapter.count(),
-                "fingerprint": self._fingerprint,
-            },
-        )
-        scaled = choose_dtype(job.settings.precision, self._device) == torch.float16
-        learner = Learner(
-            self.adapter,
-            build_optimizer(job.settings, self.adapter.parameters()),
-            torch.amp.GradScaler(self._device.type, enabled=scaled),
-        )
+        self._write_config(total)
         checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint)
-        start = checkpoints.restore(learner)
+        start = checkpoints.restore(self.learner)
         with Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start) as journal:
             journal.say(
                 start,
@@ -137,9 +142,17 @@ class Preparation:
                 workdir,
                 lambda path, step: self.export(path, step, journal.mean_loss(_FINAL_LOSSES)),
             )
-            news = self._reporter.step
             Loop(
-                job.settings, total, self.model, learner, self._material, checkpoints, journal, keeper, news
+                job.settings,
+                total,
+                self.model,
+                self.learner,
+                self._material,
+                checkpoints,
+                journal,
+                keeper,
+                self._reporter.step,
+                lambda step: self._examine(step, journal),
             ).run(start)
             self.saved = keeper.saved()
             return start, journal.mean_loss(_FINAL_LOSSES)
@@ -147,33 +160,82 @@ class Preparation:
     def export(self, path: Path, step: int, loss: float) -> str:
         """Writes the LoRA as it stands after `step` steps; returns the file's SHA-256. Raises DivergedError,
         StorageError."""
-        tensors = kohya_tensors(self.adapter, self.model.export_name)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[self._job.settings.export_precision]
+        state = self.learner.exported_state()
+        tensors = kohya_tensors(self.adapter, state, self.model.export_name, dtype)
         learned = Learned(step, loss, self.adapter.count())
         described = describe_lora(self._job, self._base, self.frame, self.model.metadata(), learned)
         return write_lora(path, tensors, described)
 
-    def _cache(self) -> Material:
+    def _examine(self, step: int, journal: Journal) -> None:
+        """The validation loss, with the weights as they are exported."""
+        if self._job.settings.validation == 0:
+            return
+        with self.learner.as_exported():
+            loss = self._validation.measure()
+        add_row(self._job.workdir / VALIDATION_LOSS, step, loss)
+        journal.say(step, f"validation loss {loss:.4f}")
+
+    def _write_config(self, total: int) -> None:
+        """What is trained, with everything that decides it, for people and for a later look."""
+        job = self._job
+        storage.write_json(
+            job.workdir / TRAINING_CONFIG,
+            {
+                "base": self._base.name,
+                "identity": self._base.identity,
+                "trigger": job.trigger,
+                "settings": job.settings,
+                "steps": total,
+                "images": {image.path.name: image.caption for image in job.images},
+                "frame": self.frame,
+                "parameters": self.adapter.count(),
+                "fingerprint": self._fingerprint,
+            },
+        )
+
+    def _prepare(self, held_out: list[int]) -> Material:
         """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
-        job, base, folder = self._job, self._base, self._job.workdir / CACHE
-        latents = cache_latents(
+        job, settings = self._job, self._job.settings
+        sizes = [read_size(image.path) for image in job.images]
+        frames = plan_frames(sizes, settings, self.model.side_multiple)
+        files = {frame: self._cache_latents(frame, frames) for frame in sorted(set(frames))}
+        captions = self._cache_captions()
+        return Material(
+            Draws(settings, job.images, group_pictures(frames, held_out)),
+            job.images,
+            settings,
+            lambda index: files[frames[index]][self._hashes[index]],
+            captions,
+            frames,
+        )
+
+    def _cache_latents(self, frame: tuple[int, int], frames: list[tuple[int, int]]) -> TensorFile:
+        pictures = zip(self._hashes, self._job.images, frames, strict=True)
+        return cache_latents(
             self.model,
-            {digest: image.path for digest, image in zip(self._hashes, job.images, strict=True)},
-            self.frame,
-            base.identity,
-            folder,
+            {digest: image.path for digest, image, own in pictures if own == frame},
+            frame,
+            self._base.identity,
+            self._job.workdir / CACHE,
             lambda done, count: self._reporter.preparing("encoding pictures", done, count),
         )
-        captions = CaptionCache(self.model)
-        shuffled = job.settings.shuffle_tags
-        texts = [] if shuffled else [image.caption for image in job.images]
-        captions.prepare(
-            ["", *texts],
-            base.identity,
-            folder,
-            lambda done, count: self._reporter.preparing("encoding captions", done, count),
-        )
-        self.model.release_encoders(keep_text=shuffled)
-        return Material(Draws(job.settings, job.images), latents, self._hashes, captions)
+
+    def _cache_captions(self) -> CaptionCache:
+        job, settings = self._job, self._job.settings
+        learning = settings.text_encoder_rate > 0
+        captions = CaptionCache(self.model, live=learning)
+        if not learning:
+            # Captions that are shuffled come up one by one; those of held-out pictures never are.
+            texts = [] if settings.shuffle_tags else [image.caption for image in job.images]
+            captions.prepare(
+                ["", *texts],
+                self._base.identity,
+                job.workdir / CACHE,
+                lambda done, count: self._reporter.preparing("encoding captions", done, count),
+            )
+        self.model.release_encoders(keep_text=learning or settings.shuffle_tags)
+        return captions
 
 
 class _Reporter:
@@ -212,9 +274,10 @@ def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
     """Of all that decides the weights: a checkpoint with another one belongs to another training."""
     settings = job.settings.model_dump(mode="json", exclude={"backend", *WITHOUT_INFLUENCE})
     images = [
-        (digest, image.caption, image.repeats) for digest, image in zip(hashes, job.images, strict=True)
+        (digest, image.caption, image.repeats, image.regular, image.mask and hash_file(image.mask))
+        for digest, image in zip(hashes, job.images, strict=True)
     ]
-    return fingerprint("training-1", base.identity, settings, images)
+    return fingerprint("training-2", base.identity, settings, images)
 
 
 @contextmanager

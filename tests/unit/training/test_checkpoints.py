@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from lora_foundry.training.adapter import Adapter
+from lora_foundry.training.adapter import Adapter, Target
 from lora_foundry.training.checkpoints import Checkpoints, Learner
+from tests.unit.training.conftest import short_section
 
 
 def learner(seed: int = 1) -> Learner:
     network = nn.ModuleDict({"a": nn.Linear(6, 5), "b": nn.Conv2d(4, 3, 1)})
-    adapter = Adapter(network, ["a", "b"], 2, 2.0, seed)
+    targets = [Target("unet", "a"), Target("unet", "b")]
+    adapter = Adapter({"unet": network}, targets, short_section(rank=2, alpha=2.0), seed)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1, fused=True)
     return Learner(adapter, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 

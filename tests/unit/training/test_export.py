@@ -17,7 +17,7 @@ from safetensors.torch import load
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.errors import DivergedError
-from lora_foundry.training.adapter import Adapter
+from lora_foundry.training.adapter import UP, Adapter
 from lora_foundry.training.export import kohya_tensors, lora_bytes, write_lora
 from lora_foundry.training.families import sd
 from tests.unit.training.conftest import short_section
@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def trained(base: Base) -> tuple[sd.Model, Adapter]:
     """A model with a LoRA that changes a lot, alpha unlike rank."""
-    model = sd.load(base, short_section(), CPU)
-    adapter = Adapter(
-        model.network, model.lora_targets(("attention", "feed_forward", "projection")), 4, 3.0, 5
-    )
+    settings = short_section(alpha=3.0)
+    model = sd.load(base, settings, CPU)
+    adapter = Adapter(model.networks, model.lora_targets(settings), settings, 5)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for pair in adapter.pairs:
-            pair.up.copy_(torch.randn(pair.up.shape, generator=generator) * 0.3)
+        for piece in adapter.pieces:
+            up = piece.tensors[UP]
+            up.copy_(torch.randn(up.shape, generator=generator) * 0.3)
     return model, adapter
 
 
@@ -43,7 +43,11 @@ def trained(base: Base) -> tuple[sd.Model, Adapter]:
 def exported(trained: tuple[sd.Model, Adapter], tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, adapter = trained
     path = tmp_path_factory.mktemp("export") / "lora.safetensors"
-    write_lora(path, kohya_tensors(adapter, model.export_name), {"ss_a": "ü", "modelspec.title": "x"})
+    write_lora(
+        path,
+        kohya_tensors(adapter, adapter.state(), model.export_name),
+        {"ss_a": "ü", "modelspec.title": "x"},
+    )
     return path
 
 
@@ -56,7 +60,7 @@ def draw(pipeline: Any) -> np.ndarray[Any, Any]:
 
 def test_names_shapes_and_types_are_kohyas(exported: Path, trained: tuple[sd.Model, Adapter]) -> None:
     tensors = load(exported.read_bytes())
-    assert len(tensors) == 3 * len(trained[1].pairs)
+    assert len(tensors) == 3 * len(trained[1].pieces)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     stem = "lora_unet_mid_block_attentions_0_"
     assert tensors[f"{stem}proj_in.lora_down.weight"].shape == (4, 160, 1, 1)
@@ -78,16 +82,16 @@ def test_diffusers_uses_every_key_and_draws_the_trainers_picture(
         theirs.load_lora_weights(exported)
     layers = dict(theirs.unet.named_modules())
     tensors = load(exported.read_bytes())
-    for pair in trained[1].pairs:
-        name = sd.Model.export_name(trained[0], pair.module)
-        (adapter,) = layers[pair.module].lora_A
+    for piece in trained[1].pieces:
+        name = trained[0].export_name(piece.target)
+        (adapter,) = layers[piece.target.module].lora_A
         assert torch.equal(
-            layers[pair.module].lora_A[adapter].weight, tensors[f"{name}.lora_down.weight"].float()
+            layers[piece.target.module].lora_A[adapter].weight, tensors[f"{name}.lora_down.weight"].float()
         )
         assert torch.equal(
-            layers[pair.module].lora_B[adapter].weight, tensors[f"{name}.lora_up.weight"].float()
+            layers[piece.target.module].lora_B[adapter].weight, tensors[f"{name}.lora_up.weight"].float()
         )
-        assert layers[pair.module].scaling[adapter] == 0.75
+        assert layers[piece.target.module].scaling[adapter] == 0.75
     with_lora = draw(theirs)
 
     ours: Any = load_pipeline(base, torch.float32, CPU)
@@ -108,9 +112,10 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
         )
     model = object.__new__(sd.Model)
     model.network = unet
-    targets = model.lora_targets(("attention", "feed_forward", "projection"))
+    targets = model.lora_targets(short_section())
     assert len(targets) == 192
-    assert len(model.lora_targets(("attention",))) == 128
+    assert len(model.lora_targets(short_section(targets=["attention"]))) == 128
+    assert len(model.lora_targets(short_section(conv_rank=4))) == 192 + 64
     assert model.export_name(targets[0]) == "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 
@@ -144,8 +149,9 @@ def test_metadata_survives_and_the_hash_is_of_the_weights(exported: Path) -> Non
 
 def test_weights_that_do_not_fit_fp16_are_not_written(base: Base) -> None:
     model = sd.load(base, short_section(), CPU)
-    adapter = Adapter(model.network, model.lora_targets(("projection",)), 2, 2.0, 5)
+    settings = short_section(targets=["projection"])
+    adapter = Adapter(model.networks, model.lora_targets(settings), settings, 5)
     with torch.no_grad():
-        adapter.pairs[0].up[0] = 1e6
+        adapter.pieces[0].tensors[UP][0] = 1e6
     with pytest.raises(DivergedError, match=r"train\.learning_rate"):
-        kohya_tensors(adapter, model.export_name)
+        kohya_tensors(adapter, adapter.state(), model.export_name)

@@ -176,7 +176,7 @@ def test_latents_and_captions_are_encoded_once(
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(sd.Model, "encode_images", never)
-    monkeypatch.setattr(sd.Model, "encode_caption", never)
+    monkeypatch.setattr(sd.Model, "encode_captions", never)
     train(base, make_job(tmp_path, seed=99))
 
 

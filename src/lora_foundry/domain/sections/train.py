@@ -1,24 +1,42 @@
-"""Recipe section [train]: the LoRA and how it is learned. Every field's description is its documentation."""
+"""Recipe section [train]: the LoRA and how it is learned. Every field's description is its documentation; settings
+that contradict one another are refused here, in one sentence, before anything is loaded."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lora_foundry.domain.sections.base import Positive, Section, Share, Size
 
-# Settings that say what is kept on the way, and leave the trained weights as they are.
-WITHOUT_INFLUENCE = frozenset({"checkpoint_every", "saves", "save_every_epochs", "save_every_minutes"})
+# Settings that say what is kept or shown on the way, and leave the trained weights as they are.
+WITHOUT_INFLUENCE = frozenset(
+    {
+        "checkpoint_every",
+        "saves",
+        "save_every_epochs",
+        "save_every_minutes",
+        "sample_prompts",
+        "sample_steps",
+        "sample_cfg",
+        "tensorboard",
+    }
+)
+Rate = Annotated[float, Field(ge=0, le=1)]
 
 
-class TrainSection(Section):
-    """[train]: the LoRA and how it is learned."""
+class NetworkSettings(Section):
+    """What is trained: the kind of network, its size, and the modules that get one."""
 
     backend: Literal["inprocess", "kohya", "dry-run"] = Field(
         "inprocess",
         description="Which trainer: `inprocess`; `kohya`, an sd-scripts checkout (LORA_FOUNDRY_KOHYA); or "
         "`dry-run`, which prepares everything, trains nothing and is never published.",
+    )
+    network: Literal["lora", "dora", "loha", "lokr"] = Field(
+        "lora",
+        description="`lora`; `dora`: LoRA with a magnitude of its own for each output (arXiv 2402.09353); `loha` and "
+        "`lokr`: LyCORIS, with the extra `lycoris`.",
     )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(
         32, description="Rank of the LoRA matrices (network_dim)."
@@ -26,47 +44,131 @@ class TrainSection(Section):
     alpha: Annotated[float, Field(gt=0)] = Field(
         16.0, description="LoRA alpha; the update is scaled by alpha / rank."
     )
+    targets: tuple[Literal["attention", "feed_forward", "projection"], ...] = Field(
+        ("attention", "feed_forward", "projection"), description="Which modules of the denoiser get a LoRA."
+    )
+    conv_rank: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="Rank for the 3x3 convolutions too (LoCon); 0 leaves them alone."
+    )
+    conv_alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="Alpha of the convolutions' LoRA.")
+    lokr_factor: int = Field(-1, ge=-1, description="LoKr's factor; -1 takes the most even split.")
+    max_norm: float = Field(
+        0.0, ge=0, description="Largest norm of a module's update, scaled back after each step; 0: no limit."
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Decay of a running mean of the weights, which is exported in their place; 0: none."
+    )
+
+
+class OptimizerSettings(Section):
+    """How it is learned: for how long, at which rates, by which optimizer."""
+
     steps: int = Field(
         0, ge=0, description="Optimizer steps; 0 derives them from epochs, repeats and batch size."
     )
     epochs: Positive = Field(15, description="Passes over the set, where `steps` is 0.")
     repeats: Positive = Field(10, description="How often an epoch shows each picture.")
-    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(1, description="Pictures a step.")
+    image_repeats: dict[str, Positive] = Field(
+        {}, description="Other repeats for single pictures, by file name. A folder images/<n>_<name>/ has n."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Pictures that are computed at once."
+    )
+    accumulation: Annotated[int, Field(ge=1, le=256)] = Field(
+        1,
+        description="Batches whose gradients make one optimizer step; batch 2 twice learns what batch 4 does.",
+    )
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor", "schedule_free"] = Field(
+        "adamw",
+        description="`adamw` (fused); `adamw8bit` needs CUDA and bitsandbytes; `prodigy` and `schedule_free` need the "
+        "extra `optimizers`; `adafactor` takes the rate as it is set.",
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        1e-4, description="Peak learning rate of the UNet LoRA."
+        1e-4, description="Peak learning rate of the denoiser's LoRA; Prodigy wants 1."
+    )
+    text_encoder_rate: Rate = Field(
+        0.0, description="Peak learning rate of a LoRA on the text encoders; 0 leaves them as they are."
     )
     lr_schedule: Literal["constant", "cosine", "cosine_with_restarts"] = Field(
         "cosine_with_restarts", description="Learning-rate schedule."
     )
     restarts: Positive = Field(1, description="Cycles of cosine_with_restarts.")
     warmup_steps: int = Field(100, ge=0, description="Steps over which the rate rises linearly from 0.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping by global norm; 0 turns it off.")
+    seed: int = Field(42, ge=0, description="Seed of noise, timesteps and order.")
+
+
+class MaterialSettings(Section):
+    """What it is learned from: pictures, captions, noise and their weights."""
+
+    resolution: Size = Field(
+        512,
+        description="Pictures are scaled and cut around their centre to this area (the square of it), "
+        "in the set's commonest shape.",
+    )
+    buckets: bool = Field(
+        False, description="Let pictures of unlike shape keep theirs, in batches of one shape."
+    )
     min_snr_gamma: float = Field(
         5.0, ge=0, description="Min-SNR loss weighting (arXiv 2303.09556); 0 turns it off."
     )
     noise_offset: float = Field(
         0.0, ge=0, le=1, description="Noise offset: share of noise that is constant a channel."
     )
+    multires_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Multi-resolution noise: weight of each coarser level relative to the last; 0: off.",
+    )
     caption_dropout: Share = Field(0.0, description="Share of samples trained with an empty caption.")
     shuffle_tags: bool = Field(
         False, description="Shuffle a caption's tags at every use, the first `keep_tokens` kept."
     )
     keep_tokens: int = Field(1, ge=0, description="Tags at the start of a caption that stay in place.")
-    targets: tuple[Literal["attention", "feed_forward", "projection"], ...] = Field(
-        ("attention", "feed_forward", "projection"), description="Which UNet modules get a LoRA."
+    mask: Literal["none", "alpha", "folder"] = Field(
+        "none",
+        description="What counts of a picture: all of it, what its alpha channel shows, or what is white in the "
+        "picture of the same name in masks/ beside images/.",
     )
-    resolution: Size = Field(
-        512,
-        description="Pictures are scaled and cut around their centre to this area (the square of it), "
-        "in the set's commonest shape.",
+    regularisation: int = Field(
+        0,
+        ge=0,
+        description="Pictures that the base draws for the captions without the trigger, trained beside the set so "
+        "that the character stays with the trigger; 0: none.",
     )
+    regularisation_folder: str = Field(
+        "", description="A folder of own regularisation pictures with captions, in place of drawn ones."
+    )
+    regularisation_weight: float = Field(
+        1.0, gt=0, description="How much the loss on a regularisation picture counts (prior loss weight)."
+    )
+    validation: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="Share of the pictures held out, on which the loss is measured with fixed noise."
+    )
+
+
+class MachineSettings(Section):
+    """How the machine is used."""
+
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp16",
         description="Type of the frozen base while training; "
         "LoRA weights are always fp32. A CPU computes fp16 as fp32.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    memory: Literal["as_set", "auto", "8gb", "12gb", "16gb", "24gb"] = Field(
+        "auto",
+        description="Fit batch size, gradient checkpointing and optimizer to a GPU's free memory, or to that of a "
+        "card; the pictures a step stay as many. `as_set` takes them as they are. A CPU's memory is not managed.",
+    )
+    export_precision: Literal["fp16", "bf16"] = Field("fp16", description="Number format of the LoRA file.")
+
+
+class KeepingSettings(Section):
+    """What is kept and shown on the way."""
+
     checkpoint_every: Positive = Field(200, description="Steps between checkpoints; the newest two are kept.")
     saves: Annotated[int, Field(ge=0, le=100)] = Field(
         4,
@@ -78,4 +180,59 @@ class TrainSection(Section):
     save_every_minutes: float = Field(
         0.0, ge=0, description="Keep an export every so many minutes too; 0 turns it off."
     )
-    seed: int = Field(42, ge=0, description="Seed of noise, timesteps and order.")
+    sample_prompts: tuple[str, ...] = Field(
+        (),
+        description="Drawn into training/samples/ with every kept export; {trigger} stands for the trigger word.",
+    )
+    sample_steps: Positive = Field(20, description="Sampling steps of these pictures.")
+    sample_cfg: float = Field(5.0, ge=0, description="Their guidance scale.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard events to training/tensorboard/.")
+
+
+class TrainSection(KeepingSettings, MachineSettings, MaterialSettings, OptimizerSettings, NetworkSettings):
+    """[train]: the LoRA and how it is learned."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Pictures that make one optimizer step."""
+        return self.batch_size * self.accumulation
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> Self:
+        for wrong, sentence in (
+            (
+                self.optimizer == "schedule_free" and self.lr_schedule != "constant",
+                'train.optimizer = "schedule_free" needs train.lr_schedule = "constant"',
+            ),
+            (
+                self.optimizer == "schedule_free" and self.ema > 0,
+                'train.ema must be 0 with train.optimizer = "schedule_free", which averages the weights itself',
+            ),
+            (
+                self.optimizer == "prodigy" and self.learning_rate < 0.1,
+                'train.optimizer = "prodigy" finds the rate itself and needs train.learning_rate = 1.0',
+            ),
+            (
+                self.optimizer == "prodigy" and self.text_encoder_rate not in {0.0, self.learning_rate},
+                "Prodigy has one rate: set train.text_encoder_rate to train.learning_rate, or to 0",
+            ),
+            (
+                self.noise_offset > 0 and self.multires_noise > 0,
+                "train.noise_offset and train.multires_noise do the same thing; set one of them to 0",
+            ),
+            (
+                self.max_norm > 0 and self.network != "lora",
+                f'train.max_norm is for train.network = "lora"; set it to 0 for {self.network!r}',
+            ),
+            (
+                self.regularisation > 0 and bool(self.regularisation_folder),
+                "train.regularisation draws pictures and train.regularisation_folder names some; set one of them",
+            ),
+            (
+                not self.targets and self.conv_rank == 0,
+                "train.targets is empty; name at least one group of modules",
+            ),
+        ):
+            if wrong:
+                raise ValueError(sentence)
+        return self

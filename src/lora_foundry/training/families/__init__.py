@@ -4,17 +4,19 @@ add a module here and its row in `bases.kinds`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lora_foundry.bases.inspect import Base
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BaseModelError, did_you_mean
+from lora_foundry.training.adapter import Target
 
 Condition = dict[str, Tensor]
 """What a caption becomes for the network: named tensors (SD has one, SDXL three), without a batch
@@ -25,17 +27,22 @@ class FamilyModel(Protocol):
     """A loaded, frozen base, as the trainer uses it."""
 
     network: nn.Module
-    """The denoiser, which receives the LoRA."""
+    """The denoiser."""
 
     side_multiple: int
     """Picture sides must be multiples of this."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """All networks that can get a LoRA, by the names that files have for them: unet, te, te1, te2."""
+        ...
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Latents (n, c, h, w), scaled as the network wants them, of pictures (n, 3, H, W) in -1..1."""
         ...
 
-    def encode_caption(self, text: str) -> Condition:
-        """The condition of one caption, of any length."""
+    def encode_captions(self, texts: Sequence[str]) -> list[Condition]:
+        """The conditions of captions of any length, on the device; gradients flow where the caller lets them."""
         ...
 
     def stack(self, conditions: Sequence[Condition]) -> Condition:
@@ -46,16 +53,31 @@ class FamilyModel(Protocol):
         """Lets go of what is no longer needed once latents (and captions) are cached."""
         ...
 
-    def lora_targets(self, groups: Sequence[str]) -> list[str]:
-        """The paths of the network's modules that get a LoRA, in a fixed order."""
+    def lora_targets(self, settings: TrainSection) -> list[Target]:
+        """The modules that get a LoRA, in a fixed order. Raises InputError for settings that fit no module."""
         ...
 
-    def export_name(self, module: str) -> str:
-        """The name that kohya's files give to the module at this path."""
+    def export_name(self, target: Target) -> str:
+        """The name that kohya's files give to this module."""
         ...
 
-    def losses(self, latents: Tensor, condition: Condition, noise: Tensor, positions: Tensor) -> Tensor:
-        """The weighted loss of each sample (n,), where `positions` in 0..1 says how far each is noised."""
+    def losses(
+        self,
+        latents: Tensor,
+        condition: Condition,
+        noise: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss of each sample (n,), where `positions` in 0..1 says how far each is noised and `mask`
+        (n, 1, h, w) what of it counts."""
+        ...
+
+    def draw(
+        self, conditions: Sequence[Condition], frame: tuple[int, int], seed: int, steps: int, cfg: float
+    ) -> list[Image.Image]:
+        """Pictures with the network as it stands, one for each condition but the first, which is the negative one.
+        Only after loading with `sample_prompts`."""
         ...
 
     def metadata(self) -> dict[str, str]:
