@@ -42,7 +42,7 @@ class DryRunTrainer:
         write_json(
             job.workdir / TRAINING_CONFIG, {"dry_run": True, "steps": planned, "settings": job.settings}
         )
-        tensors = kohya_tensors(prepared.adapter, prepared.model.export_name)
+        tensors = kohya_tensors(prepared.adapter, prepared.adapter.state(), prepared.model.export_name)
         digest = write_lora(job.output, tensors, metadata | MARK)
         progress(
             ProgressEvent(
