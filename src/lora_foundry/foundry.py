@@ -27,7 +27,16 @@ from lora_foundry.errors import BackendError, FoundryError, InputError, MissingE
 from lora_foundry.locks import FolderLock, claim
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import Stage, run_pipeline
-from lora_foundry.ports import Captioner, Embedder, Generator, ProgressCallback, Publisher, Tagger, Trainer
+from lora_foundry.ports import (
+    Captioner,
+    Embedder,
+    Generator,
+    ProgressCallback,
+    Prover,
+    Publisher,
+    Tagger,
+    Trainer,
+)
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.storage import make_folder, read_model, storage_errors
@@ -46,6 +55,7 @@ BACKENDS: dict[str, dict[str, str]] = {
         "kohya": "lora_foundry.backends.kohya.trainer:KohyaTrainer",
         "dry-run": "lora_foundry.training.dry_run:DryRunTrainer",
     },
+    "prover": {"comfyui": "lora_foundry.backends.comfyui.verify:comfyui_prover"},
     "publisher": {"folder": "lora_foundry.backends.folder:FolderPublisher"},
 }
 
@@ -74,10 +84,7 @@ class RecipePorts:
     def generator(self) -> Generator:
         make = load_backend("generator", self._recipe.generate.backend)
         if self._recipe.generate.backend == "comfyui":
-            folder, url = self._settings.comfyui_loras_dir, self._settings.comfyui_url
-            return cast(
-                Generator, make(url, self._base.path.name, self._base.identity, self._recipe.generate, folder)
-            )
+            return cast(Generator, make(self._base, self._recipe.generate, self._settings))
         return cast(Generator, make(self._base, self._recipe.generate, self._settings.device))
 
     @cached_property
@@ -102,6 +109,15 @@ class RecipePorts:
         if name == "kohya":
             return cast(Trainer, make(self._base, self._settings.kohya, self._settings.kohya_python, device))
         return cast(Trainer, make(self._base, device))
+
+    @cached_property
+    def prover(self) -> Prover | None:
+        name, generate = self._recipe.publish.verify, self._recipe.generate
+        if name == "none" or (name == "auto" and generate.backend != "comfyui"):
+            return None
+        self.close()  # the program that draws with the LoRA now may need the GPU that our own generator holds
+        make = load_backend("prover", "comfyui")
+        return cast(Prover, make(self._base, generate, self._settings))
 
     @cached_property
     def publisher(self) -> Publisher:

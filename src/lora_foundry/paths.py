@@ -145,7 +145,13 @@ def published_preview(folder: Path, name: str) -> Path:
 
 
 def published_metadata(folder: Path, name: str) -> Path:
+    """ComfyUI-Lora-Manager's name for what it knows of a LoRA."""
     return folder / f"{name}.metadata.json"
+
+
+def published_card(folder: Path, name: str) -> Path:
+    """A1111's name for what it knows of a LoRA."""
+    return folder / f"{name}.json"
 
 
 def saved_lora(workdir: Path, step: int) -> Path:

@@ -17,6 +17,7 @@ from PIL import Image
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import ImageRequest, PictureRecord, ReferenceUse
 from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.publication import LoraCard, Proof
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.sections import TrainSection
 
@@ -143,18 +144,40 @@ class Trainer(Protocol):
 
 
 class PublishedFiles(NamedTuple):
-    """Where a LoRA and what stands beside it were installed."""
+    """Where a LoRA and what stands beside it were installed, and where an older one of that name is kept now."""
 
     lora: Path
     preview: Path
     metadata: Path
+    card: Path
+    kept: Path | None = None
 
 
 class Publisher(Protocol):
     """Installs a proven LoRA where it is used."""
 
-    def publish(self, lora: Path, preview: Path, metadata: bytes, folder: Path, name: str) -> PublishedFiles:
-        """Copies atomically to `folder/name.*`; never overwrites a file that belongs to another character."""
+    def publish(self, lora: Path, preview: Path, card: LoraCard, folder: Path, name: str) -> PublishedFiles:
+        """Copies atomically to `folder/name.*`; an older LoRA of the same character is kept as a version.
+
+        Raises InputError for a name that belongs to another character or to somebody else, before anything is written.
+        """
+        ...
+
+
+class Prover(Protocol):
+    """The program that will use a LoRA, asked whether it can."""
+
+    def prove(self, lora: LoraUse, request: ImageRequest, min_change: float) -> Proof:
+        """Lets it draw one seed without and with the LoRA, and looks whether it took every key.
+
+        Raises VerificationError for a LoRA that it does not take whole, that blackens the picture or changes it by less
+        than `min_change` grey levels (0-255), BackendError for what may pass.
+        """
+        ...
+
+    def installed(self, files: PublishedFiles) -> None:
+        """Lets it know the file by its final name, and forget an older one of that name. Raises BackendError where it
+        does not see the file."""
         ...
 
 
@@ -175,6 +198,9 @@ class Ports(Protocol):
 
     @property
     def trainer(self) -> Trainer: ...
+
+    @property
+    def prover(self) -> Prover | None: ...
 
     @property
     def publisher(self) -> Publisher: ...

@@ -127,7 +127,7 @@ def test_a_graph_the_server_cannot_run_is_the_user_s_to_mend(server: Server) -> 
     unknown, nothing = sd15(), sd15()
     unknown["sampler"]["class_type"] = "NoSuchNode"
     del nothing["save"]
-    with pytest.raises(InputError, match="NoSuchNode"):
+    with pytest.raises(InputError, match=r"'Sampler' .node sampler. is of the kind NoSuchNode.*custom node"):
         draw(server, unknown)
     with pytest.raises(InputError, match="Save Image"):
         draw(server, nothing)

@@ -3,7 +3,11 @@ doctor."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +17,16 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from lora_foundry.backends.comfyui import loras
-from lora_foundry.backends.comfyui.client import Patience
+from lora_foundry.backends.comfyui.client import ComfyUIClient, Patience
 from lora_foundry.backends.comfyui.examine import check_workflow, examine_comfyui
 from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions
 from lora_foundry.backends.comfyui.handover import take_gpu
-from lora_foundry.backends.comfyui.verify import prove_effect
-from lora_foundry.backends.comfyui.workflows import load_workflow
+from lora_foundry.backends.comfyui.verify import ComfyUIProver
+from lora_foundry.backends.comfyui.workflows import Values, load_workflow
+from lora_foundry.backends.folder import FolderPublisher
+from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.lora import LoraUse
+from lora_foundry.domain.publication import LoraCard
 from lora_foundry.errors import BackendError, BaseModelError, InputError, VerificationError
 from lora_foundry.ports import Generator
 from lora_foundry.testing.comfyui_stub import StubServer
@@ -54,6 +61,11 @@ def stub(server: Server) -> StubServer:
     return server.stub
 
 
+needs_loras = pytest.mark.skipif(
+    bool(REAL) and not REAL_LORAS, reason="COMFYUI_LORAS does not name the real server's LoRA folder"
+)
+
+
 @pytest.fixture
 def generator(server: Server) -> Iterator[ComfyUIGenerator]:
     made = ComfyUIGenerator(options(server))
@@ -71,9 +83,18 @@ def options(server: Server, **changes: object) -> ComfyUIOptions:
     return ComfyUIOptions(**{**known, **changes})  # type: ignore[arg-type]
 
 
-def lora_file(folder: Path, key: str = "lora_unet_down_blocks_0_attentions_0_proj_in") -> LoraUse:
+def lora_file(
+    folder: Path, key: str = "lora_unet_down_blocks_0_attentions_0_proj_in", up: float = 1.0
+) -> LoraUse:
+    """A LoRA of one module of the tiny checkpoint, whose attention blocks are 320 wide."""
     path = folder / "made.safetensors"
-    save_file({f"{key}.lora_down.weight": np.ones((4, 4), np.float32)}, str(path))
+    generator = np.random.default_rng(0)
+    tensors = {
+        f"{key}.lora_down.weight": generator.normal(size=(4, 320, 1, 1)).astype(np.float32),
+        f"{key}.lora_up.weight": np.full((320, 4, 1, 1), up, np.float32),
+        f"{key}.alpha": np.float32(4.0).reshape(()),
+    }
+    save_file({name: np.asarray(value) for name, value in tensors.items()}, str(path))
     return LoraUse(path=path)
 
 
@@ -156,63 +177,155 @@ def test_no_server_and_no_such_checkpoint_are_named(server: Server) -> None:
     without.close()
 
 
+def follow(server: Server, path: Path, workflow: str, strength: float = 0.7) -> list[Image.Image]:
+    generator = ComfyUIGenerator(options(server, reference_workflow=workflow))
+    try:
+        use = ReferenceUse(path=path, strength=strength)
+        return [made.image for made in generator.generate([[request(1, steps=4)]], reference=use)]
+    finally:
+        generator.close()
+
+
 def test_a_reference_that_the_workflow_does_not_use_is_refused(server: Server, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "ref.png")
-    generator = ComfyUIGenerator(options(server, reference=tmp_path / "ref.png"))
     with pytest.raises(InputError, match="uses no reference image"):
-        list(generator.generate([[request(1)]]))
-    generator.close()
+        follow(server, tmp_path / "ref.png", "sd15")
+    with pytest.raises(InputError, match="cannot be read"):
+        follow(server, tmp_path / "none.png", "img2img")
 
 
 def test_a_reference_image_decides_the_picture(server: Server, tmp_path: Path) -> None:
     if server.stub is not None:
         pytest.skip("the stub has no nodes that look at pictures")
-    made = []
     for colour in ("red", "blue"):
         Image.new("RGB", (80, 64), colour).save(tmp_path / f"{colour}.png")
-        generator = ComfyUIGenerator(
-            options(server, workflow="img2img", reference=tmp_path / f"{colour}.png", denoise=0.3)
-        )
-        made += [image.image.tobytes() for image in generator.generate([[request(1, steps=4)]])]
-        generator.close()
-    assert made[0] != made[1]
+    (red,), (blue,) = (follow(server, tmp_path / f"{colour}.png", "img2img") for colour in ("red", "blue"))
+    (far,) = follow(server, tmp_path / "red.png", "img2img", strength=0.1)
+    assert red.tobytes() != blue.tobytes()
+    assert red.tobytes() != far.tobytes()
 
 
-def test_a_lora_is_lent_under_a_name_of_its_content_and_taken_back(
-    server: Server, stub: StubServer, tmp_path: Path
-) -> None:
+def lent(server: Server) -> list[str]:
     assert server.loras is not None
+    return [path.name for path in server.loras.glob("lora_foundry_tmp_*")]
+
+
+@needs_loras
+def test_a_lora_is_lent_under_a_name_of_its_content_and_taken_back(server: Server, tmp_path: Path) -> None:
     generator = ComfyUIGenerator(options(server))
     use = lora_file(tmp_path)
+    digest = hashlib.sha256(use.path.read_bytes()).hexdigest()
     (plain,) = generator.generate([[request(1)]])
     (changed,) = generator.generate([[request(1)]], use)
-    (lent,) = server.loras.iterdir()
-    assert lent.name.startswith("lora_foundry_tmp_")
+    assert [name[:33] for name in lent(server)] == [f"lora_foundry_tmp_{digest[:16]}"]
     assert plain.image.tobytes() != changed.image.tobytes()
-    assert prove_effect(generator, request(1), use, 1.0) > 1.0
-    with pytest.raises(VerificationError, match="same picture"):
-        prove_effect(generator, request(1), use, 300.0)
     generator.close()
-    assert not list(server.loras.iterdir())
+    assert not lent(server)
 
 
-def test_a_real_lora_changes_the_picture(server: Server) -> None:
-    source = next(iter(sorted(server.loras.glob("kohya*.safetensors"))), None) if server.loras else None
-    if server.stub is not None or source is None:
-        pytest.skip("needs a real server whose LoRA folder (COMFYUI_LORAS) holds a kohya*.safetensors")
+@needs_loras
+def test_what_a_killed_run_lent_is_taken_away_a_day_later(server: Server, tmp_path: Path) -> None:
+    assert server.loras is not None
+    forgotten, recent = (server.loras / f"lora_foundry_tmp_{age}.safetensors" for age in ("old", "new"))
+    for path in (forgotten, recent):
+        path.touch()
+    os.utime(forgotten, (time.time() - 2 * 86400,) * 2)
     generator = ComfyUIGenerator(options(server))
-    assert prove_effect(generator, request(1, steps=2), LoraUse(path=source), 1.0) > 1.0
+    list(generator.generate([[request(1)]], lora_file(tmp_path)))
     generator.close()
+    assert lent(server) == [recent.name]
+    recent.unlink()
+
+
+@needs_loras
+def test_a_lora_is_proven_by_the_server_that_will_use_it(server: Server, tmp_path: Path) -> None:
+    proof = ComfyUIProver(options(server)).prove(lora_file(tmp_path), request(1), 1.0)
+    assert proof.picture_change > 1.0
+    assert proof.keys == 3
+    assert "the server's log" in proof.checked_by
+    assert proof.server.startswith("ComfyUI ")
+    assert not lent(server)
+
+
+@needs_loras
+def test_a_lora_without_effect_is_no_proof(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="same picture"):
+        ComfyUIProver(options(server)).prove(lora_file(tmp_path, up=0.0), request(1), 1.0)
+
+
+@needs_loras
+def test_a_lora_that_blackens_the_picture_is_refused(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"spoils the picture.*is black"):
+        ComfyUIProver(options(server)).prove(lora_file(tmp_path, up=float("nan")), request(1), 1.0)
+    assert not lent(server)
+
+
+@needs_loras
+def test_a_key_that_only_the_server_s_log_names_is_refused(server: Server, tmp_path: Path) -> None:
+    strange = lora_file(tmp_path, "lora_unet_down_blocks_7_attentions_0_proj_in")
+    with pytest.raises(VerificationError, match=r"says in its log that it left out 3 keys"):
+        ComfyUIProver(options(server)).prove(strange, request(1), 0.0)
 
 
 def test_keys_that_comfyui_would_drop_are_refused(server: Server, tmp_path: Path) -> None:
     generator = ComfyUIGenerator(options(server, lora_dir=tmp_path))
-    with pytest.raises(VerificationError, match="leave out 1 keys"):
+    with pytest.raises(VerificationError, match="leave out 3 of the 3 keys"):
         list(generator.generate([[request(1)]], lora_file(tmp_path, "base_model.model.down")))
     (tmp_path / "made.safetensors").write_bytes(b"short")
     with pytest.raises(VerificationError, match="cannot be read"):
         list(generator.generate([[request(1)]], LoraUse(path=tmp_path / "made.safetensors")))
     generator.close()
+
+
+@needs_loras
+def test_a_lora_installed_over_an_older_one_is_seen_and_the_older_one_forgotten(
+    server: Server, tmp_path: Path
+) -> None:
+    assert server.loras is not None
+    prover = ComfyUIProver(options(server))
+    card = LoraCard(
+        character="Elara", trigger="elara", description="", tags=(), strength=1.0, sha256="", base_model="",
+        base_version="sd_v1", steps=1, scores={}, recipe={}, made_by="",
+    )  # fmt: skip
+    Image.new("RGB", (8, 8)).save(tmp_path / "preview.png")
+    pictures = []
+    try:
+        for up in (1.0, -3.0):
+            use = lora_file(tmp_path, up=up)
+            files = FolderPublisher().publish(
+                use.path, tmp_path / "preview.png", card, server.loras, "elara_test"
+            )
+            prover.installed(files)
+            pictures.append(draw_with(server, "elara_test.safetensors"))
+        assert files.kept is not None
+        assert files.kept.name == "elara_test.v1.safetensors"
+        assert pictures[0] != pictures[1], "the server draws with the weights of the file that was replaced"
+    finally:
+        for path in server.loras.glob("elara_test*"):
+            path.unlink()
+
+
+def draw_with(server: Server, lora: str) -> bytes:
+    """The picture of one seed with a LoRA that the server has."""
+
+    async def work() -> bytes:
+        async with ComfyUIClient(server.url, server.patience) as client:
+            graph = load_workflow("sd15").bind(
+                Values(
+                    prompt="a cat",
+                    seed=1,
+                    width=64,
+                    height=64,
+                    steps=1,
+                    sampler="euler",
+                    scheduler="normal",
+                    checkpoint=CHECKPOINT,
+                    lora=lora,
+                )
+            )
+            return (await client.draw(graph, "save", 1, (64, 64))).images[0].tobytes()
+
+    return asyncio.run(work())
 
 
 def test_a_lora_folder_of_another_server_is_noticed(
@@ -221,7 +334,7 @@ def test_a_lora_folder_of_another_server_is_noticed(
     monkeypatch.setattr(loras, "_LISTED_WITHIN", 0.3)
     other = tmp_path / "other"
     generator = ComfyUIGenerator(options(server, lora_dir=other))
-    with pytest.raises(BackendError, match="does not list a LoRA"):
+    with pytest.raises(BackendError, match="does not list lora_foundry_tmp_"):
         list(generator.generate([[request(1)]], lora_file(tmp_path)))
     generator.close()
     unknown = ComfyUIGenerator(options(server, lora_dir=None))

@@ -16,12 +16,12 @@ from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, Refere
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.picture_plan import plan_pictures
-from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.publication import Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError, StageError, VerificationError
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import file_hash, save_picture
-from lora_foundry.ports import GeneratedImage, Trait
+from lora_foundry.ports import GeneratedImage, PublishedFiles, Trait
 from lora_foundry.stages import evaluate, publish
 from lora_foundry.storage import make_folder, require_model, write_model
 from tests.painted import PaintedGenerator, make_run, paint, quiet, tree
@@ -59,6 +59,23 @@ class Lookout:
         return [{"hair_color": "red hair" if red % 2 else "brown hair"} for red in reds]
 
 
+class Examiner:
+    """A program that will use the LoRA; it says what it was shown, or refuses."""
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.refuses, self.news = refuses, list[str]()
+
+    def prove(self, lora: LoraUse, request: ImageRequest, min_change: float) -> Proof:
+        self.news.append(f"prove {lora.path.name} {request.prompt.split(',')[0]}")
+        if self.refuses:
+            raise VerificationError("It takes none of the keys.")
+        return Proof(server="examiner", picture_change=9.0, keys=2)
+
+    def installed(self, files: PublishedFiles) -> None:
+        assert files.lora.is_file()
+        self.news.append(f"installed {files.lora.name}")
+
+
 class Ports:
     """Only what evaluating and publishing may ask for."""
 
@@ -66,6 +83,7 @@ class Ports:
         self.generator = generator or Painter()
         self.tagger = tagger
         self.embedder = None
+        self.prover: Examiner | None = None
         self.publisher = FolderPublisher()
 
 
@@ -234,8 +252,12 @@ def test_a_proven_lora_is_installed_with_what_belongs_to_it(tmp_path: Path) -> N
     assert result.lora.read_bytes() == paths.trained_lora.read_bytes()
     card = json.loads((tmp_path / "loras" / "zoë.metadata.json").read_text(encoding="utf-8"))
     assert card["character"] == "Zoë van Dijk"
-    assert card["activation text"] == card["trigger"] == "zoë van dijk"
-    assert card["preferred weight"] == 1.0
+    assert card["civitai"]["trainedWords"] == [card["trigger"]] == ["zoë van dijk"]
+    assert json.loads(card["usage_tips"]) == {"strength": 1.0}
+    assert card["size"] == result.lora.stat().st_size
+    a1111 = json.loads((tmp_path / "loras" / "zoë.json").read_text(encoding="utf-8"))
+    assert a1111["activation text"] == "zoë van dijk"
+    assert a1111["preferred weight"] == 1.0
     assert card["sha256"] == file_hash(result.lora)
     assert card["scores"]["identity_after"] == scores.after.identity
     assert card["recipe"]["train"]["rank"] == run.recipe.train.rank
@@ -243,6 +265,27 @@ def test_a_proven_lora_is_installed_with_what_belongs_to_it(tmp_path: Path) -> N
         assert preview.size == (512, 512)
     assert "Published as zoë.safetensors" in paths.report.read_text(encoding="utf-8")
     assert require_model(paths.publication, Publication, "publish") == result
+
+
+def test_the_program_that_will_use_it_is_asked_first_and_told_last(tmp_path: Path) -> None:
+    run, _ = prepare(tmp_path)
+    ports = Ports()
+    ports.prover = Examiner()
+    measure(run, ports)
+    result = install(run, ports)
+    assert result.proof == Proof(server="examiner", picture_change=9.0, keys=2)
+    assert ports.prover.news == ["prove lora.safetensors zoë van dijk", "installed zoë.safetensors"]
+
+
+def test_what_that_program_refuses_is_not_installed(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports()
+    ports.prover = Examiner(refuses=True)
+    measure(run, ports)
+    with pytest.raises(VerificationError, match="none of the keys"):
+        install(run, ports)
+    assert not (tmp_path / "loras").exists()
+    assert not paths.publication.exists()
 
 
 def test_publishing_again_changes_nothing_and_mends_what_was_lost(tmp_path: Path) -> None:

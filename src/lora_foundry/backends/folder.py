@@ -1,15 +1,21 @@
-"""Installs a LoRA by copying it to a folder, such as ComfyUI's models/loras or a mounted share."""
+"""Installs a LoRA by copying it to a folder, such as ComfyUI's models/loras or a mounted share.
+
+Beside it stand a preview and its card in the forms of ComfyUI-Lora-Manager and of A1111. An older LoRA of the same
+character and name stays, under its version's name; a file of anybody else is never touched."""
 
 from __future__ import annotations
 
 import filecmp
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lora_foundry import paths, storage
+from lora_foundry.domain.publication import LoraCard
 from lora_foundry.errors import InputError
 from lora_foundry.ports import PublishedFiles
 
@@ -18,54 +24,101 @@ class FolderPublisher:
     """Copies atomically: the metadata first, which claims the name, the LoRA last, so that a LoRA seen
     there is complete."""
 
-    def publish(self, lora: Path, preview: Path, metadata: bytes, folder: Path, name: str) -> PublishedFiles:
+    def publish(self, lora: Path, preview: Path, card: LoraCard, folder: Path, name: str) -> PublishedFiles:
         """See ports.Publisher. Raises InputError for a file of another character or of unknown origin."""
-        files = PublishedFiles(
-            paths.published_lora(folder, name),
-            paths.published_preview(folder, name),
-            paths.published_metadata(folder, name),
-        )
-        _refuse_anothers(files, lora, preview, json.loads(metadata)["character"])
+        files = _files(folder, name)
+        known = _refuse_anothers(files, lora, preview, card)
         storage.make_folder(folder)
+        storage.remove_leftovers(folder)
+        kept = _keep_older(files, lora, folder, name)
+        facts = lora.stat()
+        metadata = card.manager_form(files.lora, files.preview, facts.st_size, facts.st_mtime)
         with _nothing_half_made(files):
-            storage.write_bytes(files.metadata, metadata)
+            storage.write_json(files.metadata, {**known, **metadata})
+            storage.write_json(files.card, {**_read(files.card), **card.a1111_form()})
             storage.write_aside(files.preview, lambda aside: shutil.copyfile(preview, aside))
             storage.write_aside(files.lora, lambda aside: shutil.copyfile(lora, aside))
-        return files
+        return files._replace(kept=kept)
 
 
-def _refuse_anothers(files: PublishedFiles, lora: Path, preview: Path, character: str) -> None:
-    """Raises InputError if the name is taken by something that this character's runs did not put there."""
+def _files(folder: Path, name: str) -> PublishedFiles:
+    return PublishedFiles(
+        lora=paths.published_lora(folder, name),
+        preview=paths.published_preview(folder, name),
+        metadata=paths.published_metadata(folder, name),
+        card=paths.published_card(folder, name),
+    )
+
+
+def _refuse_anothers(files: PublishedFiles, lora: Path, preview: Path, card: LoraCard) -> dict[str, Any]:
+    """The metadata that this character's runs left there, with what people have added since; {} for a free name.
+
+    Raises InputError if the name is taken by anything else.
+    """
     advice = "choose another name with --output-name, or move that file away."
     with storage.storage_errors(files.lora.parent):
         if not files.metadata.exists():
-            for file, source in ((files.lora, lora), (files.preview, preview)):
-                if file.exists() and not filecmp.cmp(file, source, shallow=False):
-                    raise InputError(f"{file} is already there and was not made here; {advice}")
-            return
-        text = files.metadata.read_bytes()
-    owner = _owner(text)
-    if owner is None:
-        raise InputError(f"{files.metadata} is somebody else's and does not name {character}; {advice}")
-    if owner != character:
+            taken = [
+                file
+                for file, source in ((files.lora, lora), (files.preview, preview))
+                if file.exists() and not filecmp.cmp(file, source, shallow=False)
+            ]
+            if files.card.exists() and _read(files.card) != card.a1111_form():
+                taken.append(files.card)
+            if taken:
+                raise InputError(f"{taken[0]} is already there and was not made here; {advice}")
+            return {}
+    known = _read(files.metadata)
+    owner = known.get("character")
+    if not isinstance(owner, str):
+        raise InputError(f"{files.metadata} is somebody else's and does not name {card.character}; {advice}")
+    if owner != card.character:
         raise InputError(f"{files.lora} belongs to the character {owner!r}; {advice}")
+    return known
 
 
-def _owner(metadata: bytes) -> str | None:
-    """The character that a metadata file names; None for a file of another kind."""
-    try:
-        content = json.loads(metadata)
-    except ValueError:
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none, or something else."""
+    with storage.storage_errors(path):
+        try:
+            content = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _keep_older(files: PublishedFiles, lora: Path, folder: Path, name: str) -> Path | None:
+    """Copies what is about to be replaced to the name of its version, `<name>.v1.*`; its path, or None.
+
+    The copy's LoRA comes last: where it stands, the version is whole, and a run that was killed makes no second one.
+    """
+    if not files.lora.exists() or filecmp.cmp(files.lora, lora, shallow=False):
         return None
-    owner = content.get("character") if isinstance(content, dict) else None
-    return owner if isinstance(owner, str) else None
+    pattern = re.compile(rf"{re.escape(name)}\.v(\d+)\.safetensors")
+    versions = {
+        int(match.group(1)): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))
+    }
+    for path in versions.values():
+        if filecmp.cmp(path, files.lora, shallow=False):
+            return path
+    copies = _files(folder, f"{name}.v{max(versions, default=0) + 1}")
+    for source, copy in (
+        (files.metadata, copies.metadata),
+        (files.card, copies.card),
+        (files.preview, copies.preview),
+        (files.lora, copies.lora),
+    ):
+        if source.exists():
+            storage.write_aside(copy, lambda aside, source=source: shutil.copyfile(source, aside))  # type: ignore[misc]
+    return copies.lora
 
 
 @contextmanager
 def _nothing_half_made(files: PublishedFiles) -> Iterator[None]:
     """Takes back what was put beside a LoRA that could then not be copied, unless an older one stands
     there."""
-    new = [] if files.lora.exists() else [file for file in files if not file.exists()]
+    installed = (files.lora, files.preview, files.metadata, files.card)
+    new = [] if files.lora.exists() else [file for file in installed if not file.exists()]
     try:
         yield
     except BaseException:

@@ -1,14 +1,46 @@
-"""What publishing ended with: where the LoRA was installed, or why it was not."""
+"""What publishing ends with, and the card that is laid beside a LoRA in the forms that other programs read."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+# kohya's `ss_base_model_version` -> (ComfyUI-Lora-Manager's "base_model", A1111's "sd version").
+_BASES = (
+    ("sd_v1", "SD 1.5", "SD1"),
+    ("sd_v2", "SD 2.1", "SD2"),
+    ("sdxl", "SDXL 1.0", "SDXL"),
+    ("flux1", "Flux.1 D", "Unknown"),
+    ("chroma", "Chroma", "Unknown"),
+    ("qwen", "Qwen", "Unknown"),
+)
+
+
+class Proof(BaseModel):
+    """What a server showed when it was asked to load a LoRA.
+
+    server: its name, version and address. picture_change: mean difference of grey levels (0-255) between one
+    seed's pictures without and with the LoRA. keys: how many keys of the file it was asked to take.
+    checked_by: how it is known that none was left out ("the checkpoint's keys", "the server's log").
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    server: str
+    picture_change: float
+    keys: int
+    checked_by: tuple[str, ...] = ()
+
 
 class Publication(BaseModel):
-    """publication.json: written last by the publish stage. `lora`, `preview` and `metadata` are None if unpublished."""
+    """publication.json: written last by the publish stage. The paths are None if unpublished.
+
+    kept: where an older LoRA of this character, which had the same name, stands now. proof: None where no
+    server was asked.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -17,6 +49,69 @@ class Publication(BaseModel):
     lora: Path | None = None
     preview: Path | None = None
     metadata: Path | None = None
+    card: Path | None = None
+    kept: Path | None = None
+    proof: Proof | None = None
     sha256: str = ""
     picture_change: float = 0.0
     fingerprint: str = ""
+
+
+class LoraCard(BaseModel):
+    """What people and programs want to know about a LoRA file.
+
+    base_version: kohya's name for the architecture (ss_base_model_version). strength: at which it was measured.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    character: str
+    trigger: str
+    description: str
+    tags: tuple[str, ...]
+    strength: float
+    sha256: str
+    base_model: str
+    base_version: str
+    steps: int
+    scores: dict[str, float | None]
+    recipe: dict[str, Any]
+    made_by: str
+
+    def manager_form(self, lora: Path, preview: Path, size: int, modified: float) -> dict[str, Any]:
+        """`<name>.metadata.json`, the form of ComfyUI-Lora-Manager, which skips a LoRA whose file lacks one of
+        the first eight entries. Its trigger words are `civitai.trainedWords`; entries that it does not know, ours,
+        it keeps."""
+        return {
+            "file_name": lora.stem,
+            "model_name": lora.stem,
+            "file_path": lora.as_posix(),
+            "size": size,
+            "modified": modified,
+            "sha256": self.sha256,
+            "base_model": self._base_names()[0],
+            "preview_url": preview.as_posix(),
+            "from_civitai": False,
+            "civitai": {"trainedWords": [self.trigger]},
+            "tags": ["character"],
+            "modelDescription": self.description,
+            "usage_tips": json.dumps({"strength": self.strength}),
+            **self.model_dump(mode="json", exclude={"tags", "base_model", "sha256"}),
+            "character_tags": list(self.tags),
+            "trained_on": self.base_model,
+        }
+
+    def a1111_form(self) -> dict[str, Any]:
+        """`<name>.json`, the form of A1111 and its forks: a click on the card writes the activation text."""
+        return {
+            "description": f"{self.character}: {self.description}",
+            "sd version": self._base_names()[1],
+            "activation text": self.trigger,
+            "preferred weight": self.strength,
+        }
+
+    def _base_names(self) -> tuple[str, str]:
+        for start, manager, a1111 in _BASES:
+            if self.base_version.startswith(start):
+                return manager, a1111
+        return "Other", "Unknown"

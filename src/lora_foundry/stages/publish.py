@@ -1,23 +1,24 @@
-"""Installs the LoRA, but only one that was proven: sound numbers, every key known to the base, and a
-picture that changes when it is on. A file that a user loads in vain is worse than none."""
+"""Installs the LoRA, but only one that was proven: sound numbers, every key known to the base, a picture that
+changes when it is on, and, where the recipe names the program that will use it, the same shown by that program.
+A file that a user loads in vain is worse than none."""
 
 from __future__ import annotations
 
-import json
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from lora_foundry import __version__
+from lora_foundry.bases.inspect import read_header
 from lora_foundry.domain.evaluation import Evaluation
-from lora_foundry.domain.lora import TrainedLora
-from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.publication import LoraCard, Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.errors import StageError, VerificationError
 from lora_foundry.measures import grey
 from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, load_picture
+from lora_foundry.pictures import file_hash, load_picture, read_record
 from lora_foundry.ports import Ports, ProgressCallback
 from lora_foundry.stages.before_after import enlarge
 from lora_foundry.stages.report import write_report
@@ -31,7 +32,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
     """Proves and installs the LoRA, or says why it stays here. Raises VerificationError for a LoRA that is no
     good.
 
-    That the base takes every key was proven by the evaluation, whose generator refuses a LoRA with others.
+    That the base takes every key was proven by the evaluation, whose generator refuses a LoRA with others, and is
+    proven again by the program that will use it.
     """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
@@ -55,17 +57,20 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
             f"The LoRA changes its pictures by {change:.2f} grey levels only (publish.min_change is "
             f"{run.recipe.publish.min_change:g}); train longer or at a higher rate."
         )
-    _tell(progress, 2, "installing")
     result = Publication(
         published=False, verdict="", sha256=lora.sha256, picture_change=change, fingerprint=made_from
     )
     if reason := _too_bad(run, scores):
         result = result.model_copy(update={"verdict": f"not published: {reason}"})
     else:
-        result = _install(run, ports, paths, lora, scores, result)
+        _tell(progress, 2, "loading it where it will be used")
+        proof = _prove(run, ports, paths, scores)
+        _tell(progress, 3, "installing")
+        result = _install(run, ports, paths, _card(run, paths, lora, scores), scores, result)
+        result = result.model_copy(update={"proof": proof})
     write_report(run, paths, scores, result)
     write_model(paths.publication, result)
-    _tell(progress, 3, result.verdict)
+    _tell(progress, 4, result.verdict)
     return result
 
 
@@ -86,13 +91,13 @@ def _keep_dry_run(
 
 
 def _tell(progress: ProgressCallback, done: int, message: str) -> None:
-    progress(ProgressEvent(stage="publish", done=done, total=3, unit="check", message=message))
+    progress(ProgressEvent(stage="publish", done=done, total=4, unit="check", message=message))
 
 
 def _fingerprint(run: Run, lora: TrainedLora, scores: Evaluation) -> str:
     """Of everything that decides what is installed, and where."""
     return fingerprint(
-        "publish-1",
+        "publish-2",
         run.recipe,
         run.character,
         lora.sha256,
@@ -106,7 +111,7 @@ def _still_there(earlier: Publication) -> bool:
     """Whether what an earlier run installed is still in place, unchanged."""
     if not earlier.published:
         return True
-    files = (earlier.lora, earlier.preview, earlier.metadata)
+    files = (earlier.lora, earlier.preview, earlier.metadata, earlier.card)
     if not all(file is not None and file.is_file() for file in files):
         return False
     return earlier.lora is not None and file_hash(earlier.lora) == earlier.sha256
@@ -122,21 +127,25 @@ def _too_bad(run: Run, scores: Evaluation) -> str:
     return f"identity {identity:.2f} is below evaluate.min_identity {least:.2f}" if identity < least else ""
 
 
+def _prove(run: Run, ports: Ports, paths: RunPaths, scores: Evaluation) -> Proof | None:
+    """What the program that will use the LoRA makes of it, with a prompt of the evaluation; None if none is named."""
+    if ports.prover is None:
+        return None
+    record = read_record(paths.evaluation_pictures() / scores.best().file)
+    if record is None:
+        raise StageError("A picture of the evaluation is missing or damaged; run the same command again.")
+    use = LoraUse(path=paths.trained_lora, strength=scores.strength)
+    return ports.prover.prove(use, record.request, run.recipe.publish.min_change)
+
+
 def _install(
-    run: Run, ports: Ports, paths: RunPaths, lora: TrainedLora, scores: Evaluation, result: Publication
+    run: Run, ports: Ports, paths: RunPaths, card: LoraCard, scores: Evaluation, result: Publication
 ) -> Publication:
     preview = _draw_preview(paths, scores)
-    card = _card(run, lora, scores)
     files = ports.publisher.publish(paths.trained_lora, preview, card, run.lora_dir, run.output_name)
-    return result.model_copy(
-        update={
-            "published": True,
-            "verdict": "published",
-            "lora": files.lora,
-            "preview": files.preview,
-            "metadata": files.metadata,
-        }
-    )
+    if ports.prover is not None:
+        ports.prover.installed(files)
+    return result.model_copy(update={"published": True, "verdict": "published", **files._asdict()})
 
 
 def picture_change(paths: RunPaths, scores: Evaluation) -> float:
@@ -160,28 +169,24 @@ def _draw_preview(paths: RunPaths, scores: Evaluation) -> Path:
     return write_bytes(paths.preview, data.getvalue())
 
 
-def _card(run: Run, lora: TrainedLora, scores: Evaluation) -> bytes:
-    """What people and programs want to know about the file; "activation text" and "preferred weight" are
-    A1111's."""
+def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> LoraCard:
     character = run.character
-    content = {
-        "character": character.name,
-        "trigger": character.trigger,
-        "description": character.description,
-        "tags": character.tags,
-        "activation text": character.trigger,
-        "preferred weight": scores.strength,
-        "recommended_strength": scores.strength,
-        "sha256": lora.sha256,
-        "base_model": scores.model,
-        "steps": lora.steps,
-        "scores": {
+    return LoraCard(
+        character=character.name,
+        trigger=character.trigger,
+        description=character.description,
+        tags=character.tags,
+        strength=scores.strength,
+        sha256=lora.sha256,
+        base_model=scores.model,
+        base_version=read_header(paths.trained_lora).metadata.get("ss_base_model_version", ""),
+        steps=lora.steps,
+        scores={
             "identity_before": scores.before.identity,
             "identity_after": scores.after.identity,
             "adherence_before": scores.before.adherence,
             "adherence_after": scores.after.adherence,
         },
-        "recipe": run.recipe.model_dump(mode="json"),
-        "made_by": f"lora-foundry {__version__}",
-    }
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+        recipe=run.recipe.model_dump(mode="json"),
+        made_by=f"lora-foundry {__version__}",
+    )

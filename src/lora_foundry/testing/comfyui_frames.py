@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from lora_foundry.testing.comfyui_loras import Effect
+
 Fault = Literal[
     "none",  # behaves
     "execution_error",  # fails, and its history has outputs all the same
@@ -47,8 +49,8 @@ class Item:
         return [self.number, self.prompt_id, self.graph, {"client_id": self.client_id}, self.outputs]
 
 
-def pictures(graph: dict[str, Any], fault: Fault) -> Iterator[bytes]:
-    """PNG files of noise that depends on seed, texts and LoRA: image 0 of a batch is the single picture of
+def pictures(graph: dict[str, Any], fault: Fault, loras: list[tuple[Effect, float]]) -> Iterator[bytes]:
+    """PNG files of noise that depends on seed, texts and LoRAs: image 0 of a batch is the single picture of
     its seed."""
 
     def all_of(class_type: str) -> list[dict[str, Any]]:
@@ -58,13 +60,12 @@ def pictures(graph: dict[str, Any], fault: Fault) -> Iterator[bytes]:
     width, height = int(size.get("width", 64)) // 8 * 8, int(size.get("height", 64)) // 8 * 8
     seed = [inputs["seed"] for inputs in all_of("KSampler")]
     told = [seed, [inputs["text"] for inputs in all_of("CLIPTextEncode")]]
-    told += [[inputs["lora_name"], inputs["strength_model"]] for inputs in all_of("LoraLoader")]
+    told += [[effect.weights, strength] for effect, strength in loras if effect.weights and strength]
+    black = fault == "black" or any(effect.black for effect, _ in loras)
     for index in range(int(size.get("batch_size", 1))):
         source = random.Random(f"{told}{index}")
         shown = (width + 8, height) if fault == "wrong_size" else (width, height)
-        data = (
-            bytes(shown[0] * shown[1] * 3) if fault == "black" else source.randbytes(shown[0] * shown[1] * 3)
-        )
+        data = bytes(shown[0] * shown[1] * 3) if black else source.randbytes(shown[0] * shown[1] * 3)
         file = io.BytesIO()
         Image.frombytes("RGB", shown, data).save(file, "PNG")
         yield file.getvalue()[:200] if fault == "damaged" else file.getvalue()

@@ -33,6 +33,7 @@ from lora_foundry.testing.comfyui_frames import (
     pictures,
     uploaded_file,
 )
+from lora_foundry.testing.comfyui_loras import LoraShelf
 from lora_foundry.testing.comfyui_nodes import (
     CHECKPOINT_INPUT,
     LORA_INPUT,
@@ -62,6 +63,7 @@ class StubServer:
         self, checkpoints: tuple[str, ...] = ("tiny.safetensors",), loras_dir: Path | None = None
     ) -> None:
         self.checkpoints, self.loras_dir = checkpoints, loras_dir
+        self._shelf = LoraShelf(loras_dir)
         self.seconds = 0.0  # that each picture takes
         self.vram_total = self.vram_free = self.vram_after_free = 8 << 30
         self.executed: list[str] = []  # ids of prompts whose pictures were really made
@@ -97,6 +99,7 @@ class StubServer:
         self._running: Item | None = None
         self._history: dict[str, Any] = {}
         self._cache: dict[str, dict[str, Any]] = {}
+        self._shelf.forget()
         self._sockets: dict[str, socket] = {}
         self._connections: set[socket] = set()
         self._lock = threading.RLock()
@@ -175,11 +178,8 @@ class StubServer:
         """What /object_info says, with the lists of models as they are now."""
         shapes = node_shapes()
         shapes["CheckpointLoaderSimple"]["input"]["required"][CHECKPOINT_INPUT][0] = list(self.checkpoints)
-        shapes["LoraLoader"]["input"]["required"][LORA_INPUT][0] = self.loras()
+        shapes["LoraLoader"]["input"]["required"][LORA_INPUT][0] = self._shelf.names()
         return shapes
-
-    def loras(self) -> list[str]:
-        return sorted(path.name for path in self.loras_dir.glob("*.safetensors")) if self.loras_dir else []
 
     def get(self, path: str) -> Any:
         """The JSON that a GET of `path` gives; None for 404."""
@@ -197,10 +197,12 @@ class StubServer:
                     return self.nodes()
                 case ["object_info", name]:
                     return {name: self.nodes()[name]} if name in self.nodes() else {}
-                case ["models", "checkpoints"]:
-                    return list(self.checkpoints)
-                case ["models", "loras"]:
-                    return self.loras()
+                case ["models", kind]:
+                    return {"checkpoints": list(self.checkpoints), "loras": self._shelf.names()}.get(kind)
+                case ["internal", *rest]:
+                    entries = [{"t": "", "m": line} for line in self._shelf.log]
+                    folders = {"loras": [str(self.loras_dir)] if self.loras_dir else []}
+                    return {"logs/raw": {"entries": entries}, "folder_paths": folders}.get("/".join(rest))
         return None
 
     def _stats(self) -> dict[str, Any]:
@@ -234,6 +236,8 @@ class StubServer:
 
     def free(self) -> None:
         self.vram_free = self.vram_after_free
+        self._shelf.forget()
+        self._cache.clear()
 
     # The socket
 
@@ -341,7 +345,7 @@ class StubServer:
             prefix = str(item.graph[node]["inputs"]["filename_prefix"])
             folder, _, stem = prefix.rpartition("/")
             images = []
-            for data in pictures(item.graph, item.fault):
+            for data in pictures(item.graph, item.fault, self._shelf.effects(item.graph)):
                 name = f"{stem}_{len(self._files) + 1:05d}_.png"
                 if item.fault != "view_404":
                     self._files[f"{folder}/{name}"] = data

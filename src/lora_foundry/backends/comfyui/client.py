@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import TypeVar
@@ -84,6 +85,10 @@ class _Job:
     progress_at: float = field(default_factory=monotonic)
 
 
+class FlatPictureError(BackendError):
+    """The server made a picture of one colour, as from a NaN."""
+
+
 class _TryAgainError(Exception):
     """The run was lost, interrupted by others, stuck, or its file is gone: the prompt may be sent again."""
 
@@ -142,6 +147,22 @@ class ComfyUIClient:
         if response.status_code != OK or not isinstance(names := response.json(), list):
             return ()
         return tuple(str(name) for name in names)
+
+    async def log(self) -> list[str]:
+        """The newest lines of the server's log, oldest first. The route is meant for ComfyUI's own pages: some versions
+        and proxies do not have it (BackendError)."""
+        entries = (await self._get("/internal/logs/raw")).get("entries")
+        if not isinstance(entries, list):
+            raise BackendError("ComfyUI shows its log in a form that is not known.")
+        return [f"{entry.get('t', '')} {entry.get('m', '')}" for entry in entries if isinstance(entry, dict)]
+
+    async def folders(self, kind: str) -> tuple[Path, ...]:
+        """Where the server itself looks for a kind of model ("loras"), as it sees the disk; () where it does not say."""
+        try:
+            found = (await self._get("/internal/folder_paths")).get(kind)
+        except (httpx.HTTPError, BackendError):
+            return ()
+        return tuple(Path(str(folder)) for folder in found) if isinstance(found, list) else ()
 
     async def free(self) -> None:
         """Asks the server to give back its memory; it does so when the current prompt is over."""
@@ -400,19 +421,22 @@ def check_picture(data: bytes, name: str, size: tuple[int, int] | None) -> Image
     extremes = [band.getextrema() for band in picture.split()]
     if all(low == high for low, high in extremes):
         colour = "black" if not any(high for _, high in extremes) else "of one colour"
-        raise BackendError(
+        raise FlatPictureError(
             f"ComfyUI's picture {name} is {colour}, as from a NaN in the VAE or a broken LoRA; "
             "try ComfyUI's --fp32-vae, or another LoRA."
         )
     return picture
 
 
+def find_listed(name: str, listed: Sequence[str]) -> str | None:
+    """The server's spelling of a file, found by its path or by its bare name; None where it lists none."""
+    bare = (other for other in listed if other.replace("\\", "/").rsplit("/", 1)[-1] == name)
+    return name if name in listed else next(bare, None)
+
+
 def find_model(name: str, listed: Sequence[str], kind: str = "checkpoint") -> str:
-    """The server's spelling of a model, found by its path or by its bare file name. Raises InputError."""
-    for spelling in (
-        name,
-        *(other for other in listed if other.replace("\\", "/").rsplit("/", 1)[-1] == name),
-    ):
-        if spelling in listed:
-            return spelling
-    raise InputError(f"{kind} {name} is not installed in ComfyUI; {nearest(name, listed)}")
+    """The server's spelling of a model. Raises InputError with the nearest one for a model that is not there."""
+    known = find_listed(name, listed)
+    if known is None:
+        raise InputError(f"{kind} {name} is not installed in ComfyUI; {nearest(name, listed)}")
+    return known

@@ -4,6 +4,7 @@ do next."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ _NOUNS = {
     "sampler_name": "sampler",
 }
 _BASE_INPUTS = ("ckpt_name", "unet_name")
+_NODE = re.compile(r"Node ID '#(.+)'")
+_UNKNOWN_CLASS = ("invalid_prompt", "missing_node_type")  # the second is the newer servers'
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -67,6 +70,13 @@ def refusal(answer: PromptRefused, graph: Graph) -> FoundryError:
         return dropped(answer.faults, graph, "ComfyUI refuses the workflow")
     if answer.kind == "prompt_no_outputs":
         return InputError("The workflow saves no picture; add a Save Image node to it.")
+    named = _NODE.search(answer.details)
+    if named and answer.kind in _UNKNOWN_CLASS and named.group(1) in graph:
+        node = named.group(1)
+        return InputError(
+            f"{node_title(graph, node)} is of the kind {graph[node].get('class_type')}, which this ComfyUI does not have; "
+            "install the custom node that brings it, or update ComfyUI."
+        )
     return InputError(f"ComfyUI refuses the workflow: {answer.message} {answer.details}".strip())
 
 

@@ -8,6 +8,7 @@ the two.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
@@ -22,12 +23,14 @@ import httpx
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Drawing, Patience, find_model
 from lora_foundry.backends.comfyui.loras import PlacedLoras
 from lora_foundry.backends.comfyui.workflows import Values, Workflow, load_workflow
+from lora_foundry.bases.inspect import Base
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, BaseModelError, FoundryError, InputError
 from lora_foundry.ports import GeneratedImage
+from lora_foundry.settings import Settings
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -38,8 +41,9 @@ class ComfyUIOptions:
     """Where the server is and what it draws with.
 
     checkpoint: the server's name for it, or its bare file name. identity: what tells it from others of that
-    name. workflow: a shipped one's name or a .json file. lora_dir: the server's LoRA folder as this machine
-    sees it. merge: requests of a batch that differ in their seeds alone become one prompt; only its first
+    name. workflow and reference_workflow: a shipped one's name or a .json file, for prompts alone and for prompts
+    with a reference image. lora_dir and checkpoint_file: the server's LoRA folder and the checkpoint itself as this
+    machine sees them. merge: requests of a batch that differ in their seeds alone become one prompt; only its first
     picture is then the one that its seed would give alone.
     """
 
@@ -47,9 +51,9 @@ class ComfyUIOptions:
     checkpoint: str
     identity: str = ""
     workflow: str = "sd15"
+    reference_workflow: str = "img2img"
     lora_dir: Path | None = None
-    reference: Path | None = None
-    denoise: float = 0.7
+    checkpoint_file: Path | None = None
     in_flight: int = 4
     merge: bool = False
     patience: Patience = field(default_factory=Patience)
@@ -90,16 +94,18 @@ class ComfyUIGenerator:
     def __init__(self, options: ComfyUIOptions) -> None:
         self._options = options
         self._workflow: Workflow = load_workflow(options.workflow)
+        self._reference_workflow: Workflow = load_workflow(options.reference_workflow)
         self._loop: _Loop | None = None
         self._client: ComfyUIClient | None = None
-        self._values: dict[str, Any] = {}
-        self._loras = PlacedLoras(options.lora_dir)
+        self._loras = PlacedLoras(options.lora_dir, options.checkpoint_file)
 
     @property
     def model(self) -> str:
-        graph = fingerprint(self._workflow.graph)[:8]
-        identity = f" [{self._options.identity[:12]}]" if self._options.identity else ""
-        return f"{self._options.checkpoint}{identity} by ComfyUI workflow {self._workflow.name} [{graph}]"
+        options = self._options
+        identity = f" [{options.identity[:12]}]" if options.identity else ""
+        name = f"{options.checkpoint}{identity} by ComfyUI workflow {_named(self._workflow)}"
+        usual = options.reference_workflow == ComfyUIOptions.reference_workflow
+        return name if usual else f"{name}, with a reference {_named(self._reference_workflow)}"
 
     def generate(
         self,
@@ -109,19 +115,17 @@ class ComfyUIGenerator:
     ) -> Iterator[GeneratedImage]:
         """See ports.Generator. Pictures come in the order of the requests, and before an error whatever
         else is made."""
-        if reference is not None:
-            raise InputError("Reference images are not handed to ComfyUI yet; leave reference_image out.")
         loop, client = self._connect()
-        used = loop.call(self._loras.place(client, lora.path)) if lora is not None else None
+        workflow = self._workflow if reference is None else self._reference_workflow
+        constants = loop.call(self._constants(client, workflow, lora, reference))
         waiting: deque[tuple[Sequence[ImageRequest], Future[Drawing]]] = deque()
         try:
-            for requests in self._groups(batches):
+            for requests in self._groups(batches, workflow):
                 if len(waiting) >= self._options.in_flight:
                     yield from _pictures(*waiting.popleft())
-                values = self._values_of(requests)
-                if lora is not None:
-                    values |= {"lora": used, "strength": lora.strength}
-                waiting.append((requests, loop.start(self._draw(client, requests, values))))
+                told = requests[0].model_dump(exclude={"key"})
+                values = Values(**{**told, **constants, "batch": len(requests)})
+                waiting.append((requests, loop.start(_draw(client, workflow, requests, values))))
             while waiting:
                 yield from _pictures(*waiting.popleft())
         except FoundryError:
@@ -144,57 +148,47 @@ class ComfyUIGenerator:
         self._loras.remove()
 
     def _connect(self) -> tuple[_Loop, ComfyUIClient]:
-        """The loop and the client, made at the first call, when the server is asked what it has."""
+        """The loop and the client, made at the first call."""
         if self._loop is None or self._client is None:
-            loop = _Loop()
-            client = loop.call(_open(self._options))
-            try:
-                self._values = loop.call(self._constants(client))
-            except BaseException:
-                loop.call(_close(client))
-                loop.close()
-                raise
-            self._loop, self._client = loop, client
+            self._loop = _Loop()
+            self._client = self._loop.call(_open(self._options))
         return self._loop, self._client
 
-    async def _constants(self, client: ComfyUIClient) -> dict[str, Any]:
+    async def _constants(
+        self, client: ComfyUIClient, workflow: Workflow, lora: LoraUse | None, reference: ReferenceUse | None
+    ) -> dict[str, Any]:
         """What is the same for every picture. Raises BackendError for no server, BaseModelError for no such
-        model."""
-        options = self._options
+        model, InputError for a reference that the workflow does not use."""
+        values: dict[str, Any] = {}
         try:
             await client.stats()
-            values: dict[str, Any] = {"denoise": options.denoise}
-            if "checkpoint" in self._workflow.bindings:
-                values["checkpoint"] = await self._checkpoint(client)
-            if options.reference is not None:
-                if "reference" not in self._workflow.bindings:
-                    raise InputError(
-                        f"The workflow {self._workflow.name} uses no reference image; "
-                        "choose img2img, or one with {{reference}}."
-                    )
-                data = await asyncio.to_thread(options.reference.read_bytes)
-                values["reference"] = await client.upload(options.reference.name, data)
+            if "checkpoint" in workflow.bindings:
+                values["checkpoint"] = await self._checkpoint(client, workflow)
+            if lora is not None:
+                values |= {"lora": await self._loras.place(client, lora.path), "strength": lora.strength}
+            if reference is not None:
+                values |= await _reference_values(client, workflow, reference)
         except httpx.HTTPError as error:
             raise BackendError(
-                f"ComfyUI does not answer at {options.url}; start it, or set its address (LORA_FOUNDRY_COMFYUI_URL)."
+                f"ComfyUI does not answer at {client.url}; start it, or set its address (LORA_FOUNDRY_COMFYUI_URL)."
             ) from error
-        except OSError as error:
-            raise InputError(f"The reference image {options.reference} cannot be read: {error}.") from error
         return values
 
-    async def _checkpoint(self, client: ComfyUIClient) -> str:
+    async def _checkpoint(self, client: ComfyUIClient, workflow: Workflow) -> str:
         folders = {"ckpt_name": "checkpoints", "unet_name": "diffusion_models"}
-        inputs = [key for node in self._workflow.graph.values() for key in node["inputs"] if key in folders]
+        inputs = [key for node in workflow.graph.values() for key in node["inputs"] if key in folders]
         listed = await client.models(folders[inputs[0]] if inputs else "checkpoints")
         try:
             return find_model(self._options.checkpoint, listed)
         except InputError as error:
             raise BaseModelError(str(error)) from error
 
-    def _groups(self, batches: Iterable[Sequence[ImageRequest]]) -> Iterator[Sequence[ImageRequest]]:
+    def _groups(
+        self, batches: Iterable[Sequence[ImageRequest]], workflow: Workflow
+    ) -> Iterator[Sequence[ImageRequest]]:
         """The requests of one prompt each: single ones, or all of a batch that differ in their seeds
         alone."""
-        merging = self._options.merge and "batch" in self._workflow.bindings
+        merging = self._options.merge and "batch" in workflow.bindings
         for batch in batches:
             alike: dict[ImageRequest, list[ImageRequest]] = {}
             for request in batch:
@@ -202,16 +196,9 @@ class ComfyUIGenerator:
                 alike.setdefault(kind, []).append(request)
             yield from alike.values()
 
-    def _values_of(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        told = requests[0].model_dump(exclude={"key"})
-        return {**told, **self._values, "batch": len(requests)}
 
-    async def _draw(
-        self, client: ComfyUIClient, requests: Sequence[ImageRequest], values: dict[str, Any]
-    ) -> Drawing:
-        graph = self._workflow.bind(Values(**values))
-        size = (requests[0].width, requests[0].height)
-        return await client.draw(graph, self._workflow.output, len(requests), size)
+def _named(workflow: Workflow) -> str:
+    return f"{workflow.name} [{fingerprint(workflow.graph)[:8]}]"
 
 
 async def _open(options: ComfyUIOptions) -> ComfyUIClient:
@@ -220,6 +207,35 @@ async def _open(options: ComfyUIOptions) -> ComfyUIClient:
 
 async def _close(client: ComfyUIClient) -> None:
     await client.__aexit__(None, None, None)
+
+
+async def _reference_values(
+    client: ComfyUIClient, workflow: Workflow, reference: ReferenceUse
+) -> dict[str, Any]:
+    """The reference image, put into the server's input folder under a name of its content, and how closely it is
+    followed: image-to-image denoises what its strength leaves."""
+    if "reference" not in workflow.bindings:
+        raise InputError(
+            f"The workflow {workflow.name} uses no reference image; set generate.reference_workflow to img2img, or to "
+            "one with {{reference}}."
+        )
+    try:
+        data = await asyncio.to_thread(reference.path.read_bytes)
+    except OSError as error:
+        raise InputError(f"The reference image {reference.path} cannot be read: {error}.") from error
+    name = f"lora_foundry_{hashlib.sha256(data).hexdigest()[:16]}{reference.path.suffix.lower()}"
+    return {
+        "reference": await client.upload(name, data),
+        "reference_strength": reference.strength,
+        "denoise": round(1 - reference.strength, 6),
+    }
+
+
+async def _draw(
+    client: ComfyUIClient, workflow: Workflow, requests: Sequence[ImageRequest], values: Values
+) -> Drawing:
+    size = (requests[0].width, requests[0].height)
+    return await client.draw(workflow.bind(values), workflow.output, len(requests), size)
 
 
 def _pictures(requests: Sequence[ImageRequest], future: Future[Drawing]) -> Iterator[GeneratedImage]:
@@ -231,9 +247,37 @@ def _pictures(requests: Sequence[ImageRequest], future: Future[Drawing]) -> Iter
         yield GeneratedImage(request, image)
 
 
-def comfyui_generator(
-    url: str, checkpoint: str, identity: str, section: GenerateSection, lora_dir: Path | None
-) -> ComfyUIGenerator:
-    """The generator that a recipe's [generate] asks for, on the server at `url`."""
-    options = ComfyUIOptions(url, checkpoint, identity, section.workflow, lora_dir)
-    return ComfyUIGenerator(options)
+def options_of(base: Base, section: GenerateSection, settings: Settings) -> ComfyUIOptions:
+    """What a recipe and the settings say of the server and of what it draws with."""
+    checkpoint = section.checkpoint or base.path.name
+    return ComfyUIOptions(
+        url=settings.comfyui_url,
+        checkpoint=checkpoint,
+        identity=base.identity,
+        workflow=section.workflow,
+        reference_workflow=section.reference_workflow,
+        lora_dir=settings.comfyui_loras_dir,
+        checkpoint_file=_checkpoint_file(base, Path(checkpoint.replace("\\", "/")).name, settings),
+    )
+
+
+def _checkpoint_file(base: Base, name: str, settings: Settings) -> Path | None:
+    """The file that the server draws with: the base itself, or what ComfyUI's folder has under its name."""
+    if base.layout == "file" and base.path.name == name:
+        return base.path
+    if settings.comfyui is None:
+        return None
+    return next(
+        (
+            path
+            for kind in ("checkpoints", "diffusion_models", "unet")
+            for path in (settings.comfyui.expanduser() / "models" / kind).rglob("*.safetensors")
+            if path.name == name
+        ),
+        None,
+    )
+
+
+def comfyui_generator(base: Base, section: GenerateSection, settings: Settings) -> ComfyUIGenerator:
+    """The generator that a recipe's [generate] asks for, on the server of the settings."""
+    return ComfyUIGenerator(options_of(base, section, settings))

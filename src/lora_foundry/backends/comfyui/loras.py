@@ -6,31 +6,31 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import shutil
-import struct
+import time
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from uuid import uuid4
 
-from lora_foundry.backends.comfyui.client import ComfyUIClient
-from lora_foundry.errors import BackendError, InputError, VerificationError
+from lora_foundry.backends.comfyui.client import ComfyUIClient, find_listed
+from lora_foundry.backends.comfyui.keys import check_keys
+from lora_foundry.errors import BackendError, InputError
 from lora_foundry.storage import write_aside
 
 logger = logging.getLogger(__name__)
+_PREFIX = "lora_foundry_tmp_"
 _LISTED_WITHIN = 10.0
-_LENGTH = 8
-_LARGEST_HEADER = 100_000_000
-# The names that were seen to load whole; ComfyUI drops any other key and still reports success.
-_LOADED_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "diffusion_model.")
+_FORGOTTEN_AFTER = 24 * 3600.0
 
 
 class PlacedLoras:
-    """The LoRA files lent to a server."""
+    """The LoRA files lent to a server. `folder` is its LoRA folder and `checkpoint` the file it draws with, both as
+    this machine sees them, None where it does not."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, checkpoint: Path | None = None) -> None:
+        self._folder, self._checkpoint = folder, checkpoint
+        self._own = uuid4().hex[:6]  # two runs may lend the same file, and each takes its own away
         self._placed: dict[str, Path] = {}
 
     async def place(self, client: ComfyUIClient, path: Path) -> str:
@@ -40,25 +40,15 @@ class PlacedLoras:
             raise InputError(
                 "ComfyUI's LoRA folder is not known; set LORA_FOUNDRY_COMFYUI to ComfyUI's folder."
             )
-        check_keys(path)
+        await asyncio.to_thread(check_keys, path, self._checkpoint)
         digest = hashlib.sha256(await asyncio.to_thread(path.read_bytes)).hexdigest()
-        name = f"lora_foundry_tmp_{digest[:16]}.safetensors"
+        name = f"{_PREFIX}{digest[:16]}_{self._own}.safetensors"
         if name not in self._placed:
+            self._remove_forgotten(self._folder)
             place = self._folder / name
             self._placed[name] = place
             await asyncio.to_thread(write_aside, place, lambda aside: shutil.copyfile(path, aside))
-        started = monotonic()
-        while True:
-            listed = await client.models("loras")
-            for known in listed:
-                if known.replace("\\", "/").rsplit("/", 1)[-1] == name:
-                    return known
-            if monotonic() - started > _LISTED_WITHIN:
-                raise BackendError(
-                    f"ComfyUI at {client.url} does not list a LoRA that was put into {self._folder}; "
-                    "set LORA_FOUNDRY_COMFYUI to the folder of the server that runs there."
-                )
-            await asyncio.sleep(0.2)
+        return await listed_name(client, name, self._folder)
 
     def remove(self) -> None:
         """Takes every lent file away again."""
@@ -67,26 +57,25 @@ class PlacedLoras:
                 path.unlink(missing_ok=True)
         self._placed.clear()
 
-
-def check_keys(path: Path) -> None:
-    """Raises VerificationError if the file has keys in a form that ComfyUI is known to drop without an
-    error."""
-    lost = [key for key in read_keys(path) if not key.startswith(_LOADED_PREFIXES)]
-    if lost:
-        raise VerificationError(
-            f"ComfyUI would leave out {len(lost)} keys of {path.name}, such as {lost[0]}; "
-            "export it in kohya's names (lora_unet_..., lora_te_...)."
-        )
+    @staticmethod
+    def _remove_forgotten(folder: Path) -> None:
+        """What a run that was killed could not take away."""
+        with suppress(OSError):
+            for path in folder.glob(f"{_PREFIX}*.safetensors"):
+                if time.time() - path.stat().st_mtime > _FORGOTTEN_AFTER:
+                    path.unlink(missing_ok=True)
 
 
-def read_keys(path: Path) -> list[str]:
-    """The tensor names of a safetensors file, from its header alone. Raises VerificationError."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(_LENGTH))
-            if length > _LARGEST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error) as error:
-        raise VerificationError(f"The LoRA {path} cannot be read: {error}.") from error
-    return [key for key in header if key != "__metadata__"]
+async def listed_name(client: ComfyUIClient, name: str, folder: Path) -> str:
+    """The server's spelling of a LoRA that was just put into `folder`. Raises BackendError where it lists none."""
+    started = time.monotonic()
+    while True:
+        listed = await client.models("loras")
+        if (known := find_listed(name, listed)) is not None:
+            return known
+        if time.monotonic() - started > _LISTED_WITHIN:
+            raise BackendError(
+                f"ComfyUI at {client.url} does not list {name}, which was put into {folder}; "
+                "set LORA_FOUNDRY_COMFYUI to the folder of the server that runs there."
+            )
+        await asyncio.sleep(0.2)

@@ -37,6 +37,7 @@ _TITLED_INPUTS: dict[str, tuple[str, ...]] = {
     "lora": ("lora_name",),
     "strength": ("strength_model", "strength", "value"),
     "reference": ("image", "value"),
+    "reference_strength": ("weight", "strength", "value"),
 }
 # Loaders behind which a LoRA is put where the workflow has no place for one: class -> (LoRA class, passes CLIP).
 _LOADERS = {
@@ -67,6 +68,7 @@ class Values:
     lora: str | None = None
     strength: float = 1.0
     reference: str | None = None
+    reference_strength: float = 0.4
 
 
 NAMES = tuple(field.name for field in fields(Values))

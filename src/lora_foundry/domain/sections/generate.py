@@ -19,6 +19,12 @@ class GenerateSection(Section):
         "sd15",
         description="ComfyUI workflow: a shipped one's name or an API-format .json file. Other backends ignore it.",
     )
+    reference_workflow: str = Field(
+        "img2img", description="The workflow that ComfyUI is given where the character has a reference image."
+    )
+    checkpoint: str = Field(
+        "", description="ComfyUI's name for the checkpoint, where it is not the file name of `model.base`."
+    )
     images: Annotated[int, Field(ge=1, le=1000)] = Field(40, description="Pictures in the training set.")
     width: Size = Field(512, description="Picture width in pixels.")
     height: Size = Field(512, description="Picture height in pixels.")
@@ -39,7 +45,7 @@ class GenerateSection(Section):
     reference_method: Literal["img2img", "ip_adapter"] = Field(
         "img2img",
         description="How the in-process generator follows a reference image: image-to-image, or an IP-Adapter. "
-        "A ComfyUI workflow has its own way.",
+        "ComfyUI follows `reference_workflow`.",
     )
     reference_strength: Share = Field(
         0.4,

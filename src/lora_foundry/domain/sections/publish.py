@@ -15,6 +15,11 @@ class PublishSection(Section):
     backend: Literal["folder"] = Field(
         "folder", description="How it is installed: copied to the LoRA folder."
     )
+    verify: Literal["auto", "comfyui", "none"] = Field(
+        "auto",
+        description="Which program must load the LoRA and draw with it before it is installed; `auto` asks ComfyUI "
+        "where it also made the pictures.",
+    )
     min_change: float = Field(
         1.0,
         ge=0,
