@@ -93,6 +93,7 @@ class PaintedPorts:
         self.generator = generator or PaintedGenerator()
         self.tagger = tagger
         self.embedder = None
+        self.detector = None
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"a stage asked for {name}")

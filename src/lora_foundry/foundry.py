@@ -29,6 +29,7 @@ from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import Stage, run_pipeline
 from lora_foundry.ports import (
     Captioner,
+    Detector,
     Embedder,
     Generator,
     ProgressCallback,
@@ -50,6 +51,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     "captioner": {"plan": "lora_foundry.backends.plan_captions:PlanCaptioner"},
     "tagger": {"mini": "lora_foundry.backends.mini_instruments:MiniTagger"},
     "embedder": {"mini": "lora_foundry.backends.mini_instruments:MiniEmbedder"},
+    "detector": {"yunet": "lora_foundry.backends.onnx.faces:YuNetDetector"},
     "trainer": {
         "inprocess": "lora_foundry.training.trainer:InProcessTrainer",
         "kohya": "lora_foundry.backends.kohya.trainer:KohyaTrainer",
@@ -100,6 +102,11 @@ class RecipePorts:
     def embedder(self) -> Embedder | None:
         name = self._recipe.model.embedder
         return None if name == "none" else cast(Embedder, load_backend("embedder", name)())
+
+    @cached_property
+    def detector(self) -> Detector | None:
+        name = self._recipe.model.detector
+        return None if name == "none" else cast(Detector, load_backend("detector", name)())
 
     @cached_property
     def trainer(self) -> Trainer:

@@ -41,6 +41,15 @@ class RunPaths:
         return self.root / "reference.png"
 
     @property
+    def rounds(self) -> Path:
+        """The galleries before the last, where a recipe asks for several rounds."""
+        return self.root / "rounds"
+
+    def round(self, number: int) -> RoundPaths:
+        """One of them, counted from 1."""
+        return RoundPaths(self.rounds / f"{number:02d}", self.slug)
+
+    @property
     def rejected(self) -> Path:
         """Pictures that curation set aside, kept for the report."""
         return self.root / "rejected"
@@ -133,6 +142,33 @@ class RunPaths:
     @property
     def publication(self) -> Path:
         return self.root / "publication.json"
+
+
+@dataclass(frozen=True)
+class RoundPaths:
+    """Everything of one gallery before the last."""
+
+    root: Path
+    slug: str
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    def image(self, index: int) -> Path:
+        return self.images / f"{self.slug}_{index + 1:03d}.png"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training"
+
+    @property
+    def lora(self) -> Path:
+        return self.root / "lora.safetensors"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "round.json"
 
 
 def published_lora(folder: Path, name: str) -> Path:

@@ -91,8 +91,21 @@ class Tagger(Protocol):
 class Embedder(Protocol):
     """Turns pictures into vectors whose cosine says whether they show the same character."""
 
+    @property
+    def same(self) -> float:
+        """The least cosine of a character's picture with the mean of that character's pictures."""
+        ...
+
     def embed(self, images: Sequence[Image.Image]) -> FloatArray:
         """(n, d), float32, each row of length 1."""
+        ...
+
+
+class Detector(Protocol):
+    """Finds the subjects of pictures."""
+
+    def count(self, images: Sequence[Image.Image]) -> list[int]:
+        """How many subjects (faces, people) each picture shows."""
         ...
 
 
@@ -195,6 +208,9 @@ class Ports(Protocol):
 
     @property
     def embedder(self) -> Embedder | None: ...
+
+    @property
+    def detector(self) -> Detector | None: ...
 
     @property
     def trainer(self) -> Trainer: ...

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backends", "engine", "training"),
     ("stages", "pipeline"),
     ("mini",),
-    ("bases", "locks", "measures", "paths", "pictures", "recipe_files", "settings", "storage"),
+    ("bases", "identity", "locks", "measures", "paths", "pictures", "recipe_files", "settings", "storage"),
     ("ports",),
     ("domain", "recipes"),
     ("errors",),

@@ -11,11 +11,22 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.shots import AXES, Shot, Vocabulary
 
-Fault = Literal["undecodable", "wrong_size", "blank", "duplicate", "blurred", "traits"]
+Fault = Literal[
+    "undecodable", "wrong_size", "blank", "duplicate", "blurred", "subjects", "traits", "identity"
+]
 
-# From the least harmful in a training set to the most; the first four can be lived with where nothing better
+# From the least harmful in a training set to the most; all but the last two can be lived with where nothing better
 # came.
-SEVERITY: tuple[Fault, ...] = ("traits", "blurred", "duplicate", "blank", "wrong_size", "undecodable")
+SEVERITY: tuple[Fault, ...] = (
+    "identity",
+    "traits",
+    "blurred",
+    "subjects",
+    "duplicate",
+    "blank",
+    "wrong_size",
+    "undecodable",
+)
 UNUSABLE: frozenset[Fault] = frozenset({"wrong_size", "undecodable"})
 
 
@@ -27,6 +38,8 @@ class Measures(BaseModel):
     contrast: float | None = None
     sharpness: float | None = None
     hash: str = ""
+    likeness: float | None = None
+    subjects: int | None = None
     traits_right: int | None = None
     traits_seen: int | None = None
 
@@ -71,11 +84,12 @@ class Verdict(BaseModel):
     def usable(self) -> bool:
         return not any(reason.fault in UNUSABLE for reason in self.reasons)
 
-    def badness(self) -> tuple[int, int, float, float, int]:
+    def badness(self) -> tuple[int, int, float, float, float, int]:
         """Sorts candidates for one shot, the best first."""
         worst = max((SEVERITY.index(reason.fault) for reason in self.reasons), default=-1)
-        sharpness = self.measures.sharpness or 0.0
-        return (worst, len(self.reasons), -self.measures.trait_share, -sharpness, self.attempt)
+        likeness, sharpness = self.measures.likeness or 0.0, self.measures.sharpness or 0.0
+        share = self.measures.trait_share
+        return (worst, len(self.reasons), -share, -likeness, -sharpness, self.attempt)
 
 
 class Coverage(BaseModel):
@@ -89,7 +103,12 @@ class Coverage(BaseModel):
 
 
 class CurationResult(BaseModel):
-    """curation.json: written last by the curate stage, so its existence means done."""
+    """curation.json: written last by the curate stage, so its existence means done.
+
+    own: the user's pictures in images/, which are measured and kept whatever was found. left_out: shots, counted from
+    0, for which the set holds no picture. distance: mean pairwise cosine distance of the set as the embedder sees it;
+    cohesion: mean cosine of its core; least_likeness: what a picture had to reach.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,6 +120,11 @@ class CurationResult(BaseModel):
     accepted: tuple[Verdict, ...]
     rejected: tuple[Verdict, ...]
     coverage: tuple[Coverage, ...]
+    own: tuple[Verdict, ...] = ()
+    left_out: tuple[int, ...] = ()
+    distance: float | None = None
+    cohesion: float | None = None
+    least_likeness: float | None = None
     seconds: float
 
 

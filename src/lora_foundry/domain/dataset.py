@@ -58,6 +58,25 @@ class PictureRecord(BaseModel):
     sha256: str = ""
 
 
+class Round(BaseModel):
+    """One gallery before the last: how far its pictures lie apart, which of them a short LoRA was trained on.
+
+    distance: mean pairwise cosine distance of the whole gallery; cohesion: mean cosine of the kept ones. lora: its
+    SHA-256; empty where the distance had stopped falling, so that none was trained.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    fingerprint: str
+    model: str
+    distance: float
+    cohesion: float
+    kept: tuple[str, ...]
+    lora: str = ""
+    seconds: float = 0.0
+
+
 class GenerationMetadata(BaseModel):
     """generation_metadata.json: written last by the generate stage, so its existence means done."""
 
@@ -71,6 +90,7 @@ class GenerationMetadata(BaseModel):
     model: str
     fingerprint: str
     pictures: tuple[PictureRecord, ...]
+    rounds: tuple[Round, ...] = ()
     seconds: float
 
 

@@ -29,6 +29,7 @@ class PicturePlan(BaseModel):
     model: str
     settings: GenerateSection
     shots: tuple[Shot, ...]
+    round: int = 0
 
     def record(self, index: int, attempt: int = 0) -> PictureRecord:
         """The picture of shot `index` at its `attempt`-th repetition: same shot, another seed."""
@@ -37,7 +38,7 @@ class PicturePlan(BaseModel):
             key=f"{index + 1:03d}.{attempt}",
             prompt=prompt_of(settings, self.description, shot),
             negative=settings.negative,
-            seed=picture_seed(self.seed, index, attempt),
+            seed=picture_seed(self.seed, index, attempt, self.round),
             width=settings.width,
             height=settings.height,
             steps=settings.steps,
@@ -70,15 +71,19 @@ class PicturePlan(BaseModel):
         )
 
 
-def plan_pictures(character: Character, recipe: Recipe, model: str) -> PicturePlan:
-    """The plan of a whole set. Raises InputError if the recipe's shots allow none."""
+def plan_pictures(
+    character: Character, recipe: Recipe, model: str, trigger: str = "", gallery: int = 0, count: int = 0
+) -> PicturePlan:
+    """The plan of a whole set, or of an earlier gallery of `count` pictures with seeds of its own. A LoRA that knows
+    the `trigger` is called by it. Raises InputError if the recipe's shots allow none."""
     return PicturePlan(
         slug=character.slug,
-        description=character.description,
+        description=f"{trigger}, {character.description}" if trigger else character.description,
         seed=recipe.seed,
         model=model,
         settings=recipe.generate,
-        shots=plan_shots(recipe.shots, recipe.generate.images, recipe.seed),
+        shots=plan_shots(recipe.shots, count or recipe.generate.images, recipe.seed),
+        round=gallery,
     )
 
 
@@ -88,7 +93,8 @@ def prompt_of(settings: GenerateSection, description: str, shot: Shot) -> str:
     return ", ".join(text for part in parts if (text := part.strip(" ,")))
 
 
-def picture_seed(seed: int, index: int, attempt: int) -> int:
+def picture_seed(seed: int, index: int, attempt: int, gallery: int = 0) -> int:
     """A picture's own seed, which depends on no other picture."""
-    digest = hashlib.sha256(f"picture-{seed}-{index}-{attempt}".encode()).digest()
+    name = f"picture-{seed}-{index}-{attempt}" + (f"-round-{gallery}" if gallery else "")
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)

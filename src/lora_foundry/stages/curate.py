@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from lora_foundry.domain.curation import CurationResult, Measures, Reason, Verdict, cover
+from lora_foundry.domain.curation import CurationResult, Reason, Verdict, cover
 from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
-from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
+from lora_foundry.domain.picture_plan import PicturePlan
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
-from lora_foundry.domain.sections import CurateSection
-from lora_foundry.errors import InputError, StageError
-from lora_foundry.measures import (
-    Grey,
-    contrast,
-    difference,
-    difference_hash,
-    grey,
-    hash_distance,
-    sharpness,
-    thumbnail,
-)
+from lora_foundry.errors import StageError
 from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, load_picture, read_record
-from lora_foundry.ports import Ports, ProgressCallback, Tagger, Trait
-from lora_foundry.stages.generate import Brush, Slot, make_pictures, record_of, slices, take_brush
+from lora_foundry.pictures import file_hash, read_record
+from lora_foundry.ports import Ports, ProgressCallback
+from lora_foundry.stages.drawing import Brush, Slot, make_pictures, record_of, slices
+from lora_foundry.stages.judging import Judge, Key, make_judge
+from lora_foundry.stages.rounds import last_brush
+from lora_foundry.stages.train import PICTURES
 from lora_foundry.storage import (
     make_folder,
     move_file,
@@ -55,15 +46,18 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> CurationResult:
     if finished is not None and finished.fingerprint == stamp and _in_place(paths, metadata):
         return finished
 
-    plan = plan_pictures(run.character, run.recipe, metadata.model)
+    brush = last_brush(run, ports, progress)
+    plan = brush.plan(run)
     for folder in (paths.root, paths.images, paths.candidates):
         remove_leftovers(folder)
-    judge = Judge(run.recipe.curate, (plan.settings.width, plan.settings.height), *_traits(run, ports))
-    curation = Curation(paths, plan, take_brush(run, ports), judge, progress, run.recipe.curate.budget)
+    size = plan.settings.width, plan.settings.height
+    reference = None if brush.reference is None else brush.reference.path
+    judge = make_judge(run, ports, size, reference)
+    curation = Curation(paths, plan, brush, judge, progress)
     curation.decide()
-    accepted = curation.chosen()
-    verdicts, rejected = curation.settle(accepted)
-    pictures = tuple(_record(paths, plan, metadata, index) for index in range(len(plan.shots)))
+    chosen = curation.chosen()
+    verdicts, rejected = curation.settle(chosen)
+    pictures = tuple(_record(paths, plan, metadata, index) for index in sorted(chosen))
     write_model(paths.generation_metadata, metadata.model_copy(update={"pictures": pictures}))
     result = CurationResult(
         character=run.character.name,
@@ -74,73 +68,15 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> CurationResult:
         accepted=verdicts,
         rejected=rejected,
         coverage=cover(run.recipe.shots, [picture.shot for picture in pictures]),
+        own=curation.own,
+        left_out=tuple(index for index in range(len(plan.shots)) if index not in chosen),
+        distance=judge.distance([(index, verdict.attempt) for index, verdict in chosen.items()]),
+        cohesion=None if judge.core is None else round(judge.core.cohesion, 4),
+        least_likeness=judge.least,
         seconds=round(perf_counter() - started, 3),
     )
     write_model(paths.curation, result)
     return result
-
-
-@dataclass
-class Judge:
-    """Tells what is wrong with a picture, given those that were accepted before it."""
-
-    rules: CurateSection
-    size: tuple[int, int]
-    tagger: Tagger | None = None
-    traits: Sequence[Trait] = ()
-    _seen: dict[int, tuple[int, Grey]] = field(default_factory=dict)
-
-    def look(self, path: Path, index: int) -> tuple[Measures, tuple[Reason, ...]]:
-        """What was measured, and every reason to reject the picture; without one, it counts as accepted."""
-        image = load_picture(path)
-        if image is None:
-            return Measures(), (Reason(fault="undecodable", text="the file is no whole picture"),)
-        if image.size != self.size:
-            text = f"{image.width}x{image.height} instead of {self.size[0]}x{self.size[1]}"
-            return Measures(), (Reason(fault="wrong_size", text=text),)
-        levels, bits, small = grey(image), difference_hash(image), thumbnail(image)
-        right, seen = None, None
-        if self.tagger is not None and self.traits:
-            reading = self.tagger.read([image])[0]
-            visible = [trait for trait in self.traits if trait.attribute in reading]
-            right, seen = sum(reading[trait.attribute] == trait.value for trait in visible), len(visible)
-        measures = Measures(
-            contrast=round(contrast(levels), 3),
-            sharpness=round(sharpness(levels), 3),
-            hash=f"{bits:016x}",
-            traits_right=right,
-            traits_seen=seen,
-        )
-        reasons = (*self._faults(measures), *self._duplicate(bits, small))
-        if not reasons:
-            self._seen[index] = (bits, small)
-        return measures, reasons
-
-    def _faults(self, measures: Measures) -> list[Reason]:
-        rules, faults = self.rules, []
-        if measures.contrast is not None and measures.contrast < rules.min_contrast:
-            faults.append(
-                Reason(fault="blank", text=f"blank: contrast {measures.contrast:g} < {rules.min_contrast:g}")
-            )
-        elif measures.sharpness is not None and measures.sharpness < rules.min_sharpness:
-            text = f"blurred: sharpness {measures.sharpness:g} < {rules.min_sharpness:g}"
-            faults.append(Reason(fault="blurred", text=text))
-        if measures.trait_share < rules.min_traits and self.tagger is not None:
-            text = (
-                f"shows {measures.traits_right} of {measures.traits_seen} described traits that can be seen"
-            )
-            faults.append(Reason(fault="traits", text=text))
-        return faults
-
-    def _duplicate(self, bits: int, small: Grey) -> list[Reason]:
-        """Two pictures are one only if hash and thumbnail both say so."""
-        for other, (other_bits, other_small) in sorted(self._seen.items()):
-            if (
-                hash_distance(bits, other_bits) <= self.rules.duplicate_distance
-                and difference(small, other_small) <= self.rules.duplicate_difference
-            ):
-                return [Reason(fault="duplicate", text=f"nearly the same as picture {other + 1:03d}")]
-        return []
 
 
 class Curation:
@@ -154,47 +90,75 @@ class Curation:
         brush: Brush,
         judge: Judge,
         progress: ProgressCallback,
-        budget: float,
     ) -> None:
         self._paths, self._plan, self._brush, self._judge = paths, plan, brush, judge
         self._progress = progress
         self._tried: dict[int, list[Verdict]] = {index: [] for index in range(len(plan.shots))}
-        self._accepted: set[int] = set()
+        self._accepted = 0
         self.made = 0
-        self.budget = math.floor(budget * len(plan.shots) + 1e-9)
+        self.budget = math.floor(judge.rules.budget * len(plan.shots) + 1e-9)
+        self.own: tuple[Verdict, ...] = ()
 
     def decide(self) -> None:
         """Judges round after round. Reads and makes pictures, moves none."""
-        pending, attempt = list(self._tried), 0
+        self.own = tuple(self._judge_own(path) for path in own_pictures(self._paths))
+        pending = list(self._tried)
         while pending:
-            slots = [Slot(index, attempt) for index in pending]
+            slots = [Slot(index, len(self._tried[index])) for index in pending]
             self._make_missing(slots)
             self.made += len(slots)
             for slot in slots:
                 self._judge_one(slot)
-            pending = [index for index in pending if index not in self._accepted][: self.budget - self.made]
-            attempt += 1
+            self._identify()
+            pending = [index for index, tried in self._tried.items() if not any(v.accepted for v in tried)]
+            self._report("", None, len(self._tried) - len(pending))
+            pending = pending[: self.budget - self.made]
+
+    def _identify(self) -> None:
+        """Says anew of every picture seen so far whether it shows the character: with more of them, that changes."""
+        verdicts = [verdict for tried in self._tried.values() for verdict in tried]
+        sound: list[Key] = [_key(each) for each in verdicts if not _faults(each)]
+        found = self._judge.identify([*sound, *(verdict.file for verdict in self.own)])
+        for tried in self._tried.values():
+            tried[:] = [self._identified(verdict, found.get(_key(verdict))) for verdict in tried]
+        self.own = tuple(self._identified(verdict, found.get(verdict.file)) for verdict in self.own)
+
+    def _identified(self, verdict: Verdict, likeness: float | None) -> Verdict:
+        reasons, least = _faults(verdict), self._judge.least
+        if likeness is not None and least is not None and likeness < least:
+            text = f"unlike the character: likeness {likeness:.2f} < {least:g}"
+            reasons = (*reasons, Reason(fault="identity", text=text))
+        rounded = None if likeness is None else round(likeness, 4)
+        measures = verdict.measures.model_copy(update={"likeness": rounded})
+        update = {"reasons": reasons, "measures": measures, "accepted": not reasons}
+        return verdict.model_copy(update=update)
 
     def chosen(self) -> dict[int, Verdict]:
-        """The picture for every shot: the accepted one, else the best that can be used at all. Raises
-        StageError."""
-        chosen: dict[int, Verdict] = {}
+        """The picture for every shot: the accepted one, else the best that can be used at all, as far as the recipe
+        wants the gaps filled. Raises StageError."""
+        best: dict[int, Verdict] = {}
         for index, tried in self._tried.items():
             usable = [verdict for verdict in tried if verdict.usable]
             if usable:
-                chosen[index] = min(usable, key=Verdict.badness)
-        lacking = [index for index in self._tried if index not in chosen]
-        if lacking:
-            reasons = "; ".join(
-                f"{index + 1:03d}: {self._tried[index][-1].reasons[0].text}"
-                for index in lacking[:_SHOWN_MISSING]
-            )
-            more = f" and {len(lacking) - _SHOWN_MISSING} more" if len(lacking) > _SHOWN_MISSING else ""
-            raise StageError(
-                f"{len(lacking)} of {len(self._tried)} pictures are missing after {self.made} were made, "
-                f"which is the budget ({reasons}{more}); raise curate.budget, or look at {self._paths.root}."
-            )
-        return chosen
+                best[index] = min(usable, key=Verdict.badness)
+        total = len(self._tried)
+        wanted = math.ceil(self._judge.rules.fill * total - 1e-9)
+        if len(best) < wanted or not best:
+            raise StageError(self._too_few([index for index in self._tried if index not in best]))
+        accepted = {index for index, verdict in best.items() if verdict.accepted}
+        gaps = sorted(best.keys() - accepted, key=lambda index: best[index].badness())
+        kept = accepted | set(gaps[: max(0, wanted - len(accepted))])
+        return {index: best[index] for index in sorted(kept)}
+
+    def _too_few(self, lacking: Sequence[int]) -> str:
+        reasons = "; ".join(
+            f"{index + 1:03d}: {self._tried[index][-1].reasons[0].text}" for index in lacking[:_SHOWN_MISSING]
+        )
+        more = f" and {len(lacking) - _SHOWN_MISSING} more" if len(lacking) > _SHOWN_MISSING else ""
+        return (
+            f"{len(lacking)} of {len(self._tried)} pictures are missing after {self.made} were made, "
+            f"which is the budget ({reasons}{more}); raise curate.budget, or look at {self._paths.root}."
+        )
 
     def settle(self, chosen: dict[int, Verdict]) -> tuple[tuple[Verdict, ...], tuple[Verdict, ...]]:
         """Moves the chosen pictures into images/ and the others to rejected/; returns both lists with their
@@ -203,9 +167,13 @@ class Curation:
         accepted: list[Verdict] = []
         rejected: list[Verdict] = []
         for index, tried in self._tried.items():
-            self._put_in_place(Slot(index, chosen[index].attempt))
+            taken = chosen[index].attempt if index in chosen else None
+            if taken is None:
+                self._put_aside(index)
+            else:
+                self._put_in_place(Slot(index, taken))
             for verdict in tried:
-                is_chosen = verdict.attempt == chosen[index].attempt
+                is_chosen = verdict.attempt == taken
                 home = (
                     paths.image(index) if is_chosen else paths.attempt(paths.rejected, index, verdict.attempt)
                 )
@@ -240,8 +208,8 @@ class Curation:
             raise StageError(
                 f"A picture for shot {slot.shot + 1:03d} vanished from {self._paths.root}; run again."
             )
-        measures, reasons = self._judge.look(path, slot.shot)
         record = self._plan.record(*slot)
+        measures, reasons = self._judge.look(path, (slot.shot, slot.attempt), bool(record.shot.expression))
         verdict = Verdict(
             file=path.relative_to(self._paths.root).as_posix(),
             index=slot.shot,
@@ -252,11 +220,15 @@ class Curation:
             measures=measures,
         )
         self._tried[slot.shot].append(verdict)
-        if verdict.accepted:
-            self._accepted.add(slot.shot)
-            self._report("", path)
-        else:
+        if reasons:
             self._report(f"{record.file} rejected: {reasons[0].text}", path)
+
+    def _judge_own(self, path: Path) -> Verdict:
+        """A user's picture is measured, and kept whatever is found."""
+        measures, reasons = self._judge.look(path, file := path.relative_to(self._paths.root).as_posix())
+        return Verdict(
+            file=file, index=-1, attempt=0, seed=0, accepted=not reasons, reasons=reasons, measures=measures
+        )
 
     def _find(self, slot: Slot) -> Path | None:
         """Where the picture of an attempt lies now. A picture in images/ that does not say is taken for the
@@ -281,11 +253,22 @@ class Curation:
             move_file(image, self._paths.previous_images() / image.name if home.exists() else home)
         move_file(found, image)
 
-    def _report(self, message: str, image: Path) -> None:
+    def _put_aside(self, index: int) -> None:
+        """Takes what lies in images/ for a shot that the set leaves out to rejected/, with its caption."""
+        image = self._paths.image(index)
+        if image.exists():
+            home = self._paths.attempt(self._paths.rejected, index, self._attempt_in_place(index))
+            caption = self._paths.caption(image)
+            if caption.exists():
+                move_file(caption, self._paths.caption(home))
+            move_file(image, self._paths.previous_images() / image.name if home.exists() else home)
+
+    def _report(self, message: str, image: Path | None, accepted: int | None = None) -> None:
+        self._accepted = self._accepted if accepted is None else accepted
         self._progress(
             ProgressEvent(
                 stage="curate",
-                done=len(self._accepted),
+                done=self._accepted,
                 total=len(self._tried),
                 unit="image",
                 message=message,
@@ -294,16 +277,29 @@ class Curation:
         )
 
 
-def _traits(run: Run, ports: Ports) -> tuple[Tagger | None, Sequence[Trait]]:
-    """The instrument and the described traits, if the recipe wants them checked."""
-    if not run.recipe.curate.check_traits:
-        return None, ()
-    tagger = ports.tagger
-    if tagger is None:
-        raise InputError(
-            "curate.check_traits needs an instrument that reads traits; set model.tagger, or turn it off."
-        )
-    return tagger, tagger.understand(run.character.tags)
+def own_pictures(paths: RunPaths) -> list[Path]:
+    """The user's own pictures in images/: those whose names are not ours."""
+    found = [
+        path
+        for path in sorted(paths.images.glob("*"))
+        if path.suffix.lower() in PICTURES and path.name[0] != "."
+    ]
+    return [path for path in found if not is_ours(path, paths)]
+
+
+def is_ours(path: Path, paths: RunPaths) -> bool:
+    """Whether a file in images/ bears a name that the plan gives."""
+    number = path.stem.removeprefix(f"{paths.slug}_")
+    return path.suffix == ".png" and number != path.stem and number.isdecimal()
+
+
+def _key(verdict: Verdict) -> Key:
+    return verdict.index, verdict.attempt
+
+
+def _faults(verdict: Verdict) -> tuple[Reason, ...]:
+    """What is wrong with the picture itself, whoever it shows."""
+    return tuple(reason for reason in verdict.reasons if reason.fault != "identity")
 
 
 def _fingerprint(run: Run, metadata: GenerationMetadata) -> str:
@@ -311,7 +307,9 @@ def _fingerprint(run: Run, metadata: GenerationMetadata) -> str:
     for."""
     rules = run.recipe.curate
     checked = (run.recipe.model.tagger, run.character.tags) if rules.check_traits else ()
-    return fingerprint("curate", metadata.fingerprint, rules, checked)
+    eyes = (run.recipe.model.embedder if rules.identity else "none", run.recipe.model.detector)
+    own = [file_hash(path) for path in own_pictures(RunPaths(run.dataset_dir, run.character.slug))]
+    return fingerprint("curate-2", metadata.fingerprint, rules, checked, eyes, own)
 
 
 def _in_place(paths: RunPaths, metadata: GenerationMetadata) -> bool:
@@ -324,6 +322,7 @@ def _record(paths: RunPaths, plan: PicturePlan, metadata: GenerationMetadata, in
     """What is true of the picture in images/; one that carries no record is described by what was asked
     for."""
     path = paths.image(index)
-    return record_of(path, plan, index) or metadata.pictures[index].model_copy(
+    known = {picture.file: picture for picture in metadata.pictures}
+    return record_of(path, plan, index) or known.get(path.name, plan.record(index)).model_copy(
         update={"sha256": file_hash(path)}
     )

@@ -6,51 +6,18 @@ file only sums it up at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
-from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord, ReferenceUse
-from lora_foundry.domain.lora import LoraUse
-from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
+from lora_foundry.domain.dataset import GenerationMetadata
+from lora_foundry.domain.picture_plan import PicturePlan
 from lora_foundry.domain.run import ProgressEvent, Run
-from lora_foundry.errors import BackendError, InputError
 from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, load_picture, read_record, save_picture
-from lora_foundry.ports import GeneratedImage, Generator, Ports, ProgressCallback
-from lora_foundry.storage import (
-    make_folder,
-    move_file,
-    read_model,
-    remove_leftovers,
-    write_aside,
-    write_model,
-)
-
-
-class Brush(NamedTuple):
-    """What a set's pictures are drawn with: the generator, and what is put on it."""
-
-    generator: Generator
-    lora: LoraUse | None = None
-    reference: ReferenceUse | None = None
-    notes: str = ""
-
-    @property
-    def model(self) -> str:
-        """The base and all that changes its pictures, as recorded with every picture."""
-        return self.generator.model + self.notes
-
-    def draw(self, batches: Iterable[Sequence[ImageRequest]]) -> Iterator[GeneratedImage]:
-        return self.generator.generate(batches, self.lora, self.reference)
-
-
-class Slot(NamedTuple):
-    """A picture to be made: the shot's number from 0, and how often that shot was tried before."""
-
-    shot: int
-    attempt: int = 0
+from lora_foundry.pictures import load_picture, read_record
+from lora_foundry.ports import Ports, ProgressCallback
+from lora_foundry.stages.drawing import Slot, make_pictures, record_of, slices
+from lora_foundry.stages.rounds import last_brush
+from lora_foundry.storage import make_folder, move_file, read_model, remove_leftovers, write_model
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadata:
@@ -58,8 +25,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadat
     StorageError."""
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    brush = take_brush(run, ports)
-    plan = plan_pictures(run.character, run.recipe, brush.model)
+    brush = last_brush(run, ports, progress)
+    plan = brush.plan(run)
     total = len(plan.shots)
     finished = read_model(paths.generation_metadata, GenerationMetadata)
     if finished is not None and finished.fingerprint != plan.fingerprint():
@@ -97,76 +64,11 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadat
             or before.get(paths.image(index).name, plan.record(index))
             for index in range(total)
         ),
+        rounds=brush.rounds,
         seconds=round(perf_counter() - started, 3),
     )
     write_model(paths.generation_metadata, result)
     return result
-
-
-def take_brush(run: Run, ports: Ports) -> Brush:
-    """The generator with the character's reference image, if it has one, taken into the run's folder.
-
-    Raises InputError for a reference that is no picture.
-    """
-    given = run.character.reference_image
-    if given is None:
-        return Brush(ports.generator)
-    paths = RunPaths(run.dataset_dir, run.character.slug)
-    picture = load_picture(given) or (load_picture(paths.reference) if not given.exists() else None)
-    if picture is None:
-        raise InputError(
-            f"The reference image {given} is missing or no picture; give a PNG, JPEG or WebP file."
-        )
-    write_aside(paths.reference, lambda aside: picture.save(aside, format="PNG"))
-    strength = run.recipe.generate.reference_strength
-    notes = f" + reference {file_hash(paths.reference)[:16]} at {strength:g}"
-    return Brush(
-        ports.generator, reference=ReferenceUse(path=paths.reference, strength=strength), notes=notes
-    )
-
-
-def slices(slots: Sequence[Slot], size: int) -> list[Sequence[Slot]]:
-    """Batches: always the same slots together, since the others of a batch may change a picture's last
-    bits."""
-    return [slots[start : start + size] for start in range(0, len(slots), size)]
-
-
-def make_pictures(
-    brush: Brush,
-    plan: PicturePlan,
-    batches: Sequence[Sequence[Slot]],
-    place: Callable[[Slot], Path | None],
-) -> Iterator[tuple[Slot, Path]]:
-    """Makes whole batches and saves every picture for which `place` names a file; None means that it is
-    there already.
-
-    Raises BackendError if the generator leaves a picture out or makes it in another size.
-    """
-    records = {
-        (record := plan.record(*slot)).request.key: (slot, record) for batch in batches for slot in batch
-    }
-    requests = [[plan.record(*slot).request for slot in batch] for batch in batches]
-    for request, image in brush.draw(requests):
-        slot, record = records.pop(request.key)
-        if image.size != (request.width, request.height):
-            raise BackendError(
-                f"The generator made picture {record.file} {image.width}x{image.height} instead of "
-                f"{request.width}x{request.height}."
-            )
-        if (path := place(slot)) is not None:
-            save_picture(path, image, record)
-            yield slot, path
-    if records:
-        raise BackendError(f"The generator left out {len(records)} pictures; run the same command again.")
-
-
-def record_of(path: Path, plan: PicturePlan, index: int) -> PictureRecord | None:
-    """The record in a picture, with its file's hash, if the picture is one that the plan asks for at
-    `index`."""
-    record = read_record(path)
-    if record is None or not plan.fits(record, index):
-        return None
-    return record.model_copy(update={"sha256": file_hash(path)})
 
 
 def _is_done(paths: RunPaths, plan: PicturePlan, index: int, finished: bool) -> bool:

@@ -38,6 +38,26 @@ class CurateSection(Section):
     min_traits: Share = Field(
         0.75, description="Least share of described traits seen, where `check_traits` is on."
     )
+    identity: bool = Field(
+        True,
+        description="Reject pictures of somebody else: those unlike the most cohesive cluster of the set (or the "
+        "reference image), as `model.embedder` sees them. Without an embedder nothing is checked.",
+    )
+    core: Share = Field(
+        0.25,
+        description="Share of the pictures that makes up the cluster whose mean is taken for the character.",
+    )
+    min_likeness: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Least cosine of a picture with that mean; 0 takes the value that the embedder is known to need.",
+    )
+    fill: Share = Field(
+        1.0,
+        description="Least share of the plan that the set holds when the budget is spent; the gaps are filled with "
+        "the best of the rejected pictures. 1 keeps a picture for every shot.",
+    )
     budget: float = Field(
         2.0, ge=1, le=10, description="Most pictures made in all, as a multiple of `images`."
     )

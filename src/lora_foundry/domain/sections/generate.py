@@ -42,6 +42,18 @@ class GenerateSection(Section):
         description="Noise schedule of the sampler; DDIM and zero-terminal-SNR bases keep their own instead of `karras`.",
     )
     batch_size: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Pictures made at once.")
+    rounds: Annotated[int, Field(ge=1, le=10)] = Field(
+        1,
+        description="Galleries drawn in all (The Chosen One, arXiv 2311.10093): between two of them a short LoRA is "
+        "trained on the most cohesive cluster, until the mean pairwise distance stops falling. 1 draws one.",
+    )
+    round_images: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="Pictures of a gallery before the last; 0 is as many as `images`."
+    )
+    round_keep: Share = Field(0.25, description="Share of such a gallery that the short LoRA is trained on.")
+    round_steps: Annotated[int, Field(ge=1)] = Field(
+        150, description="Optimizer steps of the short LoRA between two galleries."
+    )
     reference_method: Literal["img2img", "ip_adapter"] = Field(
         "img2img",
         description="How the in-process generator follows a reference image: image-to-image, or an IP-Adapter. "

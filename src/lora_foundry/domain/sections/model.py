@@ -22,3 +22,7 @@ class ModelSection(Section):
     embedder: Literal["mini", "none"] = Field(
         description="Instrument that tells characters apart by their looks."
     )
+    detector: Literal["none", "yunet"] = Field(
+        "none",
+        description="Instrument that counts the faces of a picture; `none` rejects no picture for them.",
+    )
