@@ -268,8 +268,8 @@ def _result(run: Run, paths: RunPaths, seconds: dict[str, float]) -> CreateResul
         dataset_dir=run.dataset_dir,
         trigger=run.character.trigger,
         scores=Scores(
-            identity_before=evaluation.before.identity,
-            identity_after=evaluation.after.identity,
+            identity_before=evaluation.identity_of(evaluation.before),
+            identity_after=evaluation.identity_of(evaluation.after),
             adherence_before=evaluation.before.adherence,
             adherence_after=evaluation.after.adherence,
         ),

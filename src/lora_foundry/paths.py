@@ -101,6 +101,10 @@ class RunPaths:
         return self.training / "result.json"
 
     @property
+    def more_training(self) -> Path:
+        return self.training / "more.json"
+
+    @property
     def trained_lora(self) -> Path:
         return self.training / "lora.safetensors"
 
@@ -121,6 +125,11 @@ class RunPaths:
     @property
     def evaluation_result(self) -> Path:
         return self.evaluation / "scores.json"
+
+    @property
+    def chosen_lora(self) -> Path:
+        """The checkpoint that was chosen, with what was found in its metadata."""
+        return self.evaluation / "lora.safetensors"
 
     def evaluation_pictures(self, side: str = "") -> Path:
         """Where the evaluation's pictures lie; `side` is "before" or "after"."""

@@ -213,7 +213,7 @@ def test_another_lora_is_measured_anew_but_the_base_is_not(tmp_path: Path) -> No
     result = measure(run, ports)
     assert None not in ports.generator.uses
     assert len(ports.generator.made) == 12
-    assert result.lora_sha256 == file_hash(paths.trained_lora)
+    assert result.trained_sha256 == file_hash(paths.trained_lora)
 
 
 def test_damaged_and_forgotten_pictures_are_mended_and_removed(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_proven_lora_is_installed_with_what_belongs_to_it(tmp_path: Path) -> N
     result = install(run, ports)
     assert result.published
     assert result.lora is not None
-    assert result.lora.read_bytes() == paths.trained_lora.read_bytes()
+    assert result.lora.read_bytes() == paths.chosen_lora.read_bytes()
     card = json.loads((tmp_path / "loras" / "zoë.metadata.json").read_text(encoding="utf-8"))
     assert card["character"] == "Zoë van Dijk"
     assert card["civitai"]["trainedWords"] == [card["trigger"]] == ["zoë van dijk"]
@@ -337,7 +337,7 @@ def test_a_file_that_was_not_measured_is_not_published(tmp_path: Path) -> None:
 def test_below_the_recipes_threshold_the_run_ends_without_publishing(
     tmp_path: Path, tagger: Lookout | None
 ) -> None:
-    run, paths = prepare(tmp_path, "evaluate.min_identity=1")
+    run, paths = prepare(tmp_path, "evaluate.min_identity=1", "evaluate.more_training=0")
     ports = Ports(tagger=tagger)
     measure(run, ports)
     result = install(run, ports)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.shots import Shot
 
-Side = Literal["before", "after", "leak"]
+Side = Literal["before", "after", "leak", "last", "choice"]
 
 
 class EvaluationPicture(BaseModel):
@@ -38,7 +38,10 @@ class ScoreRow(BaseModel):
 
     identity: the mean, over the described traits, of the share of pictures that show the right value among
     those in which the trait is visible. adherence: the same over the parts of the prompted shot. similarity:
-    mean cosine to the mean of the training set.
+    mean cosine to the mean of the training set. variety: mean difference of all pairs of pictures (1 minus the
+    correlation of their thumbnails). nearest: mean difference of each picture to the nearest training picture.
+    memorised: share of pictures nearer to one than training pictures are to each other. sound: share that is neither
+    blank nor blurred.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,7 +51,31 @@ class ScoreRow(BaseModel):
     identity_by_trait: dict[str, float] = {}
     adherence_by_attribute: dict[str, float] = {}
     similarity: float | None = None
+    variety: float | None = None
+    nearest: float | None = None
+    memorised: float | None = None
+    sound: float | None = None
     pictures: tuple[EvaluationPicture, ...] = ()
+
+
+class Candidate(BaseModel):
+    """One checkpoint at one strength, measured on prompts and seeds that no other figure uses.
+
+    identity: cosine to the training set as a share of the set's own (or, without an embedder, the share of traits).
+    adherence: the share of the prompt that is seen; without a tagger, the variety kept of the base's. score: F-beta of
+    the two, 0 where too many pictures are broken.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    strength: float
+    sha256: str
+    identity: float | None = None
+    adherence: float | None = None
+    memorised: float | None = None
+    sound: float = 1.0
+    score: float = 0.0
 
 
 class Evaluation(BaseModel):
@@ -58,7 +85,9 @@ class Evaluation(BaseModel):
     prompt, one seed a prompt: how much of the character comes uncalled. traits: what the tagger understood of
     the description. held_out: how many of the shots no training picture shows. self_similarity: how close
     each picture of the training set is to the mean of the others. note: why scores are None; empty where all
-    were measured.
+    were measured. step, strength: what was chosen among `candidates`; lora_sha256: of evaluation/lora.safetensors,
+    which is that checkpoint with what was found in its metadata; trained_sha256: of the training's result.
+    overfit_from: the first later step at which the score had fallen, or pictures of the training set came back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,7 +99,11 @@ class Evaluation(BaseModel):
     after: ScoreRow
     leak: ScoreRow
     strength: float
+    step: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    overfit_from: int | None = None
     lora_sha256: str
+    trained_sha256: str = ""
     traits: dict[str, str] = {}
     shots: int
     held_out: int
@@ -78,6 +111,10 @@ class Evaluation(BaseModel):
     note: str = ""
     fingerprint: str
     seconds: float
+
+    def identity_of(self, row: ScoreRow) -> float | None:
+        """Identity by the traits; where none were read, likeness as a share of the set's own."""
+        return row.identity if row.identity is not None else own_share(row.similarity, self.self_similarity)
 
     def side(self, side: Side) -> ScoreRow:
         """The scores of one side by its name."""
@@ -97,3 +134,17 @@ class Evaluation(BaseModel):
             )
 
         return min(self.after.pictures, key=misses)
+
+
+def own_share(similarity: float | None, own: float | None) -> float | None:
+    """Likeness to the training set as a share, 0 to 1, of what the set's own pictures reach."""
+    if similarity is None or own is None or own <= 0:
+        return None
+    return round(min(max(similarity / own, 0.0), 1.0), 4)
+
+
+def f_beta(adherence: float, identity: float, beta: float) -> float:
+    """Adherence and identity in one figure, the latter `beta` times as important (van Rijsbergen 1979)."""
+    square = beta * beta
+    low = square * adherence + identity
+    return round((1 + square) * adherence * identity / low, 4) if low > 0 else 0.0

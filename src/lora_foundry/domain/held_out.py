@@ -61,8 +61,9 @@ def exam(
     character: Character, recipe: Recipe, shots: Collection[Shot], model: str, side: Side
 ) -> list[PictureRecord]:
     """Every picture of one side. "before" and "after" ask for the very same; "leak" leaves the trigger out
-    and takes the first seed of each prompt."""
+    and takes the first seed of each prompt; so does "choice", with seeds of its own."""
     made, seeds = recipe.generate, recipe.evaluate.seeds
+    own = "choice-" if side == "choice" else ""
     trigger = "" if side == "leak" else character.trigger
     return [
         PictureRecord(
@@ -72,7 +73,7 @@ def exam(
                 key=f"{place + 1:03d}.{number}",
                 prompt=prompt_of(made, trigger, shot),
                 negative=made.negative,
-                seed=exam_seed(recipe.seed, place * seeds + number),
+                seed=exam_seed(recipe.seed, f"{own}{place * seeds + number}"),
                 width=made.width,
                 height=made.height,
                 steps=made.steps,
@@ -84,7 +85,7 @@ def exam(
             guidance_rescale=made.guidance_rescale,
         )
         for place, shot in enumerate(shots)
-        for number in range(1 if side == "leak" else seeds)
+        for number in range(1 if side in ("leak", "choice") else seeds)
     ]
 
 

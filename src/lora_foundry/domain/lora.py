@@ -26,6 +26,17 @@ class SavedLora(BaseModel):
     sha256: str
 
 
+class MoreTraining(BaseModel):
+    """training/more.json: the evaluation found too little of the character, so the training of that fingerprint takes
+    more steps than its recipe says, for the `times`-th time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    times: int
+    steps: int
+
+
 class TrainedLora(BaseModel):
     """What training leaves: the exported file and what it took to make it.
 

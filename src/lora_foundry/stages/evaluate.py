@@ -4,44 +4,66 @@ the folder again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 from PIL import Image
 
-from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
-from lora_foundry.domain.evaluation import Evaluation, ScoreRow, Side
+from lora_foundry.domain.dataset import GenerationMetadata
+from lora_foundry.domain.evaluation import Candidate, Evaluation, ScoreRow, Side
 from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.held_out import exam, held_out_shots
-from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
-from lora_foundry.errors import BackendError, StageError
+from lora_foundry.domain.shots import Shot
+from lora_foundry.measures import thumbnail
 from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import load_picture, read_record, save_picture
-from lora_foundry.ports import Embedder, FloatArray, Generator, Ports, ProgressCallback, Tagger, Trait
+from lora_foundry.pictures import file_hash
+from lora_foundry.ports import Ports, ProgressCallback, Tagger, Trait
+from lora_foundry.stages import train
 from lora_foundry.stages.before_after import draw_before_after
-from lora_foundry.stages.report import write_report
-from lora_foundry.stages.scoring import Judge, score, self_similarity
-from lora_foundry.storage import (
-    make_folder,
-    read_model,
-    remove_file,
-    remove_leftovers,
-    require_model,
-    write_model,
+from lora_foundry.stages.choosing import (
+    Choice,
+    Yardstick,
+    best_of,
+    choices,
+    overfit_from,
+    rate,
+    record,
+    requests_of,
 )
+from lora_foundry.stages.exams import Examiner, load
+from lora_foundry.stages.report import write_report
+from lora_foundry.stages.scoring import Judge, look_at, score, self_similarity
+from lora_foundry.storage import read_model, require_model, write_model
 
-SIDES: tuple[Side, ...] = ("before", "after", "leak")
-_MESSAGES = {"before": "without the LoRA", "after": "with the LoRA", "leak": "without the trigger"}
 _NO_INFLUENCE = {"backend", "images", "batch_size"}
+_JUDGED_LATER = {"min_identity", "more_training"}
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
-    """Makes the pictures that are not there yet, scores them, draws the grid and writes the report.
+    """Chooses a checkpoint, examines it and writes the report; trains longer where the recipe asks for more identity
+    than was found and allows it.
 
-    Raises VerificationError for a LoRA that the base does not take, and what the generator raises.
+    Raises VerificationError for a LoRA that the base does not take, and what generator and trainer raise.
     """
+    section = run.recipe.evaluate
+    while True:
+        result = _evaluate(run, ports, progress)
+        found = result.identity_of(result.after)
+        if found is None or found >= section.min_identity or not section.more_training:
+            return result
+        if not train.ask_for_more(run, ports, section.more_training):
+            return result
+        message = f"identity {found:.2f} < {section.min_identity:g}: training longer"
+        progress(ProgressEvent(stage="evaluate", done=0, total=1, message=message))
+        ports.generator.close()  # a small GPU does not hold its base and the trainer's
+        train.run(run, ports, lambda event: progress(event.model_copy(update={"stage": "evaluate"})))
+
+
+def _evaluate(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
+    """One trained LoRA: makes the pictures that are not there yet, scores them, draws the grid, writes the report."""
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
@@ -49,57 +71,157 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     model = ports.generator.model
     made_from = _fingerprint(run, training, lora, model)
     earlier = read_model(paths.evaluation_result, Evaluation)
-    if earlier is not None and earlier.fingerprint == made_from and _is_whole(paths):
+    if earlier is not None and earlier.fingerprint == made_from and _is_whole(paths, earlier):
         return earlier
     trained = [picture.shot for picture in training.pictures]
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, trained)
-    use = LoraUse(path=paths.trained_lora, strength=run.recipe.evaluate.strength)
-    with_lora = f"{model} + LoRA {lora.sha256[:16]} at {use.strength:g}"
-    measured = SIDES if ports.tagger else SIDES[:2]  # without an instrument nobody could tell what leaks
-    sides: dict[Side, list[PictureRecord]] = {
-        side: exam(run.character, run.recipe, shots, model if side == "before" else with_lora, side)
-        for side in measured
-    }
-    _make(run, paths, ports.generator, sides, use, progress)
-    images = {
-        side: [_load(paths.evaluation_pictures(side) / record.file, "evaluate") for record in records]
-        for side, records in sides.items()
-    }
-    traits = ports.tagger.understand(run.character.tags) if ports.tagger else []
-    own = _own_embeddings(paths, training, ports.embedder)
-    judge = Judge(traits, ports.tagger, ports.embedder, own)
-    rows = {
-        side: score([f"{side}/{record.file}" for record in records], records, images[side], judge)
-        for side, records in sides.items()
-    }
+    examiner = Examiner(ports.generator, run.recipe.generate.batch_size, progress)
+    judge = _judge(run, ports, paths, training)
+    own = None if judge.own is None else self_similarity(judge.own)
+    options = choices(lora, paths, run.recipe.evaluate)
+    sitting = Sitting(run, paths, examiner, judge, model, own)
+    best, candidates = sitting.choose(options, [*trained, *shots])
+    rows, drawn = sitting.examine(shots, best, options[-1])
+    best = sitting.run_off(rows, best, options[-1])
+    after: Side = "last" if best == options[-1] and "last" in rows else "after"
     result = Evaluation(
         character=run.character.name,
         trigger=run.character.trigger,
         model=model,
         before=rows["before"],
-        after=rows["after"],
+        after=rows[after],
         leak=rows.get("leak", ScoreRow()),
-        strength=use.strength,
-        lora_sha256=lora.sha256,
-        traits={trait.attribute: trait.value for trait in traits},
+        strength=best.use.strength,
+        step=best.step,
+        candidates=candidates,
+        overfit_from=overfit_from(candidates, best.step, best.use.strength),
+        lora_sha256="",
+        trained_sha256=lora.sha256,
+        traits={trait.attribute: trait.value for trait in judge.traits},
         shots=len(shots),
         held_out=len(set(shots) - set(trained)),
-        self_similarity=None if own is None else self_similarity(own),
-        note=_note(ports.tagger, traits),
+        self_similarity=own,
+        note=_note(ports.tagger, judge.traits),
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
     )
-    draw_before_after(
-        paths.before_after,
-        run.character,
-        sides["before"],
-        images["before"],
-        images["after"],
-        details=(_detail(result.before), _detail(result.after)),
-    )
+    digest = record(best.use.path, paths.chosen_lora, _notes(result))
+    result = result.model_copy(update={"lora_sha256": digest})
+    details = (_detail(result, result.before), _detail(result, result.after))
+    records = exam(run.character, run.recipe, shots, model, "before")
+    draw_before_after(paths.before_after, run.character, records, drawn["before"], drawn[after], details)
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
+
+
+class Sitting(NamedTuple):
+    """One evaluation's hands and eyes."""
+
+    run: Run
+    paths: RunPaths
+    examiner: Examiner
+    judge: Judge
+    model: str
+    own: float | None
+
+    def choose(
+        self, options: Sequence[Choice], known: Sequence[Shot]
+    ) -> tuple[Choice, tuple[Candidate, ...]]:
+        """The best of the options on a few shots of their own, and how each of them did. One option is no choice."""
+        if len(options) == 1:
+            return options[0], ()
+        run, section = self.run, self.run.recipe.evaluate
+        shots = held_out_shots(run.recipe.shots, section.choice_prompts, run.recipe.seed + 1, known)
+        records = exam(run.character, run.recipe, shots, self.model, "choice")
+        folder = self.paths.evaluation_pictures("choice")
+        self.examiner.total = len(records) * (len(options) + 1)
+        base = self.examiner.draw(folder / "base", records, None, "checkpoints: the base")
+        variety = look_at(base, self.judge).get("variety")
+        rated = []
+        for option in options:
+            asked = requests_of(records, _with(self.model, option))
+            images = self.examiner.draw(
+                folder / option.name, asked, option.use, f"checkpoints: {option.name}"
+            )
+            files = [f"choice/{option.name}/{each.file}" for each in asked]
+            row = score(files, asked, images, self.judge)
+            rated.append((option, rate(option, row, Yardstick(self.own, variety, section))))
+        return best_of(rated), tuple(candidate for _, candidate in rated)
+
+    def examine(
+        self, shots: Sequence[Shot], best: Choice, last: Choice
+    ) -> tuple[dict[Side, ScoreRow], dict[Side, list[Image.Image]]]:
+        """The whole exam: the base, the chosen checkpoint, it without the trigger, and the last one for comparison."""
+        sides: dict[Side, Choice | None] = {"before": None, "after": best}
+        if self.judge.tagger or self.judge.embedder:  # without an instrument nobody could tell what leaks
+            sides["leak"] = best
+        if best != last:
+            sides["last"] = last
+        character, recipe = self.run.character, self.run.recipe
+        records = {
+            side: exam(character, recipe, shots, _with(self.model, choice), side)
+            for side, choice in sides.items()
+        }
+        self.examiner.total = self.examiner.done + sum(map(len, records.values()))
+        rows, drawn = dict[Side, ScoreRow](), dict[Side, list[Image.Image]]()
+        for side, choice in sides.items():
+            folder, use = self.paths.evaluation_pictures(side), choice.use if choice else None
+            drawn[side] = self.examiner.draw(folder, records[side], use, _MESSAGES[side])
+            files = [f"{side}/{each.file}" for each in records[side]]
+            rows[side] = score(files, records[side], drawn[side], self.judge)
+        return rows, drawn
+
+    def run_off(self, rows: Mapping[Side, ScoreRow], best: Choice, last: Choice) -> Choice:
+        """The chosen checkpoint, unless the last one did better in the exam."""
+        if "last" not in rows:
+            return best
+        yardstick = Yardstick(self.own, rows["before"].variety, self.run.recipe.evaluate)
+        kept, other = rate(best, rows["after"], yardstick), rate(last, rows["last"], yardstick)
+        return last if other.score > kept.score else best
+
+
+_MESSAGES: dict[Side, str] = {
+    "before": "without the LoRA",
+    "after": "with the LoRA",
+    "leak": "without the trigger",
+    "last": "with the last checkpoint",
+}
+
+
+def _with(model: str, choice: Choice | None) -> str:
+    """What a picture's record says it was made with."""
+    return model if choice is None else f"{model} + LoRA {choice.sha256[:16]} at {choice.use.strength:g}"
+
+
+def _judge(run: Run, ports: Ports, paths: RunPaths, training: GenerationMetadata) -> Judge:
+    """The instruments, and the training set as they see it."""
+    images = [load(paths.images / picture.file, "generate") for picture in training.pictures]
+    rules = run.recipe.curate
+    return Judge(
+        traits=ports.tagger.understand(run.character.tags) if ports.tagger else [],
+        tagger=ports.tagger,
+        embedder=ports.embedder,
+        own=ports.embedder.embed(images) if ports.embedder else None,
+        thumbnails=[thumbnail(image) for image in images],
+        least_contrast=rules.min_contrast,
+        least_sharpness=rules.min_sharpness / 2,
+    )
+
+
+def _notes(result: Evaluation) -> dict[str, str]:
+    """What the LoRA's own metadata says of its measurement."""
+    found = {
+        "lora_foundry.recommended_strength": f"{result.strength:g}",
+        "lora_foundry.chosen_step": str(result.step),
+    }
+    for name, value in (
+        ("identity", result.identity_of(result.after)),
+        ("adherence", result.after.adherence),
+    ):
+        if value is not None:
+            found[f"lora_foundry.{name}"] = f"{value:.4f}"
+    return found
 
 
 def _trained_on(paths: RunPaths) -> GenerationMetadata:
@@ -114,21 +236,26 @@ def _fingerprint(run: Run, training: GenerationMetadata, lora: TrainedLora, mode
     """Of everything that decides the figures; the threshold for publishing is none of it."""
     recipe = run.recipe
     return fingerprint(
-        "evaluate-1",
+        "evaluate-2",
         model,
         recipe.model,
         recipe.shots,
         recipe.generate.model_dump(mode="json", exclude=_NO_INFLUENCE),
-        recipe.evaluate.model_dump(mode="json", exclude={"min_identity"}),
+        recipe.evaluate.model_dump(mode="json", exclude=_JUDGED_LATER),
+        recipe.curate.min_contrast,
+        recipe.curate.min_sharpness,
         recipe.seed,
         run.character,
         lora.sha256,
+        [each.sha256 for each in lora.saved],
         [picture.sha256 for picture in training.pictures],
     )
 
 
-def _is_whole(paths: RunPaths) -> bool:
-    return paths.report.is_file() and paths.before_after.is_file()
+def _is_whole(paths: RunPaths, result: Evaluation) -> bool:
+    lora = paths.chosen_lora
+    measured = lora.is_file() and file_hash(lora) == result.lora_sha256
+    return measured and paths.report.is_file() and paths.before_after.is_file()
 
 
 def _note(tagger: Tagger | None, traits: Sequence[Trait]) -> str:
@@ -143,78 +270,6 @@ def _note(tagger: Tagger | None, traits: Sequence[Trait]) -> str:
     return ""
 
 
-def _detail(row: ScoreRow) -> str:
-    return "" if row.identity is None else f"identity {row.identity:.2f}"
-
-
-def _make(
-    run: Run,
-    paths: RunPaths,
-    generator: Generator,
-    sides: dict[Side, list[PictureRecord]],
-    lora: LoraUse,
-    progress: ProgressCallback,
-) -> None:
-    """Makes every picture that is not in its folder, and takes away those that nothing asks for any more."""
-    total = sum(len(records) for records in sides.values())
-    done = 0
-    for side, records in sides.items():
-        folder = make_folder(paths.evaluation_pictures(side))
-        remove_leftovers(folder)
-        wanted = {record.file for record in records}
-        for stale in folder.glob("*.png"):
-            if stale.name not in wanted:
-                remove_file(stale)
-        missing = {
-            record.request.key: record for record in records if not _is_there(folder / record.file, record)
-        }
-        done += len(records) - len(missing)
-        batches = [
-            [record.request for record in batch]
-            for batch in _slices(records, run.recipe.generate.batch_size)
-            if any(record.request.key in missing for record in batch)
-        ]
-        for made in generator.generate(batches, None if side == "before" else lora) if batches else ():
-            record = missing.pop(made.request.key, None)
-            if record is None:
-                continue  # it was there before; it was made again only because a batch is made as a whole
-            save_picture(folder / record.file, made.image, record)
-            done += 1
-            progress(
-                ProgressEvent(
-                    stage="evaluate",
-                    done=done,
-                    total=total,
-                    unit="image",
-                    message=_MESSAGES[side],
-                    image=folder / record.file,
-                )
-            )
-        if missing:
-            raise BackendError(
-                f"The generator left out {len(missing)} evaluation pictures; run the same command again."
-            )
-
-
-def _slices(records: Sequence[PictureRecord], size: int) -> list[Sequence[PictureRecord]]:
-    return [records[start : start + size] for start in range(0, len(records), size)]
-
-
-def _is_there(path: Path, record: PictureRecord) -> bool:
-    return read_record(path) == record and load_picture(path) is not None
-
-
-def _load(path: Path, made_by: str) -> Image.Image:
-    image = load_picture(path)
-    if image is None:
-        raise StageError(f"The picture {path} is missing or damaged; run the '{made_by}' stage again.")
-    return image
-
-
-def _own_embeddings(
-    paths: RunPaths, training: GenerationMetadata, embedder: Embedder | None
-) -> FloatArray | None:
-    """The training set as the embedder sees it."""
-    if embedder is None:
-        return None
-    return embedder.embed([_load(paths.images / picture.file, "generate") for picture in training.pictures])
+def _detail(result: Evaluation, row: ScoreRow) -> str:
+    found = result.identity_of(row)
+    return "" if found is None else f"identity {found:.2f}"

@@ -45,10 +45,10 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
     if lora.dry_run:
         return _keep_dry_run(paths, run, lora, scores, made_from)
     _tell(progress, 0, "numbers")
-    check_numbers(paths.trained_lora)
-    if file_hash(paths.trained_lora) != lora.sha256 or scores.lora_sha256 != lora.sha256:
+    check_numbers(paths.chosen_lora)
+    if scores.trained_sha256 != lora.sha256 or file_hash(paths.chosen_lora) != scores.lora_sha256:
         raise VerificationError(
-            f"{paths.trained_lora} is not the file that was trained and measured; run the same command again."
+            f"{paths.chosen_lora} is not the file that was trained and measured; run the same command again."
         )
     _tell(progress, 1, "effect on the pictures")
     change = picture_change(paths, scores)
@@ -58,7 +58,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Publication:
             f"{run.recipe.publish.min_change:g}); train longer or at a higher rate."
         )
     result = Publication(
-        published=False, verdict="", sha256=lora.sha256, picture_change=change, fingerprint=made_from
+        published=False, verdict="", sha256=scores.lora_sha256, picture_change=change, fingerprint=made_from
     )
     if reason := _too_bad(run, scores):
         result = result.model_copy(update={"verdict": f"not published: {reason}"})
@@ -119,7 +119,7 @@ def _still_there(earlier: Publication) -> bool:
 
 def _too_bad(run: Run, scores: Evaluation) -> str:
     """Why the LoRA is not good enough for the recipe; empty if it is."""
-    least, identity = run.recipe.evaluate.min_identity, scores.after.identity
+    least, identity = run.recipe.evaluate.min_identity, scores.identity_of(scores.after)
     if least <= 0:
         return ""
     if identity is None:
@@ -134,7 +134,7 @@ def _prove(run: Run, ports: Ports, paths: RunPaths, scores: Evaluation) -> Proof
     record = read_record(paths.evaluation_pictures() / scores.best().file)
     if record is None:
         raise StageError("A picture of the evaluation is missing or damaged; run the same command again.")
-    use = LoraUse(path=paths.trained_lora, strength=scores.strength)
+    use = LoraUse(path=paths.chosen_lora, strength=scores.strength)
     return ports.prover.prove(use, record.request, run.recipe.publish.min_change)
 
 
@@ -142,7 +142,7 @@ def _install(
     run: Run, ports: Ports, paths: RunPaths, card: LoraCard, scores: Evaluation, result: Publication
 ) -> Publication:
     preview = _draw_preview(paths, scores)
-    files = ports.publisher.publish(paths.trained_lora, preview, card, run.lora_dir, run.output_name)
+    files = ports.publisher.publish(paths.chosen_lora, preview, card, run.lora_dir, run.output_name)
     if ports.prover is not None:
         ports.prover.installed(files)
     return result.model_copy(update={"published": True, "verdict": "published", **files._asdict()})
@@ -177,13 +177,13 @@ def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> L
         description=character.description,
         tags=character.tags,
         strength=scores.strength,
-        sha256=lora.sha256,
+        sha256=scores.lora_sha256,
         base_model=scores.model,
-        base_version=read_header(paths.trained_lora).metadata.get("ss_base_model_version", ""),
-        steps=lora.steps,
+        base_version=read_header(paths.chosen_lora).metadata.get("ss_base_model_version", ""),
+        steps=scores.step or lora.steps,
         scores={
-            "identity_before": scores.before.identity,
-            "identity_after": scores.after.identity,
+            "identity_before": scores.identity_of(scores.before),
+            "identity_after": scores.identity_of(scores.after),
             "adherence_before": scores.before.adherence,
             "adherence_after": scores.after.adherence,
         },

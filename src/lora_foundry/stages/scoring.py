@@ -12,9 +12,11 @@ from PIL import Image
 
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.evaluation import EvaluationPicture, ScoreRow
+from lora_foundry.measures import Grey, contrast, difference, grey, sharpness, thumbnail
 from lora_foundry.ports import Embedder, FloatArray, Tagger, Trait
 
 _LEAST_LENGTH = 1e-8
+COPY = 0.5  # a picture half as far from a training picture as those are from each other is taken for a copy
 
 
 class Judge(NamedTuple):
@@ -25,13 +27,16 @@ class Judge(NamedTuple):
     tagger: Tagger | None
     embedder: Embedder | None
     own: FloatArray | None
+    thumbnails: Sequence[Grey] = ()
+    least_contrast: float = 0.0
+    least_sharpness: float = 0.0
 
 
 def score(
     files: Sequence[str], records: Sequence[PictureRecord], images: Sequence[Image.Image], judge: Judge
 ) -> ScoreRow:
     """Identity and adherence by the tagger, similarity by the embedder; None for what has no instrument."""
-    traits, tagger, embedder, own = judge
+    traits, tagger, embedder, own = judge[:4]
     seen: Sequence[Mapping[str, str]] = tagger.read(images) if tagger else [{} for _ in images]
     asked = [tagger.understand(record.shot.words()) if tagger else [] for record in records]
     by_trait = shares_right([traits] * len(seen), seen)
@@ -42,11 +47,42 @@ def score(
         identity_by_trait=by_trait,
         adherence_by_attribute=by_attribute,
         similarity=similarity(embedder.embed(images), own) if embedder and own is not None else None,
+        **look_at(images, judge),
         pictures=tuple(
             _picture(file, record, traits, shot, row)
             for file, record, shot, row in zip(files, records, asked, seen, strict=True)
         ),
     )
+
+
+def look_at(images: Sequence[Image.Image], judge: Judge) -> dict[str, float]:
+    """What needs no model: variety, nearness to the training set, and whether there is anything to see."""
+    small = [thumbnail(image) for image in images]
+    found = {"sound": round(sum(_is_sound(image, judge) for image in images) / max(len(images), 1), 4)}
+    pairs = [difference(one, other) for at, one in enumerate(small) for other in small[at + 1 :]]
+    if pairs:
+        found["variety"] = round(float(np.mean(pairs)), 4)
+    if judge.thumbnails:
+        nearest = [min(difference(one, other) for other in judge.thumbnails) for one in small]
+        found["nearest"] = round(float(np.mean(nearest)), 4)
+        if len(judge.thumbnails) > 1:
+            copies = own_nearness(judge.thumbnails) * COPY
+            found["memorised"] = round(sum(each < copies for each in nearest) / len(nearest), 4)
+    return found
+
+
+def own_nearness(thumbnails: Sequence[Grey]) -> float:
+    """The median over the training pictures of the difference to the nearest other one."""
+    near = [
+        min(difference(one, other) for at, other in enumerate(thumbnails) if at != place)
+        for place, one in enumerate(thumbnails)
+    ]
+    return float(np.median(near))
+
+
+def _is_sound(image: Image.Image, judge: Judge) -> bool:
+    levels = grey(image)
+    return contrast(levels) >= judge.least_contrast and sharpness(levels) >= judge.least_sharpness
 
 
 def _picture(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.exclusion import Exclusions
-from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.lora import MoreTraining, TrainedLora
 from lora_foundry.domain.run import Run, fingerprint
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import InputError, StageError
@@ -28,7 +28,11 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
     images = collect_images(paths, tagged, run.recipe.train.repeats)
-    made_from = _fingerprint(run, images, ports.trainer.model)
+    made_from, settings = _fingerprint(run, images, ports.trainer.model), run.recipe.train
+    more = read_model(paths.more_training, MoreTraining)
+    if more is not None and more.fingerprint == made_from:
+        settings = settings.model_copy(update={"steps": more.steps})
+        made_from = fingerprint(made_from, more.steps)
     earlier = read_model(paths.training_result, TrainedLora)
     if earlier is not None and earlier.fingerprint == made_from and _is_whole(earlier, paths.trained_lora):
         return earlier.model_copy(update={"path": paths.trained_lora})
@@ -37,7 +41,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
         remove_leftovers(folder)
     job = TrainingJob(
         images=images,
-        settings=run.recipe.train,
+        settings=settings,
         trigger=run.character.trigger,
         output=paths.trained_lora,
         workdir=paths.training,
@@ -46,6 +50,24 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     result = ports.trainer.train(job, progress).model_copy(update={"fingerprint": made_from})
     write_model(paths.training_result, result)
     return result
+
+
+def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
+    """Has the next training of this set take half as many steps more, at most `times` times. False where that was
+    done already."""
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    tagged = require_model(paths.tagging_results, TaggingResults, "caption")
+    images = collect_images(paths, tagged, run.recipe.train.repeats)
+    stamp = _fingerprint(run, images, ports.trainer.model)
+    earlier = read_model(paths.more_training, MoreTraining)
+    done = earlier.times if earlier is not None and earlier.fingerprint == stamp else 0
+    if done >= times:
+        return False
+    trained = require_model(paths.training_result, TrainedLora, "train").steps
+    base = round(trained / (1 + 0.5 * done))
+    more = MoreTraining(fingerprint=stamp, times=done + 1, steps=round(base * (1 + 0.5 * (done + 1))))
+    write_model(paths.more_training, more)
+    return True
 
 
 def collect_images(paths: RunPaths, tagged: TaggingResults, repeats: int) -> tuple[TrainingImage, ...]:

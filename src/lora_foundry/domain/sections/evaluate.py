@@ -20,3 +20,29 @@ class EvaluateSection(Section):
     min_identity: Share = Field(
         0.0, description="Least identity for publishing; below, the run ends without it."
     )
+    choose: bool = Field(
+        True,
+        description="Choose among the checkpoints in training/saved/ by measurement; else the last one is taken.",
+    )
+    strengths: tuple[Annotated[float, Field(gt=0, le=2)], ...] = Field(
+        (), description="Strengths tried with each checkpoint; none tries `strength` alone."
+    )
+    choice_prompts: Annotated[int, Field(ge=1, le=100)] = Field(
+        6,
+        description="Further held-out shots, one seed each, on which checkpoints and strengths are compared.",
+    )
+    beta: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="How many times as important identity is as adherence in that comparison (F-beta).",
+    )
+    min_sound: Share = Field(
+        0.8,
+        description="Least share of pictures that are neither blank nor blurred for a checkpoint to be chosen.",
+    )
+    more_training: Annotated[int, Field(ge=0, le=5)] = Field(
+        1,
+        description="How often a LoRA below `min_identity` is trained again with half as many steps more, before the "
+        "run ends without publishing.",
+    )
