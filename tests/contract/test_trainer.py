@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from lora_foundry.backends.kohya.output import Output
+from lora_foundry.backends.kohya.plan import VOCABULARY_VARIABLE, provide_vocabulary
 from lora_foundry.backends.kohya.trainer import KohyaTrainer
 from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.run import ProgressEvent
@@ -219,7 +220,7 @@ def test_stopping_ends_the_launcher_and_its_child(
     (checkout / "fault.txt").write_text("hang at 3")
     with pytest.raises(Stopped):
         kohya.train(job, stop_at(3))
-    assert alive(checkout) == []
+    wait_for(lambda: not alive(checkout), 20)
 
 
 def test_nothing_outlives_a_killed_parent(checkout: Path, tmp_path: Path) -> None:
@@ -319,3 +320,19 @@ def test_the_bar_is_read_in_any_pieces() -> None:
         assert [step.done for step in steps] == [1, 2]
         assert steps[0].mean_loss == 0.5
         assert lines == ["INFO a line"]
+
+
+def test_clip_vocabulary_is_provided_with_the_window_it_was_made_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (given / name).write_text("{}")
+    (given / "tokenizer_config.json").write_text('{"model_max_length": 8192}')
+    monkeypatch.setenv(VOCABULARY_VARIABLE, str(given))
+    folder = provide_vocabulary(tmp_path / "cache")
+    assert folder is not None
+    config = folder / "openai_clip-vit-large-patch14" / "tokenizer_config.json"
+    assert json.loads(config.read_text())["model_max_length"] == 77
+    assert (config.parent / "merges.txt").exists()

@@ -20,12 +20,22 @@ from lora_foundry.bases.inspect import Base, read_header
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
 from lora_foundry.ports import TrainingImage, TrainingJob
-from lora_foundry.storage import make_folder, remove_tree, storage_errors, write_text
+from lora_foundry.storage import make_folder, remove_tree, storage_errors, write_json, write_text
 
 OUTPUT_NAME = "lora"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
 _VOCABULARIES = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
-_VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+_VOCABULARY_FILES = ("vocab.json", "merges.txt")
+# Other programs ship CLIP's vocabulary with a window of their own, which sd-scripts would believe.
+_VOCABULARY_CONFIG = {
+    "model_max_length": 77,
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "do_lower_case": True,
+    "tokenizer_class": "CLIPTokenizer",
+}
 _LONG_CAPTION = 220  # characters; about the 75 tokens of one window
 _SMALLEST_BUCKET = 64
 
@@ -146,6 +156,7 @@ def provide_vocabulary(folder: Path) -> Path | None:
             if source.is_file():
                 with storage_errors(place / file):
                     shutil.copyfile(source, place / file)
+        write_json(place / "tokenizer_config.json", _VOCABULARY_CONFIG)
     return folder
 
 
