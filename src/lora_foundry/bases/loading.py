@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,28 +24,35 @@ CONFIGURATIONS = Path(__file__).parent / "configurations"
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
 _SMALLEST_VOCABULARY = 256
-_FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
+FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
 
 
-def load_pipeline(base: Base, dtype: torch.dtype, device: torch.device | str) -> StableDiffusionPipeline:
-    """The whole base as a diffusers pipeline: safety checker off, progress bars off, nothing fetched but, for
-    a single file, the CLIP vocabulary once. Raises BaseModelError where the base does not fit what it claims
-    to be."""
+def load_pipeline(
+    base: Base, dtype: torch.dtype, device: torch.device | str, without: Sequence[str] = ()
+) -> StableDiffusionPipeline:
+    """The base as a diffusers pipeline, whole or `without` some of its parts: safety checker off, progress bars off,
+    nothing fetched but, for a single file, the CLIP vocabulary once. Raises BaseModelError where the base does not fit
+    what it claims to be."""
     with quiet_libraries():
         try:
-            pipeline: Any = _from_folder(base, dtype) if base.layout == "folder" else _from_file(base, dtype)
+            pipeline: Any = (
+                _from_folder(base, dtype, without)
+                if base.layout == "folder"
+                else _from_file(base, dtype, without)
+            )
         except BaseModelError:
             raise
-        except _FAULTS as error:
+        except FAULTS as error:
             reason = " ".join(str(error).split())[:200]
             raise BaseModelError(f"The base model {base.path} cannot be loaded: {reason}") from error
         pipeline.set_progress_bar_config(disable=True)
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            part.requires_grad_(False).eval()
+            if part is not None:
+                part.requires_grad_(False).eval()
         return pipeline.to(device)  # type: ignore[no-any-return]
 
 
-def _from_folder(base: Base, dtype: torch.dtype) -> Any:
+def _from_folder(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_pretrained(
@@ -58,10 +65,11 @@ def _from_folder(base: Base, dtype: torch.dtype) -> Any:
         feature_extractor=None,
         image_encoder=None,
         requires_safety_checker=False,
+        **dict.fromkeys(without),
     )
 
 
-def _from_file(base: Base, dtype: torch.dtype) -> Any:
+def _from_file(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_single_file(
@@ -74,6 +82,7 @@ def _from_file(base: Base, dtype: torch.dtype) -> Any:
         feature_extractor=None,
         image_encoder=None,
         requires_safety_checker=False,
+        **dict.fromkeys(without),
     )
 
 

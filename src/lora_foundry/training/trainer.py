@@ -98,7 +98,6 @@ class Preparation:
         self._hashes = [hash_file(image.path) for image in job.images]
         self._fingerprint = _fingerprint(job, base, self._hashes)
         self.model: FamilyModel = load_family(base, settings, device)
-        targets = self.model.lora_targets(settings)
         held_out = hold_out(job.images, settings)
         self._material = self._prepare(held_out)
         self._validation = Validation(
@@ -107,6 +106,7 @@ class Preparation:
             [(index, job.images[index].caption) for index in held_out],
             settings.seed,
         )
+        targets = self.model.lora_targets(settings)
         self.adapter = Adapter(self.model.networks, targets, settings, derive_seed(settings.seed, "lora"))
         self.learner = Learner(
             self.adapter,

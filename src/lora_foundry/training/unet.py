@@ -4,6 +4,7 @@ the modules that get a LoRA with kohya's names for them, the loss, and pictures 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,21 +33,43 @@ _SMALL_SAMPLE = 32
 class UnetModel:
     """A base with a UNet, frozen (`FamilyModel`). A family's own class says how captions become conditions."""
 
-    def __init__(self, pipeline: Any, settings: TrainSection, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, parts: Any, settings: TrainSection, device: torch.device) -> None:
+        """`parts`: a base by its parts (bases.parts), or a whole pipeline where pictures are to be drawn."""
+        self._device, self._settings = device, settings
         self._dtype = choose_dtype(settings.precision, device)
+        self._parts = parts
+        whole = settings.sample_prompts
+        self._pipeline: Any = parts if whole else None
+        self._vae_loaded: Any = None
+        unet = parts.unet.config if whole else parts.unet_config
+        scheduler = parts.scheduler.config if whole else parts.scheduler_config
+        self._context = int(unet["cross_attention_dim"])
+        self.side_multiple = int(parts.vae_scale_factor) * 2 ** (len(unet["block_out_channels"]) - 1)
+        self._process = NoiseProcess(scheduler, settings.min_snr_gamma, device)
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The UNet, loaded at its first use, which is after the encoders were let go."""
         with quiet_libraries():
-            unet: Any = pipeline.unet.to(device=device, dtype=self._dtype)
-        if settings.gradient_checkpointing:
+            loaded = self._pipeline.unet if self._pipeline else self._parts.load_unet()
+            unet: Any = loaded.to(device=self._device, dtype=self._dtype)
+        if self._settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        if device.type == "cpu" and self._dtype != torch.float32 and unet.config.sample_size <= _SMALL_SAMPLE:
+        if (
+            self._device.type == "cpu"
+            and self._dtype != torch.float32
+            and unet.config.sample_size <= _SMALL_SAMPLE
+        ):
             # torch's fused attention is slow backwards in bf16 on a CPU, and saves memory only for large pictures.
             unet.set_attn_processor(AttnProcessor())
-        self.network: nn.Module = unet
-        self._vae: Any = pipeline.vae.to(device)
-        self._pipeline: Any = pipeline if settings.sample_prompts else None
-        self.side_multiple = int(pipeline.vae_scale_factor) * 2 ** (len(unet.config.block_out_channels) - 1)
-        self._process = NoiseProcess(pipeline.scheduler.config, settings.min_snr_gamma, device)
+        module: nn.Module = unet
+        return module
+
+    @property
+    def _vae(self) -> Any:
+        if self._vae_loaded is None:
+            self._vae_loaded = self._parts.vae.to(self._device)
+        return self._vae_loaded
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -68,7 +91,7 @@ class UnetModel:
     def _release_vae(self) -> None:
         """Drops the VAE, or lays it aside in the computer's memory where pictures are to be drawn."""
         if self._pipeline is None:
-            self._vae = None
+            self._vae_loaded = None
         else:
             self._vae.cpu()
         if self._device.type == "cuda":
