@@ -48,11 +48,11 @@ ROUTERS = (
 
 def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     """The API and the dashboard. Without a token it answers only under a loopback name."""
-    make_folder(settings.home.expanduser())
     site = _site(settings, token)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        make_folder(settings.home.expanduser())
         await site.ledger.upgrade()
         yield
         site.hub.close()

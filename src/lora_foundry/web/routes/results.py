@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.lora import TrainedLora
@@ -39,7 +39,7 @@ _STEP = re.compile(r"(\d+)")
 class Loss(BaseModel):
     """[step, loss] of every step after `after`; `next` is what to ask for then."""
 
-    points: list[tuple[int, float]]
+    points: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
     next: int
 
 
@@ -106,7 +106,10 @@ async def loss(here: Here, pipeline: str, after: Annotated[int, Query(ge=0, le=2
     """The training loss so far."""
     paths = here.folder(await here.pipeline(pipeline))
     rows = await asyncio.to_thread(_losses, paths)
-    return Loss(points=[row for row in rows if row[0] > after], next=max((row[0] for row in rows), default=0))
+    return Loss(
+        points=[[step, value] for step, value in rows if step > after],
+        next=max((row[0] for row in rows), default=0),
+    )
 
 
 def _losses(paths: RunPaths) -> list[tuple[int, float]]:
