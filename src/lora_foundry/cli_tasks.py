@@ -76,9 +76,11 @@ def worker(
     with_ledger(settings, _nothing)
     from lora_foundry.engine.service import serve, start_log
     from lora_foundry.engine.worker import lanes_for
+    from lora_foundry.foundry import notifier_of
 
     start_log(as_json)
-    serve(settings.task_database, settings, lanes=lanes_for(lane), redis_url=settings.redis_url)
+    lanes, notifier = lanes_for(lane), notifier_of(settings)
+    serve(settings.task_database, settings, lanes=lanes, redis_url=settings.redis_url, notifier=notifier)
 
 
 def submit(

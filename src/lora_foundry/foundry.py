@@ -8,8 +8,10 @@ result.lora_path
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +19,11 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.character import Character, check_name
 from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
@@ -32,6 +36,7 @@ from lora_foundry.ports import (
     Detector,
     Embedder,
     Generator,
+    Notifier,
     ProgressCallback,
     Prover,
     Publisher,
@@ -41,6 +46,8 @@ from lora_foundry.ports import (
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.storage import make_folder, read_model, storage_errors
+
+logger = logging.getLogger(__name__)
 
 # Every backend a recipe can name: kind -> name -> "module:Class". Imported at first use only.
 BACKENDS: dict[str, dict[str, str]] = {
@@ -59,6 +66,7 @@ BACKENDS: dict[str, dict[str, str]] = {
     },
     "prover": {"comfyui": "lora_foundry.backends.comfyui.verify:comfyui_prover"},
     "publisher": {"folder": "lora_foundry.backends.folder:FolderPublisher"},
+    "notifier": {"apprise": "lora_foundry.backends.apprise:AppriseNotifier"},
 }
 
 
@@ -74,6 +82,12 @@ def load_backend(kind: str, name: str) -> Callable[..., Any]:
         raise MissingExtraError(
             f"The {kind} {name!r} needs the package {error.name!r}; install it with: pip install 'lora-foundry[{name}]'."
         ) from error
+
+
+def notifier_of(settings: Settings) -> Notifier | None:
+    """Who tells people when a run is over, if the settings name any address. Raises InputError for a wrong one."""
+    addresses = settings.notify.get_secret_value() if settings.notify else ""
+    return cast(Notifier, load_backend("notifier", "apprise")(addresses)) if addresses.strip() else None
 
 
 class RecipePorts:
@@ -190,9 +204,10 @@ class Foundry:
         """
         run, base = self.prepare(character, recipe, settings=settings, seed=seed, output_name=output_name)
         paths = RunPaths(run.dataset_dir, character.slug)
+        told = _told(notifier_of(self.settings), character.name, paths)
         _check_writable(run.dataset_dir, run.lora_dir)
         make_folder(run.dataset_dir)
-        with FolderLock(paths.lock):
+        with FolderLock(paths.lock), told:
             claim(paths, run)
             ports = RecipePorts(run.recipe, base, self.settings)
             try:
@@ -237,6 +252,25 @@ class Foundry:
             output_name=_output_name(output_name or f"{character.slug}_{recipe.name}"),
         )
         return run, base
+
+
+@contextmanager
+def _told(notifier: Notifier | None, character: str, paths: RunPaths) -> Iterator[None]:
+    """Tells people how the block ended. That nobody could be told is logged; it changes nothing about the run."""
+
+    def tell(news: News) -> None:
+        try:
+            if notifier is not None:
+                notifier.notify(news)
+        except FoundryError as error:
+            logger.warning("%s", error)
+
+    try:
+        yield
+    except FoundryError as error:
+        tell(of_failure(character, "the run", str(error), paths))
+        raise
+    tell(of_finish(character, paths))
 
 
 def _output_name(name: str) -> str:

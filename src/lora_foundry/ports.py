@@ -17,6 +17,7 @@ from PIL import Image
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import ImageRequest, PictureRecord, ReferenceUse
 from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import LoraCard, Proof
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.sections import TrainSection
@@ -191,6 +192,14 @@ class Prover(Protocol):
     def installed(self, files: PublishedFiles) -> None:
         """Lets it know the file by its final name, and forget an older one of that name. Raises BackendError where it
         does not see the file."""
+        ...
+
+
+class Notifier(Protocol):
+    """Tells people that a run is over."""
+
+    def notify(self, news: News) -> None:
+        """Sends it, in a few seconds. Raises BackendError where somebody did not get it."""
         ...
 
 

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(default=None, description="Redis for wake-up hints; none unless set.")
     recipe: str = Field(default="mini", description="Recipe where none is named.")
+    notify: SecretStr | None = Field(
+        default=None, description="Apprise addresses, separated by spaces, told when a run is over."
+    )
     token: SecretStr | None = Field(
         default=None, description="What the web server asks for; needed on any address but loopback."
     )

@@ -6,13 +6,14 @@ import asyncio
 import json
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from lora_foundry.engine.ledger import Ledger
 from lora_foundry.engine.recovery import Timing
 from lora_foundry.engine.runner import STAGES
 from lora_foundry.engine.worker import Worker
+from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 
 
@@ -45,26 +46,25 @@ def serve(
     timing: Timing | None = None,
     redis_url: str | None = None,
     entry: str = STAGES,
+    notifier: Notifier | None = None,
 ) -> None:
     """Runs a worker in this process until it is asked to end."""
-    asyncio.run(_serve(url, settings, lanes, timing, redis_url, entry))
+
+    def make(ledger: Ledger) -> Worker:
+        return Worker(
+            ledger, settings, lanes=lanes, timing=timing, redis_url=redis_url, entry=entry, notifier=notifier
+        )
+
+    asyncio.run(_serve(url, make))
 
 
-async def _serve(
-    url: str,
-    settings: Settings,
-    lanes: Mapping[str, int] | None,
-    timing: Timing | None,
-    redis_url: str | None,
-    entry: str,
-) -> None:
+async def _serve(url: str, make: Callable[[Ledger], Worker]) -> None:
     ledger = Ledger(url)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        worker = Worker(ledger, settings, lanes=lanes, timing=timing, redis_url=redis_url, entry=entry)
-        await worker.run(stop)
+        await make(ledger).run(stop)
     finally:
         await ledger.close()

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from lora_foundry.domain.task import Task, TaskPriority
 from lora_foundry.engine import recovery, signals
 from lora_foundry.engine.admission import Admitted, admit
+from lora_foundry.engine.announce import announce
 from lora_foundry.engine.children import Child, Outcome
 from lora_foundry.engine.database import sync_url
 from lora_foundry.engine.ledger import Failure, Ledger
@@ -31,6 +32,7 @@ from lora_foundry.engine.recovery import Timing
 from lora_foundry.engine.redis_hints import RedisHints
 from lora_foundry.engine.runner import STAGES
 from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -94,9 +96,11 @@ class Worker:
         timing: Timing | None = None,
         redis_url: str | None = None,
         entry: str = STAGES,
+        notifier: Notifier | None = None,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._ledger, self._settings, self._entry = ledger, settings, entry
+        self._notifier = notifier
         self._lanes = dict(lanes or lanes_for("all"))
         self._timing = timing or Timing()
         self._running: dict[str, Running] = {}
@@ -149,8 +153,8 @@ class Worker:
             carrier.add_done_callback(self._carriers.discard)
 
     async def _carry(self, running: Running) -> None:
-        """One attempt as a workflow; frees the lane however it ends."""
-        admitted = running.admitted
+        """One attempt as a workflow; frees the lane however it ends, and then says so to people."""
+        admitted, ended = running.admitted, ""
         _attempts[admitted.ticket] = partial(self._attempt, running)
         try:
             with SetWorkflowID(workflow_id(admitted.task.id, admitted.ticket)):
@@ -166,6 +170,8 @@ class Worker:
             _attempts.pop(admitted.ticket, None)
             self._running.pop(admitted.ticket, None)
             self._wake.set()
+        if self._notifier is not None:
+            await announce(self._ledger, self._settings, self._notifier, admitted.task, ended)
 
     async def _attempt(self, running: Running) -> str:
         task = running.admitted.task

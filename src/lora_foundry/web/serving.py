@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from pydantic import SecretStr
 
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
@@ -121,5 +122,9 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings as the worker reads them, also those that this process was given by its caller."""
-    values = settings.model_dump(mode="json", exclude={"home", "token"}, exclude_none=True)
-    return os.environ | {f"LORA_FOUNDRY_{name.upper()}": str(value) for name, value in values.items()}
+    values = settings.model_dump(exclude={"home", "token"}, exclude_none=True)
+    plain = {
+        name: each.get_secret_value() if isinstance(each, SecretStr) else str(each)
+        for name, each in values.items()
+    }
+    return os.environ | {f"LORA_FOUNDRY_{name.upper()}": text for name, text in plain.items()}

@@ -1,0 +1,143 @@
+"""News arrive: a real worker, real Apprise, and a receiver that keeps what it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from lora_foundry.announcements import of_failure, of_finish
+from lora_foundry.backends.apprise import AppriseNotifier
+from lora_foundry.domain.character import Character
+from lora_foundry.engine.announce import announce
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.pipelines import PipelineRequest, submit
+from lora_foundry.errors import BackendError, InputError
+from lora_foundry.foundry import notifier_of
+from lora_foundry.settings import Settings
+from tests.contract.web.conftest import paint_set
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address as Apprise writes it, and the messages that came."""
+    got: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"json://127.0.0.1:{server.server_port}", got
+    server.shutdown()
+    server.server_close()
+
+
+def test_news_of_a_failure_carry_the_reason_and_the_newest_picture(
+    receiver: tuple[str, list[dict[str, Any]]], home: Path
+) -> None:
+    address, got = receiver
+    paths = paint_set(Settings(home=home))
+    AppriseNotifier(address).notify(of_failure("Elara", "train", "<b>the loss is NaN</b>", paths))
+    assert got[0]["title"] == "Elara: train failed"
+    assert got[0]["message"] == "<b>the loss is NaN</b>"
+    assert got[0]["type"] == "failure"
+    picture = max(paths.images.glob("*.png"), key=lambda path: path.stat().st_mtime)
+    assert base64.b64decode(got[0]["attachments"][0]["base64"]) == picture.read_bytes()
+
+
+def test_a_message_that_nobody_took_is_an_error_that_shows_no_address() -> None:
+    notifier = AppriseNotifier("json://user:secret@127.0.0.1:9")
+    with pytest.raises(BackendError) as caught:
+        notifier.notify(of_finish("Elara", paint_nothing()))
+    assert "secret" not in str(caught.value)
+
+
+def paint_nothing() -> Any:
+    from lora_foundry.paths import RunPaths
+
+    return RunPaths(Path("/nonexistent"), "elara")
+
+
+def test_an_unknown_address_is_refused_by_its_number() -> None:
+    with pytest.raises(InputError, match="Address 2 of LORA_FOUNDRY_NOTIFY"):
+        AppriseNotifier("json://localhost nonsense://secret")
+
+
+def test_no_address_means_no_notifier(home: Path) -> None:
+    assert notifier_of(Settings(home=home)) is None
+    assert notifier_of(Settings(home=home, notify=SecretStr("json://localhost"))) is not None
+
+
+@pytest.mark.parametrize(("ended", "titles"), [
+    ("completed", ["Elara: the LoRA is ready"]),
+    ("failed", ["Elara: generate failed"]),
+    ("retrying", []),
+    ("pending", []),
+    ("lost", []),
+])  # fmt: skip
+def test_only_the_end_of_a_pipeline_is_news(
+    receiver: tuple[str, list[dict[str, Any]]], home: Path, ended: str, titles: list[str]
+) -> None:
+    address, got = receiver
+    settings = Settings(home=home)
+
+    async def scenario() -> None:
+        ledger = Ledger(settings.task_database)
+        await ledger.upgrade()
+        made = await submit(
+            ledger, settings, PipelineRequest(character=Character(name="Elara", description="x"))
+        )
+        tasks = await ledger.recent(pipeline=made.id)
+        notifier = AppriseNotifier(address)
+        first, last = tasks[-1], tasks[0]
+        await announce(ledger, settings, notifier, first, "completed")
+        assert got == [], "one stage of six is no news"
+        if ended == "completed":
+            await force(ledger, "completed")
+        await announce(ledger, settings, notifier, last if ended == "completed" else first, ended)
+        await ledger.close()
+
+    asyncio.run(scenario())
+    assert [each["title"] for each in got] == titles
+
+
+async def force(ledger: Ledger, status: str) -> None:
+    from sqlalchemy import text
+
+    async with ledger.writing() as connection:
+        await connection.execute(text("UPDATE echo_tasks SET status = :status"), {"status": status})
+
+
+def test_what_goes_wrong_in_telling_is_logged_without_addresses(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(home=home)
+
+    async def scenario() -> None:
+        ledger = Ledger(settings.task_database)
+        await ledger.upgrade()
+        made = await submit(
+            ledger, settings, PipelineRequest(character=Character(name="Elara", description="x"))
+        )
+        task = (await ledger.recent(pipeline=made.id))[-1]
+        await announce(ledger, settings, AppriseNotifier("json://u:secret@127.0.0.1:9"), task, "failed")
+        await ledger.close()
+
+    asyncio.run(scenario())
+    assert "Not everybody was told" in caplog.text
+    assert "secret" not in caplog.text.replace("json://", "")

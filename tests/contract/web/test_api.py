@@ -1,0 +1,414 @@
+"""The API as a client sees it, on a real table and real files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from lora_foundry.domain.dataset import TaggingResults
+from lora_foundry.domain.exclusion import Exclusions
+from lora_foundry.paths import RunPaths
+from lora_foundry.settings import Settings
+from lora_foundry.stages.train import collect_images
+from lora_foundry.storage import read_model, require_model, write_text
+from lora_foundry.web.app import create_app
+from tests.contract.web.conftest import ELARA, IMAGES, paint_set
+
+HOSTILE = '<img src=x onerror="alert(1)">'
+TOKEN = "a-token-of-this-test"
+
+
+def problem(answer: Any, status: int) -> str:
+    """The detail of a problem, which must be one."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status
+    return str(answer.json()["detail"])
+
+
+# Recipes and plans ------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_has_every_field_with_its_help(client: TestClient) -> None:
+    from lora_foundry.domain.recipe import field_paths
+
+    recipe = client.get("/api/v1/recipes/mini").json()
+    fields = {each["path"]: each for section in recipe["sections"] for each in section["fields"]}
+    assert set(fields) == set(field_paths()) - {"name", "description"}
+    assert all(each["description"] for each in fields.values())
+    rank = fields["train.rank"]
+    assert (rank["type"], rank["minimum"], rank["maximum"], rank["default"]) == ("integer", 1, 1024, 32)
+    assert fields["generate.sampler"]["choices"][0] == "dpmpp_2m"
+    assert fields["train.targets"]["type"] == "choices"
+    assert problem(client.get("/api/v1/recipes/nope"), 404)
+
+
+def test_a_plan_shows_every_shot_and_writes_nothing(client: TestClient, settings: Settings) -> None:
+    before = sorted(settings.home.rglob("*"))
+    plan = client.post("/api/v1/plan", json=ELARA | {"settings": ["generate.images=7"], "seed": 3}).json()
+    assert len(plan["shots"]) == 7
+    assert plan["shots"][0]["file"] == "elara_001.png"
+    assert len({shot["seed"] for shot in plan["shots"]}) == 7
+    assert all("brown hair" in shot["prompt"] for shot in plan["shots"])
+    assert sorted(settings.home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", [
+    {"name": "../etc"}, {"name": ""}, {"description": " "}, {"settings": ["train.rank"]}, {"settings": ["train.rnk=8"]},
+    {"settings": ["train.rank=no"]}, {"recipe": "/etc/passwd"}, {"recipe": "../mini"}, {"recipe": "none"}, {"seed": -1},
+    {"settings": ["model.base=/etc/passwd"]}, {"settings": ["generate.workflow=/etc/passwd"]}, {"unknown": 1},
+    {"settings": ["model.base=../../etc/passwd"]}, {"name": "a\0b"}, {"trigger": "a, b"}, {"output_name": "../x"},
+    {"reference": "../../secret.png"}, {"reference": "none.png"},
+], ids=str)  # fmt: skip
+def test_what_no_worker_could_run_is_refused_and_leaves_nothing(
+    client: TestClient, change: dict[str, object]
+) -> None:
+    answer = client.post("/api/v1/pipelines", json=ELARA | change)
+    assert answer.status_code in (404, 422), answer.text
+    assert answer.json()["detail"]
+    assert client.get("/api/v1/tasks").json()["tasks"] == []
+
+
+# Pipelines and tasks ----------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_is_started_read_cancelled_and_done_again(client: TestClient) -> None:
+    made = client.post("/api/v1/pipelines", json=ELARA | {"settings": ["train.rank=8"]})
+    assert made.status_code == 201
+    where = made.headers["location"]
+    run = client.get(where).json()
+    assert (run["status"], run["stage"], len(run["stages"])) == ("pending", "generate", 6)
+    assert run["settings"] == {"train": {"rank": 8}}
+    assert client.post(f"{where}/cancel").json()["status"] == "cancelled"
+    again = client.post(f"{where}/retry", json={"settings": ["train.rank=4"]}).json()
+    assert again["status"] == "pending"
+    assert again["settings"] == {"train": {"rank": 4}}
+    assert problem(client.post(f"{where}/retry", json={"settings": ["train.rnk=4"]}), 422)
+    assert problem(client.post(f"{where}/retry", json={"from_stage": "dance"}), 422)
+    assert problem(client.get("/api/v1/pipelines/none"), 404)
+
+
+def test_pipelines_are_found_by_words_and_state_page_by_page(client: TestClient) -> None:
+    for number in range(5):
+        made = client.post("/api/v1/pipelines", json=ELARA | {"name": f"Elara {number}"}).json()
+    client.post(f"/api/v1/pipelines/{made['id']}/cancel")
+
+    def ask(**query: object) -> Any:
+        return client.get("/api/v1/pipelines", params=query).json()
+
+    first = ask(limit=2)
+    assert [each["character"]["name"] for each in first["pipelines"]] == ["Elara 4", "Elara 3"]
+    assert first["total"] == 5
+    second = ask(limit=3, cursor=first["next_cursor"])
+    assert [each["character"]["name"] for each in second["pipelines"]] == ["Elara 2", "Elara 1", "Elara 0"]
+    assert second["next_cursor"] is None
+    assert ask(status="cancelled")["total"] == 1
+    assert ask(q="elara 3")["total"] == 1
+    assert ask(q="no such words")["total"] == 0
+
+
+def test_a_task_is_found_by_id_and_uuid_with_its_log_in_parts(
+    client: TestClient, pipeline: str, settings: Settings
+) -> None:
+    number = client.get(pipeline).json()["stages"][0]["task_id"]
+    task = client.get(f"/api/v1/tasks/{number}").json()
+    assert client.get(f"/api/v1/tasks/{task['uuid']}").json()["id"] == number
+    assert client.get(f"/api/v1/tasks/{number}/log").json() == {"text": "", "start": 0, "next": 0, "size": 0}
+    log = settings.home / "logs" / "tasks" / f"{number}.log"
+    write_text(log, "ä" * 40_000 + HOSTILE)
+    first = client.get(f"/api/v1/tasks/{number}/log", params={"after": 0}).json()
+    rest = client.get(f"/api/v1/tasks/{number}/log", params={"after": first["next"]}).json()
+    assert first["text"] + rest["text"] == "ä" * 40_000 + HOSTILE
+    assert client.get(f"/api/v1/tasks/{number}/log").json()["text"].endswith(HOSTILE)
+    assert client.post(f"/api/v1/tasks/{number}/cancel").json()["status"] == "cancelled"
+    assert client.post(f"/api/v1/tasks/{number}/retry").json()[0]["status"] == "pending"
+    assert problem(client.get("/api/v1/tasks/99999"), 404)
+    assert problem(client.get("/api/v1/tasks/..%2f1/log"), 404)
+
+
+# The dataset ------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_is_shown_as_it_stands_in_its_folder(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    Image.new("RGB", (64, 64)).save(paths.images / "mine.png")
+    (paths.images / "notes.txt").write_text("no picture")
+    (paths.images / "broken.png").write_text("no picture either")
+    found = client.get(f"{pipeline}/dataset").json()
+    assert found["counts"] == {"included": IMAGES + 1, "excluded": 0, "rejected": 1}
+    by_name = {each["file"]: each for each in found["images"]}
+    assert by_name["mine.png"]["own"]
+    assert by_name["mine.png"]["caption"] is None
+    first = by_name["elara_001.png"]
+    assert not first["own"]
+    assert not first["edited"]
+    assert len(first["shot"]) == 5
+    refused = next(each for each in found["images"] if each["status"] == "rejected")
+    assert refused["reason"] == "<b>blank</b>"
+    assert {"tag": "high quality", "count": IMAGES} in found["tags"]
+    assert next((each["a"], each["b"], each["distance"]) for each in found["near_duplicates"]) == (
+        "elara_001.png", "elara_002.png", 0)  # fmt: skip
+
+
+def test_pictures_are_served_whole_and_small_and_known_again(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    first = client.get(f"{pipeline}/dataset").json()["images"][0]
+    whole = client.get(first["url"])
+    assert whole.content == paths.image(0).read_bytes()
+    assert "immutable" in whole.headers["cache-control"]
+    small = client.get(first["thumbnail"])
+    assert small.headers["content-type"] == "image/webp"
+    for address, answer in ((first["url"], whole), (first["thumbnail"], small)):
+        again = client.get(address, headers={"if-none-match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert client.get(f"{pipeline}/thumbnail").status_code == 200
+    refused = f"{pipeline}/dataset/{paths.attempt(paths.rejected, IMAGES - 1, 0).name}"
+    assert client.get(refused).status_code == 200
+
+
+def test_a_caption_reaches_the_file_and_a_second_tab_is_told(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    address = f"{pipeline}/dataset/elara_001.png/caption"
+    before = client.get(f"{pipeline}/dataset").json()["images"][0]["caption"]
+    text = f"elara, {HOSTILE}"
+    answer = client.put(address, json={"caption": f"  {text}\n", "previous": before}).json()
+    assert (answer["caption"], answer["edited"]) == (text, True)
+    assert paths.caption(paths.image(0)).read_text() == text + "\n"
+    assert HOSTILE in problem(client.put(address, json={"caption": "elara, x", "previous": before}), 409)
+    assert paths.caption(paths.image(0)).read_text() == text + "\n"
+    for bad in ("", " , ", "a" * 5000, "a\0b"):
+        problem(client.put(address, json={"caption": bad}), 422)
+    problem(client.put(f"{pipeline}/dataset/none.png/caption", json={"caption": "elara"}), 404)
+    problem(client.put(f"{pipeline}/dataset/..%2Frun.json/caption", json={"caption": "elara"}), 404)
+
+
+def test_a_caption_that_is_a_link_is_not_replaced(client: TestClient, pipeline: str, paths: RunPaths) -> None:
+    target = paths.root / "elsewhere.txt"
+    target.write_text("elara, elsewhere")
+    caption = paths.caption(paths.image(0))
+    caption.unlink()
+    caption.symlink_to(target)
+    problem(client.put(f"{pipeline}/dataset/elara_001.png/caption", json={"caption": "elara, here"}), 409)
+    assert target.read_text() == "elara, elsewhere"
+
+
+def test_tags_change_in_many_captions_at_once_or_in_none(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    address = f"{pipeline}/dataset/tags"
+    changed = client.post(address, json={"add": ["smile"], "remove": ["HIGH quality"]}).json()
+    assert changed["changed"] == IMAGES
+    captions = [paths.caption(paths.image(index)).read_text() for index in range(IMAGES)]
+    assert all(text.endswith(", smile\n") and "high quality" not in text for text in captions)
+    assert client.post(address, json={"add": ["Smile"]}).json()["changed"] == 0
+    assert client.post(address, json={"add": ["two"], "files": ["elara_002.png"]}).json()["files"] == [
+        "elara_002.png"
+    ]
+    for bad in ({"remove": ["elara"]}, {"add": ["a,b"]}, {"add": ["\0"]}):
+        problem(client.post(address, json=bad), 422)
+    problem(client.post(address, json={"add": ["x"], "files": ["elara_001.png", "none.png"]}), 404)
+    assert "x" not in paths.caption(paths.image(0)).read_text().split(", ")
+
+
+def test_an_excluded_picture_is_not_trained_on_until_it_is_restored(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    def trained_on() -> list[str]:
+        tagging = require_model(paths.tagging_results, TaggingResults, "caption")
+        return [image.path.name for image in collect_images(paths, tagging, 1)]
+
+    whole = trained_on()
+    answer = client.post(f"{pipeline}/dataset/elara_002.png/exclude", json={"reason": HOSTILE}).json()
+    assert (answer["status"], answer["reason"]) == ("excluded", HOSTILE)
+    assert trained_on() == [name for name in whole if name != "elara_002.png"]
+    assert client.get(f"{pipeline}/dataset").json()["counts"]["excluded"] == 1
+    assert client.post(f"{pipeline}/dataset/elara_002.png/restore").json()["status"] == "included"
+    assert trained_on() == whole
+    problem(client.post(f"{pipeline}/dataset/none.png/exclude"), 404)
+
+
+def test_an_exclusion_is_of_a_picture_not_of_its_name(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    client.post(f"{pipeline}/dataset/elara_001.png/exclude")
+    Image.new("RGB", (64, 64), "green").save(paths.image(0))
+    assert client.get(f"{pipeline}/dataset").json()["images"][0]["status"] == "included"
+    known = read_model(paths.exclusions, Exclusions)
+    assert known is not None
+    assert list(known.files) == ["elara_001.png"]
+
+
+def test_links_that_lead_out_of_the_set_are_not_served(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    secret = paths.root.parent / "secret.png"
+    Image.new("RGB", (64, 64)).save(secret)
+    (paths.images / "link.png").symlink_to(secret)
+    assert "link.png" not in [each["file"] for each in client.get(f"{pipeline}/dataset").json()["images"]]
+    problem(client.get(f"{pipeline}/dataset/link.png"), 404)
+    problem(client.get(f"{pipeline}/dataset/link.png/thumbnail"), 404)
+    problem(client.get(f"{pipeline}/dataset/..%2F..%2Fsecret.png"), 404)
+    problem(client.get(f"{pipeline}/evaluation/..%2Frun.json"), 404)
+    problem(client.get(f"{pipeline}/evaluation/..%2F../run.json"), 404)
+    problem(client.get("/api/v1/references/..%2Ftasks.db"), 404)
+    problem(client.get("/api/v1/loras/..%2Fx/preview"), 404)
+
+
+def test_a_whole_set_that_links_away_is_not_served(
+    client: TestClient, pipeline: str, settings: Settings
+) -> None:
+    outside = settings.home.parent / "outside"
+    paint_set(Settings(home=outside))
+    settings.datasets_dir.mkdir(parents=True, exist_ok=True)
+    os.symlink(outside / "datasets" / "Elara", settings.datasets_dir / "Elara")
+    problem(client.get(f"{pipeline}/dataset"), 404)
+    problem(client.get(f"{pipeline}/dataset/elara_001.png"), 404)
+
+
+# Uploads, results, figures ----------------------------------------------------------------------------------------
+
+
+def test_a_reference_is_uploaded_and_named_by_a_pipeline(client: TestClient) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (100, 80), "blue").save(out, "JPEG")
+    kept = client.post("/api/v1/references", files={"file": ("../../x.jpg", out.getvalue())})
+    assert kept.status_code == 201
+    assert client.get(kept.json()["url"]).headers["content-type"] == "image/png"
+    made = client.post("/api/v1/pipelines", json=ELARA | {"reference": kept.json()["name"]})
+    assert made.status_code == 201, made.text
+    payload = client.get(f"/api/v1/tasks/{made.json()['stages'][0]['task_id']}").json()["payload"]
+    assert payload["reference_image"].endswith(kept.json()["name"])
+    problem(client.post("/api/v1/references", files={"file": ("x.png", b"<svg/>")}), 422)
+    problem(client.post("/api/v1/references", files={"file": ("x.png", b"x" * (21 * 1024 * 1024))}), 413)
+    problem(client.post("/api/v1/references", json={}), 422)
+
+
+def test_a_body_without_length_is_cut_off(client: TestClient) -> None:
+    parts = (b" " * 100_000 for _ in range(30))
+    problem(client.post("/api/v1/plan", content=parts, headers={"content-type": "application/json"}), 413)
+
+
+def test_results_say_what_is_there(client: TestClient, pipeline: str, paths: RunPaths) -> None:
+    found = client.get(f"{pipeline}/results").json()
+    assert found["evaluation"] is None
+    assert found["pairs"] == []
+    assert client.get(f"{pipeline}/loss").json() == {"points": [[1, 0.5], [2, 0.4]], "next": 2}
+    assert client.get(f"{pipeline}/loss?after=1").json()["points"] == [[2, 0.4]]
+    assert client.get(f"{pipeline}/samples").json() == {"samples": []}
+    problem(client.get(f"{pipeline}/report.html"), 404)
+    problem(client.get(f"{pipeline}/lora"), 404)
+    write_text(paths.report, f"<p>{HOSTILE}</p>")
+    report = client.get(f"{pipeline}/report.html")
+    assert report.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+def test_only_loras_with_a_card_of_ours_are_listed(client: TestClient, settings: Settings) -> None:
+    folder = settings.loras_dir
+    card = {"character": "Elara", "trigger": "elara", "scores": {"identity_after": 0.9}}
+    write_text(folder / "elara.metadata.json", json.dumps(card))
+    write_text(folder / "elara.safetensors", "x")
+    Image.new("RGB", (64, 64)).save(folder / "elara.preview.png")
+    write_text(folder / "others.metadata.json", "[]")
+    write_text(folder / "others.safetensors", "x")
+    (found,) = client.get("/api/v1/loras").json()
+    assert (found["name"], found["scores"]["identity_after"], found["bytes"]) == ("elara", 0.9, 1)
+    assert client.get(found["preview"]).status_code == 200
+
+
+def test_the_machine_and_its_figures(client: TestClient, pipeline: str) -> None:
+    system = client.get("/api/v1/system").json()
+    assert system["counts"]["pending"] == 6
+    assert system["workers"] == []
+    assert system["disks"][0]["free_bytes"] > 0
+    text = client.get("/metrics").text
+    assert 'lora_foundry_tasks{status="pending"} 6.0' in text
+    assert "lora_foundry_workers 0.0" in text
+    assert 'route="/api/v1/system"' in text
+    problem(client.get("/api/v1/system/doctor?recipe=none"), 404)
+
+
+# Who may come in --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def locked(settings: Settings) -> TestClient:
+    return TestClient(
+        create_app(settings, TOKEN), base_url="http://lora.example:8189", follow_redirects=False
+    )
+
+
+def test_with_a_token_nothing_is_open_but_health_and_login(locked: TestClient) -> None:
+    with locked as client:
+        schema = client.app.openapi()  # type: ignore[attr-defined]
+        paths = [path for path in schema["paths"] if path != "/api/v1/health"]
+        for path in (*paths, "/api/v1/openapi.json"):
+            assert client.get(path.replace("{", "").replace("}", "")).status_code == 401, path
+        for path in ("/", "/new", "/pipelines/x", "/system"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["location"].split("?")[0]) == (303, "/login")
+        assert client.get("/api/v1/health").status_code == 200
+        assert client.get("/login").status_code == 200
+        good = {"authorization": f"Bearer {TOKEN}"}
+        assert client.get("/api/v1/pipelines", headers=good).status_code == 200
+        assert client.get("/metrics", headers=good).status_code == 200
+
+
+def test_a_token_becomes_a_cookie_that_scripts_cannot_read(locked: TestClient) -> None:
+    with locked as client:
+        problem(client.post("/login", data={"token": "wrong"}), 401)
+        answer = client.post("/login", data={"token": TOKEN, "next": "/system"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/system")
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "samesite=strict" in cookie.lower()
+        assert TOKEN not in cookie
+        assert client.get("/api/v1/pipelines").status_code == 200
+        client.post("/logout")
+        assert client.get("/api/v1/pipelines").status_code == 401
+
+
+def test_guessing_is_slowed_down(locked: TestClient) -> None:
+    with locked as client:
+        for _ in range(5):
+            problem(client.post("/login", data={"token": "wrong"}), 401)
+        answer = client.post("/login", data={"token": TOKEN})
+        problem(answer, 429)
+        assert int(answer.headers["retry-after"]) > 0
+        problem(client.get("/api/v1/tasks", headers={"authorization": f"Bearer {TOKEN}"}), 429)
+
+
+def test_a_page_elsewhere_can_neither_write_nor_reach_us_by_a_name_of_its_own(client: TestClient) -> None:
+    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        problem(client.post("/api/v1/pipelines", json=ELARA, headers=headers), 403)
+    problem(client.get("/api/v1/pipelines", headers={"host": "evil.example"}), 421)
+    problem(client.post("/api/v1/pipelines", json=ELARA, headers={"host": "evil.example"}), 421)
+    assert (
+        client.post("/api/v1/pipelines", json=ELARA, headers={"origin": "http://localhost"}).status_code
+        == 201
+    )
+
+
+def test_every_answer_carries_the_headers_that_bind_a_browser(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    for address in (
+        "/",
+        "/api/v1/pipelines",
+        "/api/v1/none",
+        f"{pipeline}/dataset/elara_001.png",
+        "/static/style.css",
+    ):
+        headers = client.get(address).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "script-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert "access-control-allow-origin" not in headers
