@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import getincrementaldecoder
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,7 @@ def _part(file: Path, after: int) -> LogPart:
             data = source.read(MOST_LOG)
     except FileNotFoundError:
         return LogPart(text="", start=0, next=0, size=0)
-    while data and start + len(data) < size and data[-1] & 0xC0 == 0x80:  # not in the middle of a character
-        data = data[:-1]
-    return LogPart(text=data.decode("utf-8", "replace"), start=start, next=start + len(data), size=size)
+    decoder = getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data, final=start + len(data) >= size)
+    held = len(decoder.getstate()[0])  # the beginning of a character whose end comes with the next part
+    return LogPart(text=text, start=start, next=start + len(data) - held, size=size)
