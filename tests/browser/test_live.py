@@ -91,7 +91,7 @@ def test_a_character_is_created_and_watched_to_its_published_lora(server: Server
 def test_what_users_wrote_is_shown_and_not_run(
     server: Server, run_address: str, open_page: Callable[..., Page]
 ) -> None:
-    log = next((server.home / "logs" / "tasks").glob("*.log"))
+    log = server.home / "logs" / "tasks" / "1.log"
     log.write_text(f"{log.read_text(encoding='utf-8')}{HOSTILE} in the log\n", encoding="utf-8")
     caption = data_of(server) / "images" / "elara_002.txt"
     caption.write_text(f"elara, {HOSTILE}\n", encoding="utf-8")
