@@ -1,25 +1,29 @@
 // What came of it: the same prompts without and with the LoRA, every checkpoint and strength, and which one was chosen.
 
 import { byId, el, say, shown, sync, tell } from "./dom.js";
-import { get, getIfThere, path, pipelineId, pipelinePath, post } from "./api.js";
+import { get, getIfThere, path, pipelineId, pipelinePath } from "./api.js";
 import { lineChart } from "./chart.js";
 import { startChrome } from "./chrome.js";
 import { duration, share } from "./format.js";
 import { complain, look, showHead } from "./head.js";
 import { coalesced, live } from "./live.js";
+import { retryRun } from "./retry.js";
 import { table } from "./table.js";
 
-let publishing = false;
+let drawn = "";
 
 function draw(run, results) {
+  const now = JSON.stringify(results);
+  if (now === drawn) return; // whoever stands on a button here keeps standing there
+  drawn = now;
   const { evaluation, publication, training } = results;
   byId("none").hidden = Boolean(evaluation);
   byId("results").hidden = !evaluation;
   if (!evaluation) return;
   drawVerdict(publication);
   drawCards(evaluation, training);
-  drawActions(results);
-  drawChoice(results);
+  drawActions(results, run);
+  drawChoice(results, run);
   drawPairs(results);
   drawTraits(evaluation);
 }
@@ -46,48 +50,53 @@ function drawCards({ before, after, leak, strength, note }, training) {
   );
 }
 
-function drawActions({ lora_url: lora, report_url: report, publication }) {
+function drawActions({ lora_url: lora, report_url: report, publication }, run) {
+  const publish = () => retryRun(pipelineId, run.character.name, { from: "publish", words: "The LoRA is proven and installed again; nothing is trained." })
+    .then((again) => again && refresh()).catch(complain);
   byId("result-actions").replaceChildren(
     ...(lora ? [el("a", { class: "button main", href: lora, download: "" }, "Download the LoRA")] : []),
     ...(report ? [el("a", { class: "button", href: report, target: "_blank", rel: "noopener" }, "Report")] : []),
-    el("button", { type: "button", disabled: publishing, on: { click: () => publish() } }, publication?.published ? "Publish again" : "Publish"),
+    el("button", { type: "button", on: { click: publish } }, publication?.published ? "Publish again" : "Publish"),
   );
 }
 
-async function publish(choice = {}) {
-  publishing = true;
-  try {
-    await post(pipelinePath("publish"), choice);
-  } catch (problem) {
-    complain(problem);
-  }
-  publishing = false;
-  refresh();
-}
-
-function drawChoice({ candidates = [], chosen_because: why, grid_url: grid }) {
+function drawChoice({ evaluation, candidates }, run) {
   byId("chosen-panel").hidden = !candidates.length;
   if (!candidates.length) return;
-  say(byId("chosen"), why ?? "");
   const steps = [...new Set(candidates.map((each) => each.step))].sort((a, b) => a - b);
+  const strengths = [...new Set(candidates.map((each) => each.strength))].sort((a, b) => a - b);
+  say(byId("chosen"), why(evaluation, candidates.length));
   const best = (key) => steps.map((step) => [step, Math.max(...candidates.filter((each) => each.step === step).map((each) => each[key] ?? 0))]);
   byId("curves").replaceChildren(lineChart({
-    label: "Identity and adherence of the best strength of each checkpoint", xLabel: "step", range: [0, 1],
+    label: "Identity and adherence of each checkpoint at its best strength", xLabel: "step", range: [0, 1],
     series: [
       { label: "identity", className: "first", points: best("identity"), dots: true },
       { label: "adherence", className: "second", points: best("adherence"), dots: true },
     ],
   }));
-  byId("grid-table").replaceChildren(table(["step", ["strength", "n"], ["identity", "n"], ["adherence", "n"], ""], candidates.map((each) => [
-    String(each.step), [share(each.strength), "n"], [share(each.identity), "n"], [share(each.adherence), "n"],
-    each.chosen ? el("span", { class: "chip completed" }, "chosen") : el("button", {
-      type: "button", class: "quiet", "aria-label": `Use step ${each.step} at strength ${share(each.strength)}`,
-      on: { click: () => publish({ step: each.step, strength: each.strength }) },
-    }, "Use"),
-  ]), "Every checkpoint and strength"));
-  const image = byId("grid");
-  image.hidden = !grid;
-  if (grid && image.getAttribute("src") !== grid) image.src = grid;
+  const cell = (step, strength) => candidates.find((each) => each.step === step && each.strength === strength);
+  byId("grid-table").replaceChildren(table(["step", ...strengths.map((strength) => `strength ${strength}`)],
+    steps.map((step) => [String(step), ...strengths.map((strength) => candidateCell(cell(step, strength), run))]), "Every checkpoint at every strength"));
+}
+
+/** The sentence that says what was chosen: the numbers behind it stand in the table. */
+function why({ step, strength, overfit_from: overfit }, count) {
+  const late = overfit ? ` From step ${overfit} on the scores fall: trained too long.` : "";
+  return `Step ${step} at strength ${strength} was chosen among ${count}: identity and adherence together are highest there, on prompts of their own.${late}`;
+}
+
+function candidateCell(candidate, run) {
+  if (!candidate) return "–";
+  const use = () => retryRun(pipelineId, run.character.name, {
+    from: "evaluate", settings: [`evaluate.step = ${candidate.step}`, `evaluate.strength = ${candidate.strength}`],
+    words: `Step ${candidate.step} at strength ${candidate.strength} is examined like the one before, and installed.`,
+  }).then((again) => again && location.assign(`/pipelines/${encodeURIComponent(pipelineId)}`)).catch(complain);
+  return el("div", { class: "candidate" },
+    candidate.picture ? el("img", { class: "sharp", src: candidate.picture, alt: `Step ${candidate.step}, strength ${candidate.strength}`, loading: "lazy", width: 96, height: 96 }) : null,
+    el("span", { class: "num small" }, `identity ${share(candidate.identity)}`), el("span", { class: "num small" }, `adherence ${share(candidate.adherence)}`),
+    candidate.chosen ? el("span", { class: "chip completed" }, "chosen") : el("button", {
+      type: "button", "aria-label": `Use step ${candidate.step} at strength ${candidate.strength}`, on: { click: use },
+    }, "Use"));
 }
 
 function drawPairs({ evaluation, pairs }) {

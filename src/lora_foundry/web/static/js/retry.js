@@ -9,10 +9,11 @@ export const isOver = (run) => ["completed", "failed", "cancelled"].includes(run
 export const cancelRun = (id) => post(path("pipelines", id, "cancel"));
 
 /** Asks from which stage and with which settings; true where the run was started again. Raises the server's problem. */
-export async function retryRun(id, name, { from = "", words = "" } = {}) {
+export async function retryRun(id, name, { from = "", words = "", settings = [] } = {}) {
   const dialog = byId("retry");
   dialog.querySelector("form").reset();
   byId("retry-from").value = from;
+  byId("retry-settings").value = settings.join("\n");
   say(byId("retry-what"), words || `${name} goes on where it stopped, or from the stage you choose.`);
   const answers = await ask(dialog);
   if (answers === null) return false;
