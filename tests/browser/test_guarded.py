@@ -1,4 +1,4 @@
-"""A server that asks for its token, and whoever does not have it."""
+"""A server that asks for its token, whoever does not have it, and users who write markup where words are asked for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import PATIENCE, Server, settled
 
 TOKEN = "a-token-for-the-tests-only"
+HOSTILE = "<img src=x onerror=window.hit=1>"
 expect.set_options(timeout=PATIENCE)
 
 
@@ -62,3 +64,48 @@ def test_a_session_that_is_over_leads_back_to_the_login(
     page.context.clear_cookies()
     page.get_by_label("State").select_option("failed")
     expect(page).to_have_url(re.compile(r"/login\?next="))
+
+
+def test_what_users_write_is_shown_and_not_run(server: Server, open_page: Callable[..., Page]) -> None:
+    page = open_page(f"{server.url}/login?next=/new")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    expect(page).to_have_url(f"{server.url}/new")
+    settled(page).get_by_label("Name").fill("Mara")
+    page.get_by_label("Description").fill(f"1girl, {HOSTILE}")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    address = page.url
+    write_what_a_run_leaves(server.home)
+
+    expect(page.locator("#description")).to_have_text(f"1girl, {HOSTILE}")
+    page.reload()
+    page.locator("#log-stage").select_option("generate")
+    expect(page.locator("#log")).to_contain_text(f"{HOSTILE} in the log")
+    page.locator("#gallery button").click()
+    expect(page.locator("#picture-text")).to_contain_text(HOSTILE)
+    unharmed(page)
+    page.goto(f"{address}/dataset")
+    expect(page.get_by_label("Caption of mara_001.png")).to_have_value(f"mara, {HOSTILE}")
+    expect(page.locator("#tags")).to_contain_text(HOSTILE)
+    page.get_by_label("Tag", exact=True).fill(f"{HOSTILE} tag")
+    page.get_by_role("button", name="Add to all").click()
+    expect(page.locator("#done")).to_contain_text(f"{HOSTILE} tag")
+    unharmed(page)
+    page.goto(server.url)
+    expect(page.get_by_text(HOSTILE)).to_be_visible()
+    unharmed(page)
+
+
+def write_what_a_run_leaves(home: Path) -> None:
+    """A picture, its caption and a log, as a run of a hostile user would leave them; no worker runs here."""
+    images, logs = home / "datasets" / "Mara" / "images", home / "logs" / "tasks"
+    for folder in (images, logs):
+        folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "teal").save(images / "mara_001.png")
+    (images / "mara_001.txt").write_text(f"mara, {HOSTILE}\n", encoding="utf-8")
+    (logs / "1.log").write_text(f"{HOSTILE} in the log\n", encoding="utf-8")
+
+
+def unharmed(page: Page) -> None:
+    assert page.evaluate("[window.hit ?? null, document.querySelectorAll('img[src=x]').length]") == [None, 0]

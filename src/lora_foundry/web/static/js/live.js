@@ -37,6 +37,8 @@ export function live(address, { refresh, pipeline = () => {}, gone = () => {} })
 
   open();
   refresh();
+  // What another tab or program did to the files of a set is no news of the table; it is seen when one comes back here.
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   // A page that waits in the browser's memory for "back" must not hold a stream.
   addEventListener("pagehide", () => source.close());
   addEventListener("pageshow", (event) => {

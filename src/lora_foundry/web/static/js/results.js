@@ -31,7 +31,7 @@ function draw(run, results) {
 function drawVerdict(publication) {
   if (!publication) return tell(byId("verdict"), "Measured, not published yet.", "warn");
   if (!publication.published) return tell(byId("verdict"), `Not published: ${publication.verdict}`, "bad");
-  return tell(byId("verdict"), `Published as ${publication.lora}`, "good");
+  return tell(byId("verdict"), `Published as ${publication.lora.split(/[\\/]/).at(-1)}.`, "good");
 }
 
 function card(name, value, note) {
