@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
@@ -65,10 +66,14 @@ class Server:
             return False
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.wait(120)
-            self._process = None
+        """As a service manager does; nothing may be left behind."""
+        if self._process is None:
+            return
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(120)
+        self._process = None
+        assert psutil.wait_procs(children, timeout=1)[1] == [], "a worker outlived its server"
 
     def log(self) -> str:
         return (self.home / "server.log").read_text(errors="replace")
