@@ -13,7 +13,7 @@ from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.evaluation import Candidate, ScoreRow, f_beta, own_share
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.sections import EvaluateSection
-from lora_foundry.errors import VerificationError
+from lora_foundry.errors import InputError, VerificationError
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import file_hash
 from lora_foundry.storage import write_bytes
@@ -30,7 +30,12 @@ class Choice(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"step-{self.step:05d}-at-{self.use.strength:g}"
+        return candidate_name(self.step, self.use.strength)
+
+
+def candidate_name(step: int, strength: float) -> str:
+    """The folder of the pictures by which a checkpoint at a strength is compared with the others."""
+    return f"step-{step:05d}-at-{strength:g}"
 
 
 class Yardstick(NamedTuple):
@@ -59,6 +64,23 @@ def choices(lora: TrainedLora, paths: RunPaths, section: EvaluateSection) -> lis
         for strength in section.strengths or (section.strength,)
     ]
     return [*(each for each in found if each != last), last]
+
+
+def demanded(options: Sequence[Choice], section: EvaluateSection) -> Choice | None:
+    """The option that the recipe names by its step; None where it leaves the choice to measurement.
+
+    Raises InputError where there is no such checkpoint.
+    """
+    if not section.step:
+        return None
+    for option in options:
+        if (option.step, option.use.strength) == (section.step, section.strength):
+            return option
+    steps = ", ".join(str(step) for step in sorted({option.step for option in options}))
+    raise InputError(
+        f"evaluate.step = {section.step} at strength {section.strength:g} is not among the checkpoints tried; "
+        f"there are steps {steps}."
+    )
 
 
 def rate(choice: Choice, row: ScoreRow, yardstick: Yardstick) -> Candidate:

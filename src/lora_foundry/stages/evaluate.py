@@ -28,6 +28,7 @@ from lora_foundry.stages.choosing import (
     Yardstick,
     best_of,
     choices,
+    demanded,
     overfit_from,
     rate,
     record,
@@ -129,9 +130,10 @@ class Sitting(NamedTuple):
         self, options: Sequence[Choice], known: Sequence[Shot]
     ) -> tuple[Choice, tuple[Candidate, ...]]:
         """The best of the options on a few shots of their own, and how each of them did. One option is no choice."""
+        run, section = self.run, self.run.recipe.evaluate
+        named = demanded(options, section)
         if len(options) == 1:
             return options[0], ()
-        run, section = self.run, self.run.recipe.evaluate
         shots = held_out_shots(run.recipe.shots, section.choice_prompts, run.recipe.seed + 1, known)
         records = exam(run.character, run.recipe, shots, self.model, "choice")
         folder = self.paths.evaluation_pictures("choice")
@@ -147,7 +149,7 @@ class Sitting(NamedTuple):
             files = [f"choice/{option.name}/{each.file}" for each in asked]
             row = score(files, asked, images, self.judge)
             rated.append((option, rate(option, row, Yardstick(self.own, variety, section))))
-        return best_of(rated), tuple(candidate for _, candidate in rated)
+        return named or best_of(rated), tuple(candidate for _, candidate in rated)
 
     def examine(
         self, shots: Sequence[Shot], best: Choice, last: Choice
@@ -174,7 +176,7 @@ class Sitting(NamedTuple):
 
     def run_off(self, rows: Mapping[Side, ScoreRow], best: Choice, last: Choice) -> Choice:
         """The chosen checkpoint, unless the last one did better in the exam."""
-        if "last" not in rows:
+        if "last" not in rows or self.run.recipe.evaluate.step:
             return best
         yardstick = Yardstick(self.own, rows["before"].variety, self.run.recipe.evaluate)
         kept, other = rate(best, rows["after"], yardstick), rate(last, rows["last"], yardstick)

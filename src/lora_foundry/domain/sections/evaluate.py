@@ -24,6 +24,11 @@ class EvaluateSection(Section):
         True,
         description="Choose among the checkpoints in training/saved/ by measurement; else the last one is taken.",
     )
+    step: int = Field(
+        0,
+        ge=0,
+        description="Take the checkpoint of this step, at `strength`, whatever the measurement says; 0 goes by it.",
+    )
     strengths: tuple[Annotated[float, Field(gt=0, le=2)], ...] = Field(
         (), description="Strengths tried with each checkpoint; none tries `strength` alone."
     )

@@ -12,11 +12,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.evaluation import Candidate, Evaluation
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.engine.pipelines import Pipeline
 from lora_foundry.paths import TRAINING_LOSS, RunPaths
+from lora_foundry.stages.choosing import candidate_name
 from lora_foundry.stages.loss_curve import read_losses
 from lora_foundry.storage import read_model
 from lora_foundry.web import answers
@@ -64,14 +65,11 @@ class Training(BaseModel):
     sha256: str
 
 
-class Candidate(BaseModel):
-    """A checkpoint at a strength, as it was measured."""
+class CandidateView(Candidate):
+    """A checkpoint at a strength, as it was measured, with the address of its first picture."""
 
-    step: int
-    strength: float
-    identity: float | None
-    adherence: float | None
     chosen: bool
+    picture: str | None
 
 
 class PairView(BaseModel):
@@ -92,10 +90,8 @@ class Results(BaseModel):
     evaluation: Evaluation | None
     training: Training | None
     publication: Publication | None
-    candidates: list[Candidate]
-    chosen_because: str
+    candidates: list[CandidateView]
     pairs: list[PairView]
-    grid_url: str | None
     before_after_url: str | None
     report_url: str | None
     lora_url: str | None
@@ -165,10 +161,8 @@ def _results(here: Site, pipeline: Pipeline) -> Results:
         evaluation=evaluation,
         training=None if trained is None else Training.model_validate(trained.model_dump()),
         publication=read_model(paths.publication, Publication),
-        candidates=[],
-        chosen_because="",
+        candidates=[] if evaluation is None else _candidates(pipeline.id, paths, evaluation),
         pairs=[] if evaluation is None else _pairs(pipeline.id, evaluation),
-        grid_url=None,
         before_after_url=_evaluation_file(pipeline.id, paths.before_after),
         report_url=_versioned(address(pipeline.id, "report.html"), paths.report),
         lora_url=address(pipeline.id, "lora") if lora else None,
@@ -189,6 +183,18 @@ def _pairs(pipeline: str, evaluation: Evaluation) -> list[PairView]:
         )
         for before, after in zip(evaluation.before.pictures, evaluation.after.pictures, strict=False)
     ]
+
+
+def _candidates(pipeline: str, paths: RunPaths, evaluation: Evaluation) -> list[CandidateView]:
+    chosen = (evaluation.step, evaluation.strength)
+    views = []
+    for each in evaluation.candidates:
+        folder = candidate_name(each.step, each.strength)
+        files = picture_files(paths.evaluation_pictures("choice") / folder)
+        picture = _evaluation_picture(pipeline, f"choice/{folder}/{files[0].name}") if files else None
+        is_chosen = (each.step, each.strength) == chosen
+        views.append(CandidateView(**each.model_dump(), chosen=is_chosen, picture=picture))
+    return views
 
 
 def _evaluation_picture(pipeline: str, file: str) -> str:
@@ -219,6 +225,17 @@ async def evaluation_picture(here: Here, request: Request, pipeline: str, side: 
     """One picture of the evaluation, without the LoRA (`before`), with it (`after`), or without trigger (`leak`)."""
     paths = here.folder(await here.pipeline(pipeline))
     return answers.picture_file(request, jailed(paths.evaluation_pictures(), side, file))
+
+
+@router.get(
+    "/pipelines/{pipeline}/evaluation/choice/{candidate}/{file}", response_class=Response, responses=PICTURE
+)
+async def candidate_picture(
+    here: Here, request: Request, pipeline: str, candidate: str, file: str
+) -> Response:
+    """A picture by which a checkpoint was compared with the others."""
+    paths = here.folder(await here.pipeline(pipeline))
+    return answers.picture_file(request, jailed(paths.evaluation_pictures("choice"), candidate, file))
 
 
 @router.get(
