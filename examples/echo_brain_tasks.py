@@ -16,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 from lora_foundry.echo import TaskQueue, create_complete_lora_pipeline, create_lora_generation_task
-from lora_foundry.engine.worker import Worker
+from lora_foundry.engine.worker import Worker, WorkerOptions
 from lora_foundry.settings import Settings
+from lora_foundry.stage_job import ENTRY
 
 SMALL = {
     "generate": {"images": 6, "steps": 4, "batch_size": 3},
@@ -60,7 +61,7 @@ async def main(home: Path) -> None:
         )
 
     stop = asyncio.Event()
-    worker = asyncio.create_task(Worker(queue.ledger, settings).run(stop))
+    worker = asyncio.create_task(Worker(queue.ledger, settings, WorkerOptions(ENTRY)).run(stop))
     while True:
         stats = await queue.get_task_stats()
         if stats["completed"] + stats["failed"] + stats["cancelled"] == stats["total"] or worker.done():

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_foundry import __version__, cli_tasks, cli_web
-from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.errors import FoundryError
 
 if TYPE_CHECKING:
-    from lora_foundry.domain.character import Character
+    pass
 
 app = typer.Typer(
     name="lora-foundry",
@@ -59,16 +59,17 @@ def main() -> None:
         app()
     except FoundryError as error:
         _fail(error, as_json=False)
-    except KeyboardInterrupt:
-        _err.print("Stopped. Run the same command again to go on from here.")
-        raise SystemExit(130) from None
 
 
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
-    """Turns this project's errors into one sentence (or one JSON object) and their exit code."""
+    """Turns this project's errors into one sentence (or one JSON object) and their exit code; Ctrl-C, too, which
+    typer would end without a word."""
     try:
         yield
+    except KeyboardInterrupt:
+        _err.print("Stopped. Run the same command again to go on from here.")
+        raise SystemExit(130) from None
     except FoundryError as error:
         _fail(error, as_json)
 
@@ -128,20 +129,16 @@ def create(
     quiet: QuietOption = False,
 ) -> None:
     """Make a character's pictures, train its LoRA, measure and install it. Run it again to go on after a stop."""
+    from lora_foundry.cli_create import Wanted, create_here, submit_only
+
     with _errors(as_json):
+        wanted = Wanted.of(
+            name, description, tags, trigger, recipe, settings or [], seed, output_name, reference
+        )
         if detach:
-            _submit(
-                _character(name, description, tags, trigger, reference),
-                recipe,
-                settings or [],
-                seed,
-                output_name,
-                home,
-                as_json,
-            )
-            return
-        character = _character(name, description, tags, trigger, reference)
-        _create(character, recipe, settings or [], seed, output_name, home, as_json, quiet)
+            submit_only(wanted, home, as_json)
+        else:
+            create_here(wanted, home, as_json, quiet)
 
 
 @app.command()
@@ -152,77 +149,11 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """The whole pipeline on the bundled miniature model: a few minutes on two CPU cores, nothing to download."""
+    from lora_foundry.cli_create import Wanted, create_here
+
     with _errors(as_json):
-        character = _character(DEMO_NAME, DEMO_DESCRIPTION)
-        _create(character, "mini", settings or [], None, None, home, as_json, quiet)
-
-
-def _character(
-    name: str, description: str, tags: str = "", trigger: str = "", reference: Path | None = None
-) -> Character:
-    from lora_foundry.domain.character import Character, split_tags
-
-    path = None if reference is None else reference.expanduser().absolute()
-    if path is not None and not path.is_file():
-        raise InputError(f"There is no reference image {path}.")
-    return Character(
-        name=name, description=description, trigger=trigger, tags=split_tags(tags), reference_image=path
-    )
-
-
-def _create(
-    character: Character,
-    recipe: str | None,
-    settings: list[str],
-    seed: int | None,
-    output_name: str | None,
-    home: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    from lora_foundry.foundry import Foundry
-    from lora_foundry.terminal import RunDisplay, print_result
-
-    foundry = Foundry(home)
-    with RunDisplay(_err, shown=not (as_json or quiet)) as display:
-        result = foundry.create(
-            character,
-            recipe,
-            settings=settings,
-            seed=seed,
-            output_name=output_name,
-            progress=display.progress,
-            finished=display.finished,
-        )
-    if as_json:
-        print(result.model_dump_json())
-    else:
-        print_result(_out, result)
-
-
-def _submit(
-    character: Character,
-    recipe: str | None,
-    settings: list[str],
-    seed: int | None,
-    output_name: str | None,
-    home: Path | None,
-    as_json: bool,
-) -> None:
-    """Puts the pipeline's tasks into the table, after the same checks as for a run here."""
-    from lora_foundry.domain.recipe import setting_values
-    from lora_foundry.foundry import Foundry
-
-    changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
-    foundry = Foundry(home)
-    foundry.prepare(character, recipe, settings=changes, output_name=output_name)
-    pipeline = cli_tasks.submit(foundry.settings, character, recipe, setting_values(changes), output_name)
-    tasks = [stage.task_id for stage in pipeline.stages]
-    if as_json:
-        print(json.dumps({"status": "pending", "pipeline": pipeline.id, "tasks": tasks}))
-        return
-    numbers = ", ".join(map(str, tasks))
-    _out.print(f"Tasks {numbers} are in the table; `lora-foundry worker` runs them.")
+        wanted = Wanted.of(DEMO_NAME, DEMO_DESCRIPTION, recipe="mini", settings=settings or [])
+        create_here(wanted, home, as_json, quiet)
 
 
 @app.command()

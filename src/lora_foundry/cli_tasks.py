@@ -6,18 +6,19 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.task import OUR_TYPES, Task
 from lora_foundry.errors import InputError, MissingExtraError
+from lora_foundry.paths import task_log
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,12 +47,8 @@ def settings_of(home: Path | None) -> Settings:
 
 def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[Answer]]) -> Answer:
     """Runs `work` on the ledger, whose table is made or brought up to date first."""
-    try:
-        from lora_foundry.engine.ledger import Ledger
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"The task table needs the package {error.name!r}; install it with: pip install 'lora-foundry[engine]'."
-        ) from error
+    from lora_foundry.engine.ledger import Ledger
+
     if settings.database_url is None:
         settings.home.expanduser().mkdir(parents=True, exist_ok=True)
 
@@ -74,36 +71,24 @@ def worker(
     """Run tasks from the table until stopped; as many workers as you like may share a database."""
     settings = settings_of(home)
     with_ledger(settings, _nothing)
-    from lora_foundry.engine.service import serve, start_log
-    from lora_foundry.engine.worker import lanes_for
+    from lora_foundry.engine.devices import lanes_for
+    from lora_foundry.engine.logs import start_log
+    from lora_foundry.engine.service import serve
+    from lora_foundry.engine.worker import WorkerOptions
     from lora_foundry.foundry import notifier_of
+    from lora_foundry.stage_job import ENTRY
 
-    start_log(as_json)
-    lanes, notifier = lanes_for(lane), notifier_of(settings)
-    serve(settings.task_database, settings, lanes=lanes, redis_url=settings.redis_url, notifier=notifier)
-
-
-def submit(
-    settings: Settings,
-    character: Character,
-    recipe: str | None,
-    values: dict[str, Any],
-    output_name: str | None,
-) -> Pipeline:
-    """Puts a pipeline's rows into the table, one a stage."""
-
-    async def add(ledger: Ledger) -> Pipeline:
-        from lora_foundry.engine import pipelines
-
-        request = pipelines.PipelineRequest(
-            character=character,
-            recipe=pipelines.portable_recipe(recipe),
-            settings=values,
-            output_name=output_name,
+    if settings.redis_url and find_spec("redis") is None:
+        raise MissingExtraError(
+            "LORA_FOUNDRY_REDIS_URL is set, but the package 'redis' is not there; "
+            "install it with: pip install 'lora-foundry[redis]'."
         )
-        return await pipelines.submit(ledger, settings, request)
-
-    return with_ledger(settings, add)
+    lanes = lanes_for(lane, settings.device)
+    start_log(as_json)
+    options = WorkerOptions(
+        ENTRY, lanes, redis_url=settings.redis_url, json_log=as_json, notifier=notifier_of(settings)
+    )
+    serve(settings.task_database, settings, options)
 
 
 async def _nothing(ledger: Ledger) -> None:
@@ -181,7 +166,7 @@ def logs(task: Reference, home: Home = None) -> None:
     """Print the log of a task's attempts."""
     settings = settings_of(home)
     found = with_ledger(settings, lambda ledger: ledger.get(task))
-    file = settings.home.expanduser() / "logs" / "tasks" / f"{found.id}.log"
+    file = task_log(settings.home, found.id or 0)
     if not file.is_file():
         raise InputError(f"Task {found.id} has no log at {file}; it has not run on this machine yet.")
     _out.print(escape(file.read_text(encoding="utf-8", errors="replace")), soft_wrap=True, end="")

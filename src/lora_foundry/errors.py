@@ -10,7 +10,8 @@
     │   └── VerificationError     a LoRA was made, but it failed its proofs and is not published
     └── RetryableError            the same call may succeed later; exit code 1
         ├── BackendError          a generator, tagger or trainer stopped working
-        └── StageError            a stage ended without its result
+        ├── StageError            a stage ended without its result
+        └── StopRequested         the run was asked to stop at the next safe place, and did
 
 A message is one sentence or two: what happened, where, and what to do next. `exit_code` is the CLI's.
 """
@@ -70,6 +71,10 @@ class BackendError(RetryableError):
 
 class StageError(RetryableError):
     """A stage ended without leaving its result."""
+
+
+class StopRequested(RetryableError):
+    """The run was asked to stop, from inside its progress callback; what it has done is kept."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.bases.inspect import Base, find_base
-from lora_foundry.domain.character import Character, check_name
+from lora_foundry.domain.character import Character, file_name
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
@@ -205,7 +204,7 @@ class Foundry:
         run, base = self.prepare(character, recipe, settings=settings, seed=seed, output_name=output_name)
         paths = RunPaths(run.dataset_dir, character.slug)
         told = _told(notifier_of(self.settings), character.name, paths)
-        _check_writable(run.dataset_dir, run.lora_dir)
+        check_writable(run.dataset_dir, run.lora_dir)
         make_folder(run.dataset_dir)
         with FolderLock(paths.lock), told:
             claim(paths, run)
@@ -218,7 +217,7 @@ class Foundry:
                 ) from error
             finally:
                 ports.close()
-        return _result(run, paths, seconds)
+        return result_of(run, seconds)
 
     async def acreate(
         self, character: Character, recipe: str | Recipe | None = None, **options: Any
@@ -249,7 +248,7 @@ class Foundry:
             recipe=recipe,
             dataset_dir=self.settings.datasets_dir / character.name,
             lora_dir=self.settings.loras_dir,
-            output_name=_output_name(output_name or f"{character.slug}_{recipe.name}"),
+            output_name=file_name(output_name or f"{character.slug}_{recipe.name}"),
         )
         return run, base
 
@@ -273,12 +272,7 @@ def _told(notifier: Notifier | None, character: str, paths: RunPaths) -> Iterato
     tell(of_finish(character, paths))
 
 
-def _output_name(name: str) -> str:
-    """A file name without suffix that every system can hold."""
-    return check_name(re.sub(r"\s+", "_", name).removesuffix(".safetensors"))
-
-
-def _check_writable(*folders: Path) -> None:
+def check_writable(*folders: Path) -> None:
     """Raises StorageError for a folder that cannot be made or written, before any work is done."""
     for folder in folders:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -288,7 +282,9 @@ def _check_writable(*folders: Path) -> None:
             probe.unlink()
 
 
-def _result(run: Run, paths: RunPaths, seconds: dict[str, float]) -> CreateResult:
+def result_of(run: Run, seconds: dict[str, float]) -> CreateResult:
+    """What a finished run left in its folders. `seconds`: of each stage, by name."""
+    paths = RunPaths(run.dataset_dir, run.character.slug)
     evaluation = read_model(paths.evaluation_result, Evaluation)
     publication = read_model(paths.publication, Publication)
     if evaluation is None or publication is None:

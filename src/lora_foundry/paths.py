@@ -180,6 +180,11 @@ class RoundPaths:
         return self.root / "round.json"
 
 
+def task_log(home: Path, task_id: int) -> Path:
+    """What the attempts of a task said, on the host that ran them."""
+    return home.expanduser().absolute() / "logs" / "tasks" / f"{task_id}.log"
+
+
 def published_lora(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.foundry import CreateResult
-from lora_foundry.pipeline import PIPELINE, Stage
+from lora_foundry.pipeline import PIPELINE
 
 
 class RunDisplay:
@@ -57,10 +57,15 @@ class RunDisplay:
         message = loss + escape(event.message[:60])
         self._progress.update(bar, completed=event.done, total=event.total, rate=rate, message=message)
 
-    def finished(self, stage: Stage, result: BaseModel, seconds: float) -> None:
+    def finished(self, stage: str, seconds: float) -> None:
         """Marks a stage as done."""
-        if stage.name in self._bars:
-            self._progress.update(self._bars[stage.name], message=f"done in {seconds:.1f} s", rate="")
+        if stage in self._bars:
+            self._progress.update(self._bars[stage], message=f"done in {seconds:.1f} s", rate="")
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        if not self._progress.disable:
+            self._console.print(escape(text), soft_wrap=True)
 
 
 def print_result(console: Console, result: CreateResult) -> None:

@@ -29,8 +29,11 @@ import sys
 from pathlib import Path
 from lora_foundry.engine.recovery import Timing
 from lora_foundry.engine.service import serve
+from lora_foundry.engine.worker import WorkerOptions
 from lora_foundry.settings import Settings
-serve(sys.argv[1], Settings(home=Path(sys.argv[2])), timing=Timing(beat=0.5, patience=3, dead_after=4))
+from lora_foundry.stage_job import ENTRY
+timing = Timing(beat=0.5, patience=3, dead_after=4)
+serve(sys.argv[1], Settings(home=Path(sys.argv[2])), WorkerOptions(ENTRY, timing=timing))
 """
 CHANGES = {
     "generate": {"images": 12, "steps": 6, "batch_size": 1},

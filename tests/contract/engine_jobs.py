@@ -40,6 +40,11 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     elif order == "crash" and number < int(value):
         os.write(2, b"last words\n")
         os.kill(os.getpid(), 9)
+    elif order == "pictures":
+        for number in range(1, int(value) + 1):
+            event = {"stage": "generate", "done": number, "total": int(value), "unit": "image"}
+            tell({"progress": event | {"image": f"picture_{number}.png"}})
+        tell({"progress": event | {"image": None, "message": "looking"}})
     elif order == "steps":
         _steps(folder, int(value), tell)
     return {"pid": os.getpid(), "attempts": number}

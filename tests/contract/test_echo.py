@@ -45,7 +45,7 @@ class HostWorker:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr(handlers, "STAGES", JOBS)
+    monkeypatch.setattr(handlers, "ENTRY", JOBS)
     monkeypatch.setenv("LORA_FOUNDRY_HOME", str(tmp_path / "home"))
     return Settings()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -17,7 +18,7 @@ from lora_foundry.engine import pipelines
 from lora_foundry.engine.admission import Admitted, admit
 from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
 from lora_foundry.engine.ledger import MAX_RESUMES, Failure, Ledger
-from lora_foundry.engine.recovery import alive, beat, take_over
+from lora_foundry.engine.recovery import beat, is_served, take_over, this_process, workers
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 
@@ -396,16 +397,40 @@ def test_rows_of_a_dead_worker_are_given_back_once(database_url: str) -> None:
         await ledger.add(generation("1"), generation("2"))
         (lost,) = await admit(ledger, "dead", {"gpu": 1})
         (kept,) = await admit(ledger, "live", {"gpu": 1})
-        await asyncio.sleep(0.4)
-        assert await beat(ledger, "live", "gpu")
+        execute(
+            database_url,
+            "UPDATE lora_foundry_executors SET beat = 0 WHERE id = 'dead'",
+            f"UPDATE echo_tasks SET updated_at = '2001-01-01' WHERE id = {lost.task.id}",
+        )
         await ledger.report(kept.task.id or 0, kept.ticket, {})
-        assert await alive(ledger, 0.3) == ["live"]
-        taken = await asyncio.gather(*[take_over(ledger, 0.3) for _ in range(4)])
+        assert [worker.name for worker in await workers(ledger)] == ["live"]
+        taken = await asyncio.gather(*[take_over(ledger, 60) for _ in range(4)])
         assert [each for batch in taken for each in batch] == [(lost.task.id, lost.ticket)]
         assert not await ledger.complete(lost.task.id or 0, lost.ticket, {})
         assert (await one(ledger, "live")).task.id == lost.task.id
         assert await take_over(ledger, 3600.0) == []
         assert not await beat(ledger, "dead", "gpu")  # it learns that it was forgotten
+
+    run(database_url, scenario)
+
+
+def test_a_worker_whose_process_has_ended_here_is_dead_at_once(database_url: str) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    async def scenario(ledger: Ledger) -> None:
+        for worker in ("live", "elsewhere", "ended"):
+            await beat(ledger, worker, "gpu,cpu")
+        place = this_process().rpartition("/")[0]
+        hosts = {"ended": f"{place}/{ended.pid}", "elsewhere": f"another machine/{ended.pid}"}
+        for worker, host in hosts.items():
+            execute(database_url, f"UPDATE lora_foundry_executors SET host = '{host}' WHERE id = '{worker}'")
+        await ledger.add(*(generation(worker) for worker in ("live", "elsewhere", "ended")))
+        held = [(await admit(ledger, worker, {"gpu": 1}))[0] for worker in ("live", "elsewhere", "ended")]
+        assert [worker.name for worker in await workers(ledger)] == ["elsewhere", "live"]
+        assert await is_served(ledger)
+        assert [lost.task_id for lost in await take_over(ledger, 60)] == [held[2].task.id]
+        assert await take_over(ledger, 60) == []
 
     run(database_url, scenario)
 

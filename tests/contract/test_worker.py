@@ -18,7 +18,7 @@ from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.engine import ledger as ledger_module
 from lora_foundry.engine.ledger import Ledger
 from lora_foundry.engine.recovery import Timing
-from lora_foundry.engine.worker import Worker
+from lora_foundry.engine.worker import Worker, WorkerOptions
 from lora_foundry.settings import Settings
 from tests.contract.test_ledger import execute
 
@@ -44,7 +44,8 @@ def work(url: str, settings: Settings, scenario: Scenario, **options: Any) -> No
         ledger = Ledger(url)
         await ledger.upgrade()
         lanes = options.pop("lanes", {"gpu": 1, "cpu": 4})
-        worker = Worker(ledger, settings, lanes=lanes, timing=QUICK, entry=JOBS, **options)
+        timing = options.pop("timing", QUICK)
+        worker = Worker(ledger, settings, WorkerOptions(JOBS, lanes, timing, **options))
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         try:
@@ -159,6 +160,35 @@ def test_a_worker_that_stops_hands_its_work_back(database_url: str, settings: Se
     assert row == ("pending", 0, None)
     assert execute(database_url, "SELECT * FROM lora_foundry_executors") == []
     assert gone(int((settings.datasets_dir / "long" / "attempts").read_text()))
+
+
+def test_a_child_is_told_to_stop_and_keeps_what_it_did(database_url: str, settings: Settings) -> None:
+    folder = settings.datasets_dir / "slow"
+    seen = 0
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        nonlocal seen
+        await ledger.add(order("slow", "steps 500", max_retries=0))
+        while not (folder / "steps.json").exists():
+            await asyncio.sleep(0.05)
+        seen = int((folder / "steps.json").read_text())
+
+    work(database_url, settings, scenario, timing=QUICK._replace(grace=30))
+    (row,) = execute(database_url, "SELECT status, retries, resumes, error FROM echo_tasks")
+    assert row == ("pending", 0, None, None)
+    assert seen <= int((folder / "steps.json").read_text()) < 100
+    assert attempts(settings, "slow") == 1
+
+
+def test_the_row_shows_the_news_and_the_last_picture(database_url: str, settings: Settings) -> None:
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("drawn", "pictures 2"))
+        done = await until(ledger, task, "completed")
+        assert isinstance(done.progress, dict)
+        assert (done.progress["done"], done.progress["total"]) == (2, 2)
+        assert (done.progress["message"], done.progress["image"]) == ("looking", "picture_2.png")
+
+    work(database_url, settings, scenario)
 
 
 BAD: list[tuple[str, str]] = [

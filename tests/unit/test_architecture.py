@@ -14,9 +14,10 @@ SOURCE = Path(__file__).parents[2] / "src" / "lora_foundry"
 # Layers from the top; a module may import from its own layer (but see SEPARATE) and from those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("testing",),
-    ("cli", "__main__", "cli_tasks", "cli_web", "terminal"),
+    ("cli", "__main__", "cli_create", "cli_tasks", "cli_web", "terminal"),
     ("web",),
     ("doctor", "echo"),
+    ("stage_job",),
     ("foundry",),
     ("backends", "engine", "training"),
     ("stages", "pipeline"),

@@ -108,6 +108,11 @@ def check_name(value: str) -> str:
     return name
 
 
+def file_name(text: str) -> str:
+    """A LoRA's name as a file name without suffix that every system can hold. Raises InputError."""
+    return check_name(re.sub(r"\s+", "_", text).removesuffix(".safetensors"))
+
+
 def split_tags(text: str) -> tuple[str, ...]:
     """Comma- or newline-separated tags, trimmed, empty and repeated ones dropped, order kept."""
     parts = (" ".join(part.split()) for part in re.split(r"[,\n]", text))

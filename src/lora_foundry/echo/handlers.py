@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from lora_foundry.domain.task import TaskType
-from lora_foundry.engine.children import Child
+from lora_foundry.engine.children import Child, Job
 from lora_foundry.engine.payloads import prepare, recognise
 from lora_foundry.engine.recovery import Timing
-from lora_foundry.engine.runner import STAGES
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.paths import task_log
 from lora_foundry.settings import Settings
+from lora_foundry.stage_job import ENTRY
 
 Handler = Callable[[Any], Awaitable[Any]]
+LONGEST = 24 * 3600
 BEAT, PATIENCE = Timing().beat, Timing().patience
 _TYPES = tuple(kind for kind in TaskType if kind is not TaskType.USER_REQUEST)
 
@@ -64,19 +66,14 @@ def _handler(kind: TaskType, settings: Settings, earlier: Handler | None) -> Han
                 raise InputError("The user_request is no LoRA task, and nothing else handles it.")
             return await earlier(task)
         work = await asyncio.to_thread(prepare, recognised, task.payload, settings)
-        job = {
-            "run": work.run.model_dump(mode="json"),
-            "stages": work.stages,
-            "model_folders": [str(folder) for folder in settings.model_folders],
-            "device": settings.device,
-        }
-        log = settings.home / "logs" / "tasks" / f"{getattr(task, 'id', None) or 'handler'}.log"
-        return await run_child(Child(log, lambda event: None), job, getattr(task, "timeout", None))
+        log = task_log(settings.home, getattr(task, "id", None) or 0)
+        timeout = getattr(task, "timeout", None) or LONGEST
+        return await run_child(Child(log, lambda event: None), work.job(settings), timeout)
 
     return handle
 
 
-async def run_child(child: Child, job: dict[str, Any], timeout: float | None) -> dict[str, Any]:
+async def run_child(child: Child, work: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Runs a job with signs of life from this process; raises InputError or BackendError where it fails."""
 
     async def beat() -> None:
@@ -86,7 +83,7 @@ async def run_child(child: Child, job: dict[str, Any], timeout: float | None) ->
 
     beats = asyncio.create_task(beat())
     try:
-        outcome = await child.run(STAGES, job, PATIENCE, timeout or 24 * 3600)
+        outcome = await child.run(Job(ENTRY, work, PATIENCE, timeout))
     finally:
         beats.cancel()
     if outcome.result is None:

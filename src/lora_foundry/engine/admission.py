@@ -47,8 +47,10 @@ class Verdict:
     reason: str
 
 
-async def admit(ledger: Ledger, worker: str, free: Mapping[str, int]) -> list[Admitted]:
-    """Takes as many startable rows as there is room for in each lane, most urgent first."""
+async def admit(
+    ledger: Ledger, worker: str, free: Mapping[str, int], pipeline: str | None = None
+) -> list[Admitted]:
+    """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named."""
     room = {lane: number for lane, number in free.items() if number > 0}
     while await _judge_dependents(ledger):
         pass
@@ -56,7 +58,7 @@ async def admit(ledger: Ledger, worker: str, free: Mapping[str, int]) -> list[Ad
     after = 0
     while room:
         before = len(taken)
-        page, read = await _startable(ledger, after)
+        page, read = await _startable(ledger, after, pipeline)
         for task in page:
             kind = recognise(task.task_type, task.payload)
             lane = lane_of(kind, task.payload) if kind else ""
@@ -74,7 +76,7 @@ async def admit(ledger: Ledger, worker: str, free: Mapping[str, int]) -> list[Ad
     return taken
 
 
-async def _startable(ledger: Ledger, offset: int) -> tuple[list[Task], int]:
+async def _startable(ledger: Ledger, offset: int, pipeline: str | None) -> tuple[list[Task], int]:
     """Of a page of due rows, those whose parents are completed, by priority; and the page's length."""
     async with ledger.reading() as connection:
         now = moment(await ledger.now(connection))
@@ -85,6 +87,8 @@ async def _startable(ledger: Ledger, offset: int) -> tuple[list[Task], int]:
             .limit(PAGE)
             .offset(offset)
         )
+        if pipeline is not None:
+            query = query.where(tasks.c.pipeline == pipeline)
         page = [to_task(row) for row in await connection.execute(query)]
         parents = await _parents(connection, page)
     ready = []

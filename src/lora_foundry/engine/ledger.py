@@ -29,11 +29,12 @@ _PRODUCER_COLUMNS = (
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt ended that did not complete."""
+    """How an attempt ended that did not complete. `kind` is the name of the exception, where there was one."""
 
     error: str
     permanent: bool = False
     progressed: bool = False
+    kind: str = ""
 
 
 def to_task(row: sa.Row[Any]) -> Task:
@@ -231,6 +232,7 @@ class Ledger:
             values |= {"status": TaskStatus.PENDING, "resumes": task.resumes + 1}
         elif failure.permanent or task.retries >= task.max_retries:
             values |= {"status": TaskStatus.FAILED}
+            values["result"] = {"kind": failure.kind, "retryable": not failure.permanent}
         else:
             resume_at = moment(now + pause(task.retries))
             values |= {"status": TaskStatus.RETRYING, "retries": task.retries + 1, "scheduled_for": resume_at}

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_foundry.bases.inspect import find_base
-from lora_foundry.domain.character import Character, check_name, split_tags
+from lora_foundry.domain.character import Character, check_name, file_name, split_tags
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run, StageName
 from lora_foundry.domain.task import TaskType
@@ -124,12 +124,22 @@ def lane_of(kind: Kind, payload: object) -> Literal["cpu", "gpu"]:
     return "gpu" if any(stage.lane == "gpu" for stage in PIPELINE if stage.name in names) else "cpu"
 
 
+def stage_name(kind: Kind, payload: object) -> str:
+    """A stage's name, or the kind of an old producer's task."""
+    return str(payload.get("stage", kind)) if kind == "stage" and isinstance(payload, dict) else kind
+
+
 @dataclass(frozen=True)
 class Work:
     """A checked task: the run and the stages of it to be done."""
 
     run: Run
     stages: tuple[StageName, ...]
+
+    def job(self, settings: Settings) -> dict[str, Any]:
+        """The same as JSON-like values, for the process that does it."""
+        plain = {"run": self.run.model_dump(mode="json"), "stages": list(self.stages)}
+        return plain | {"settings": settings.model_dump(mode="json")}
 
 
 def prepare(kind: Kind, payload: object, settings: Settings) -> Work:
@@ -143,7 +153,7 @@ def prepare(kind: Kind, payload: object, settings: Settings) -> Work:
         recipe=recipe,
         dataset_dir=folder,
         lora_dir=settings.loras_dir,
-        output_name=check_name((output or f"{character.slug}_{recipe.name}").removesuffix(".safetensors")),
+        output_name=file_name(output or f"{character.slug}_{recipe.name}"),
     )
     return Work(run, (checked.stage,) if isinstance(checked, StagePayload) else checked.stages)
 

@@ -17,7 +17,7 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
 from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.payloads import flatten, prepare, recognise
+from lora_foundry.engine.payloads import flatten, prepare, recognise, stage_name
 from lora_foundry.engine.schema import tasks
 from lora_foundry.errors import InputError
 from lora_foundry.pipeline import PIPELINE
@@ -45,7 +45,11 @@ class PipelineRequest(BaseModel):
 
 
 class StageState(BaseModel):
-    """One row of a pipeline. `progress` is the newest ProgressEvent of its attempts, as JSON-like values."""
+    """One row of a pipeline.
+
+    progress: the newest ProgressEvent of its attempts, as JSON-like values. seconds: how long the completing attempt
+    took. kind: the name of the error's class, where the stage failed with one.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,9 +58,11 @@ class StageState(BaseModel):
     status: str
     progress: dict[str, Any] | None
     error: str | None
+    kind: str | None
     retries: int
     resumes: int
     worker: str | None
+    seconds: float | None
     started_at: datetime | None
     completed_at: datetime | None
 
@@ -89,6 +95,20 @@ async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -
     return _summary(rows)
 
 
+async def unfinished(ledger: Ledger, request: PipelineRequest) -> Pipeline | None:
+    """A pipeline of the very same request that has not come to its end, as a killed command leaves one."""
+    own = ("stage", "task_uuid")
+    wanted = {key: value for key, value in _payload(request, "", "").items() if key not in own}
+    open_rows = await ledger.where(
+        tasks.c.pipeline.is_not(None) & tasks.c.status.in_([*WAITING, TaskStatus.RUNNING])
+    )
+    for row in open_rows:
+        said = row.payload if isinstance(row.payload, dict) else {}
+        if {key: value for key, value in said.items() if key not in own} == wanted:
+            return await get_pipeline(ledger, row.pipeline or "")
+    return None
+
+
 def portable_recipe(recipe: str | None) -> str | dict[str, Any] | None:
     """A shipped recipe's name as it is; a file's values, since a worker elsewhere may not read that file."""
     if recipe is None or recipe in recipe_names():
@@ -111,24 +131,29 @@ def pipeline_tasks(request: PipelineRequest) -> list[Task]:
             creator=request.creator,
             pipeline=pipeline,
         )
-        task.payload = {
-            "stage": stage.name,
-            "character_name": character.name,
-            "description": character.description,
-            "character_tags": list(character.tags),
-            "trigger": character.trigger,
-            "recipe": request.recipe,
-            "settings": request.settings,
-            "output_name": request.output_name,
-            "reference_image": request.reference_image or _text(character.reference_image),
-            "task_uuid": task.uuid,
-        }
+        task.payload = _payload(request, stage.name, task.uuid)
         made.append(task)
     return made
 
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def _payload(request: PipelineRequest, stage: str, uuid: str) -> dict[str, Any]:
+    character = request.character
+    return {
+        "stage": stage,
+        "character_name": character.name,
+        "description": character.description,
+        "character_tags": list(character.tags),
+        "trigger": character.trigger,
+        "recipe": request.recipe,
+        "settings": request.settings,
+        "output_name": request.output_name,
+        "reference_image": request.reference_image or _text(character.reference_image),
+        "task_uuid": uuid,
+    }
 
 
 async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]:
@@ -261,10 +286,8 @@ def _refuse_foreign(rows: Sequence[Task]) -> None:
 
 
 def _stage_of(row: Task) -> str:
-    """A stage's name, or the kind of an old producer's task."""
-    payload = row.payload if isinstance(row.payload, dict) else {}
-    kind = recognise(row.task_type, row.payload) or row.task_type
-    return str(payload.get("stage", kind)) if kind == "stage" else kind
+    kind = recognise(row.task_type, row.payload)
+    return stage_name(kind, row.payload) if kind else row.task_type
 
 
 def _summary(rows: Sequence[Task]) -> Pipeline:
@@ -289,15 +312,19 @@ def _named(row: Task) -> dict[str, Any] | None:
 
 
 def _state(row: Task) -> StageState:
+    result = row.result if isinstance(row.result, dict) else {}
+    done = result.get("stages")
     return StageState(
         stage=_stage_of(row),
         task_id=row.id or 0,
         status=row.status,
         progress=row.progress if isinstance(row.progress, dict) else None,
         error=row.error,
+        kind=result.get("kind"),
         retries=row.retries,
         resumes=row.resumes,
         worker=row.worker,
+        seconds=sum(part.get("seconds", 0.0) for part in done.values()) if done else None,
         started_at=row.started_at,
         completed_at=row.completed_at,
     )

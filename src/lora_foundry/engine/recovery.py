@@ -4,8 +4,11 @@ beside its successor."""
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -33,14 +36,37 @@ class Lost(NamedTuple):
     ticket: str
 
 
+def this_process() -> str:
+    """Names a process so that others on the same machine can tell whether it lives: boot, process namespace, pid."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.getpid()}"
+    except OSError:  # not Linux: a worker is dead when it is silent, not before
+        return socket.gethostname()
+
+
+def _is_gone(process: str | None) -> bool:
+    """Whether a process of this machine has ended; False for those of other machines, which only time can tell."""
+    place, _, pid = (process or "").rpartition("/")
+    if not place or place != this_process().rpartition("/")[0]:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 async def beat(ledger: Ledger, worker: str, lanes: str) -> bool:
     """Signs of life. False says that this worker was unknown: it is new, or was declared dead meanwhile."""
     async with ledger.writing() as connection:
         now = await ledger.now(connection)
         known = await connection.execute(executors.update().where(executors.c.id == worker).values(beat=now))
         if not known.rowcount:
-            host = socket.gethostname()
-            await connection.execute(executors.insert().values(id=worker, host=host, lanes=lanes, beat=now))
+            new = {"id": worker, "host": this_process(), "lanes": lanes, "beat": now}
+            await connection.execute(executors.insert().values(**new))
     return known.rowcount == 1
 
 
@@ -50,16 +76,9 @@ async def sign_off(ledger: Ledger, worker: str) -> None:
         await connection.execute(executors.delete().where(executors.c.id == worker))
 
 
-async def alive(ledger: Ledger, dead_after: float = Timing().dead_after) -> list[str]:
-    """The workers whose beat is fresh."""
-    async with ledger.reading() as connection:
-        limit = await ledger.now(connection) - dead_after
-        query = sa.select(executors.c.id).where(executors.c.beat >= limit).order_by(executors.c.id)
-        return list((await connection.execute(query)).scalars().all())
-
-
 class WorkerState(NamedTuple):
-    """A worker whose beat is fresh; `last_seen` is the database's time in UTC."""
+    """A live worker. lanes: "gpu,cpu" or one of them, "" for one that serves a single pipeline; last_seen: UTC by the
+    database's clock."""
 
     name: str
     host: str
@@ -68,17 +87,22 @@ class WorkerState(NamedTuple):
 
 
 async def workers(ledger: Ledger, dead_after: float = Timing().dead_after) -> list[WorkerState]:
-    """`alive`, with what each has said of itself."""
-    query = sa.select(executors.c.id, executors.c.host, executors.c.lanes, executors.c.beat)
+    """The workers whose beat is fresh and whose process, where that can be told, has not ended."""
     async with ledger.reading() as connection:
         limit = await ledger.now(connection) - dead_after
-        rows = (
-            await connection.execute(query.where(executors.c.beat >= limit).order_by(executors.c.id))
-        ).all()
+        query = sa.select(executors).where(executors.c.beat >= limit).order_by(executors.c.id)
+        rows = (await connection.execute(query)).all()
     return [
-        WorkerState(name, host or "", lanes or "", datetime.fromtimestamp(beat, UTC))
-        for name, host, lanes, beat in rows
+        WorkerState(row.id, row.id.rsplit("-", 2)[0], row.lanes or "", datetime.fromtimestamp(row.beat, UTC))
+        for row in rows
+        if not _is_gone(row.host)
     ]
+
+
+async def is_served(ledger: Ledger) -> bool:
+    """Whether live workers take rows of every lane."""
+    lanes = ",".join(worker.lanes for worker in await workers(ledger)).split(",")
+    return {"gpu", "cpu"} <= set(lanes)
 
 
 async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
@@ -86,15 +110,16 @@ async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
     ours = sa.func.lower(tasks.c.task_type).in_([*OUR_TYPES, TaskType.USER_REQUEST.value])
     async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
         limit = await ledger.now(connection) - dead_after
-        suspects = _orphans(limit) & ours
-        dead = sa.select(executors.c.id).where(executors.c.beat < limit)
-        found = (await connection.execute(sa.select(tasks.c.id).where(suspects).limit(1))).first()
-        if found is None and (await connection.execute(dead.limit(1))).first() is None:
+        known = (await connection.execute(sa.select(executors))).all()
+        ended = [row.id for row in known if _is_gone(row.host)]
+        suspects = sa.select(tasks.c.id).where(_orphans(limit, ended) & ours).limit(1)
+        silent = any(row.beat < limit for row in known)
+        if not ended and not silent and (await connection.execute(suspects)).first() is None:
             return []
     async with ledger.writing() as connection:
         now = await ledger.now(connection)
         locked = sa.select(tasks.c.id, tasks.c.ticket, tasks.c.resumes).where(
-            _orphans(now - dead_after) & ours
+            _orphans(now - dead_after, ended) & ours
         )
         rows = (await connection.execute(locked.with_for_update(skip_locked=True))).all()
         for number, ticket, resumes in rows:
@@ -105,16 +130,17 @@ async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
         still = sa.select(tasks.c.worker).where(
             tasks.c.status == TaskStatus.RUNNING, tasks.c.worker.is_not(None)
         )
-        gone = (executors.c.beat < now - dead_after) & executors.c.id.not_in(still)
-        await connection.execute(executors.delete().where(gone))
+        gone = executors.c.id.in_(ended) | (executors.c.beat < now - dead_after)
+        await connection.execute(executors.delete().where(gone & executors.c.id.not_in(still)))
     return [Lost(number, ticket or "") for number, ticket, _ in rows]
 
 
-def _orphans(limit: float) -> sa.ColumnElement[bool]:
-    """Running rows whose worker has not beaten since `limit`, and which were not taken just now."""
+def _orphans(limit: float, ended: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Running rows whose worker has ended, or has not beaten since `limit` and did not take the row just now."""
     fresh = sa.select(executors.c.id).where(executors.c.beat >= limit)
-    claimed = tasks.c.worker.is_not(None) & tasks.c.worker.not_in(fresh)
-    return (tasks.c.status == TaskStatus.RUNNING) & claimed & (tasks.c.updated_at < moment(limit))
+    silent = tasks.c.worker.not_in(fresh) & (tasks.c.updated_at < moment(limit))
+    held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None)
+    return held & (silent | tasks.c.worker.in_(ended))
 
 
 def _returned(resumes: int, now: float) -> dict[str, object]:

@@ -10,8 +10,9 @@ import logging
 import os
 import socket
 import time
+from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,20 @@ from lora_foundry.domain.task import Task, TaskPriority
 from lora_foundry.engine import recovery, signals
 from lora_foundry.engine.admission import Admitted, admit
 from lora_foundry.engine.announce import announce
-from lora_foundry.engine.children import Child, Outcome
+from lora_foundry.engine.children import Child, Job, Outcome, start_process
 from lora_foundry.engine.database import sync_url
+from lora_foundry.engine.devices import Devices, lanes_for
 from lora_foundry.engine.ledger import Failure, Ledger
-from lora_foundry.engine.payloads import prepare
+from lora_foundry.engine.logs import speak_of
+from lora_foundry.engine.payloads import prepare, stage_name
 from lora_foundry.engine.recovery import Timing
 from lora_foundry.engine.redis_hints import RedisHints
-from lora_foundry.engine.runner import STAGES
 from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.paths import task_log
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 
 logger = logging.getLogger(__name__)
-MOST_TASKS = 5
 LOOK = 0.5
 LONGEST_TIMEOUT = 30 * 24 * 3600
 
@@ -54,23 +56,24 @@ async def _echo_task(ticket: str, task_id: int) -> str:
     return await _attempt(ticket)
 
 
-def visible_devices() -> int:
-    """GPUs that a child will see, told without loading torch; 0 on a machine without."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])
-    folder = Path("/proc/driver/nvidia/gpus")
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker works.
 
+    entry: "module:function" that a child calls with the attempt's work. lanes: tasks at once in each; this machine's
+    if None. pipeline: take the rows of this pipeline only, one process for all of them, and let nobody count on this
+    worker for other rows. preload: modules that this process imports ahead. json_log: children log JSON lines.
+    notifier: is told of ends and failures.
+    """
 
-def lanes_for(choice: str) -> dict[str, int]:
-    """How many tasks run at once in each lane, for `gpu`, `cpu` or `all`."""
-    gpu = max(1, visible_devices())
-    cpu = max(1, MOST_TASKS - gpu)
-    known = {"gpu": {"gpu": gpu}, "cpu": {"cpu": MOST_TASKS}, "all": {"gpu": gpu, "cpu": cpu}}
-    if choice not in known:
-        raise InputError(f"There is no lane {choice!r}; the lanes are gpu, cpu and all.")
-    return known[choice]
+    entry: str
+    lanes: Mapping[str, int] | None = None
+    timing: Timing = field(default_factory=Timing)
+    redis_url: str | None = None
+    pipeline: str | None = None
+    preload: tuple[str, ...] = ()
+    json_log: bool = False
+    notifier: Notifier | None = None
 
 
 @dataclass
@@ -80,38 +83,38 @@ class Running:
     admitted: Admitted
     child: Child
     news: dict[str, Any] | None = None
+    last: dict[str, Any] = field(default_factory=dict)
     cancel: bool = False
     starved: bool = False
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Keeps the newest news, with the last picture that was told of in this stage."""
+        earlier = self.last if self.last.get("stage") == event.get("stage") else {}
+        self.news = self.last = event | {"image": event.get("image") or earlier.get("image")}
 
 
 class Worker:
     """Runs tasks until its stop event is set. One worker a process."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        settings: Settings,
-        *,
-        lanes: Mapping[str, int] | None = None,
-        timing: Timing | None = None,
-        redis_url: str | None = None,
-        entry: str = STAGES,
-        notifier: Notifier | None = None,
-    ) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings, options: WorkerOptions) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        self._ledger, self._settings, self._entry = ledger, settings, entry
-        self._notifier = notifier
-        self._lanes = dict(lanes or lanes_for("all"))
-        self._timing = timing or Timing()
+        self._ledger, self._settings, self._options = ledger, settings, options
+        self._timing = options.timing
+        self._lanes = dict(options.lanes or lanes_for("all", settings.device))
+        self._devices = Devices(settings.device)
         self._running: dict[str, Running] = {}
         self._carriers: set[asyncio.Task[None]] = set()
+        self._spare: Process | None = None
         self._wake = asyncio.Event()
         self._stopping = False
         self._last_beat = time.monotonic()
-        self.hints = RedisHints(redis_url, ledger) if redis_url else None
+        self.hints = RedisHints(options.redis_url, ledger) if options.redis_url else None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then gives running children `grace` seconds and hands the rest back."""
+        if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
+            log = task_log(self._settings.home, 0)
+            self._spare = await start_process(log, self._devices.take("spare", "gpu"), self._options.preload)
         await self._ledger.upgrade()
         await asyncio.to_thread(_launch, self._ledger, self.name)
         await self._beat_once()
@@ -131,6 +134,7 @@ class Worker:
                     await asyncio.wait_for(self._wake.wait(), self._timing.poll)
         finally:
             await self._wind_up()
+            await self._drop_spare()
             for helper in (*helpers, waker):
                 helper.cancel()
             await asyncio.gather(*helpers, waker, return_exceptions=True)
@@ -141,12 +145,17 @@ class Worker:
     async def _admit(self) -> None:
         held = [running.admitted.lane for running in self._running.values()]
         free = {lane: number - held.count(lane) for lane, number in self._lanes.items()}
+        if self._options.pipeline is not None and held:
+            return  # its stages come one after another
         if not any(number > 0 for number in free.values()):
             return
-        for admitted in await admit(self._ledger, self.name, free):
-            log = self._settings.home / "logs" / "tasks" / f"{admitted.task.id}.log"
-            running = Running(admitted, Child(log, lambda event: None))
-            running.child.on_progress = partial(setattr, running, "news")
+        for admitted in await admit(self._ledger, self.name, free, self._options.pipeline):
+            log = task_log(self._settings.home, admitted.task.id or 0)
+            environment = self._devices.take(admitted.ticket, admitted.lane)
+            child = Child(log, lambda event: None, environment, self._spare)
+            self._spare = None
+            running = Running(admitted, child)
+            child.on_progress = running.hear
             self._running[admitted.ticket] = running
             carrier = asyncio.create_task(self._carry(running))
             self._carriers.add(carrier)
@@ -155,40 +164,49 @@ class Worker:
     async def _carry(self, running: Running) -> None:
         """One attempt as a workflow; frees the lane however it ends, and then says so to people."""
         admitted, ended = running.admitted, ""
+        task, number = admitted.task, admitted.task.id or 0
+        speak_of(run=task.pipeline or task.uuid, task=number, stage=stage_name(admitted.kind, task.payload))
         _attempts[admitted.ticket] = partial(self._attempt, running)
         try:
-            with SetWorkflowID(workflow_id(admitted.task.id, admitted.ticket)):
-                handle = await DBOS.start_workflow_async(_echo_task, admitted.ticket, admitted.task.id or 0)
+            with SetWorkflowID(workflow_id(number, admitted.ticket)):
+                handle = await DBOS.start_workflow_async(_echo_task, admitted.ticket, number)
             ended = await handle.get_result()
-            logger.info("Task %s (%s): %s", admitted.task.id, admitted.task.name, ended)
+            logger.info("Task %s (%s): %s", number, task.name, ended)
         except Exception:
-            logger.exception("Task %s was dropped; it is handed back", admitted.task.id)
+            logger.exception("Task %s was dropped; it is handed back", number)
             running.child.kill()
             with contextlib.suppress(DBAPIError, OSError):
-                await self._ledger.hand_back(admitted.task.id or 0, admitted.ticket)
+                await self._ledger.hand_back(number, admitted.ticket)
         finally:
             _attempts.pop(admitted.ticket, None)
             self._running.pop(admitted.ticket, None)
+            self._devices.give_back(admitted.ticket)
             self._wake.set()
-        if self._notifier is not None:
-            await announce(self._ledger, self._settings, self._notifier, admitted.task, ended)
+        if self._options.notifier is not None:
+            await announce(self._ledger, self._settings, self._options.notifier, task, ended)
 
     async def _attempt(self, running: Running) -> str:
-        task = running.admitted.task
+        task, child = running.admitted.task, running.child
         reporter = asyncio.create_task(self._report(running))
         try:
             check_numbers(task)
             work = await asyncio.to_thread(prepare, running.admitted.kind, task.payload, self._settings)
-            job = {
-                "run": work.run.model_dump(mode="json"),
-                "stages": work.stages,
-                "settings": self._settings.model_dump(mode="json"),
-            }
-            outcome = await running.child.run(self._entry, job, self._timing.patience, task.timeout)
+            job = Job(
+                self._options.entry,
+                work.job(settings_for(self._settings, child.environment)),
+                self._timing.patience,
+                task.timeout,
+                self._options.json_log,
+                keep=self._options.pipeline is not None,
+            )
+            outcome = await child.run(job)
+            if child.is_kept(job):
+                self._spare = child.process
         except FoundryError as error:
-            outcome = Outcome(error=str(error), permanent=not error.retryable)
+            outcome = Outcome(error=str(error), kind=type(error).__name__, permanent=not error.retryable)
         finally:
             reporter.cancel()
+            await asyncio.gather(reporter, return_exceptions=True)
         return await self._settle(running, outcome)
 
     async def _settle(self, running: Running, outcome: Outcome) -> str:
@@ -205,20 +223,22 @@ class Worker:
     async def _write_end(self, running: Running, outcome: Outcome) -> str:
         task, ticket = running.admitted.task, running.admitted.ticket
         number = task.id or 0
+        if running.news is not None:
+            await self._ledger.report(number, ticket, running.news)
         if outcome.result is not None:
             return "completed" if await self._ledger.complete(number, ticket, outcome.result) else "lost"
         if running.cancel:
             return "cancelled" if await self._ledger.cancelled(number, ticket) else "lost"
         if running.starved or (self._stopping and not outcome.permanent):
             return "handed back" if await self._ledger.hand_back(number, ticket) else "lost"
-        failure = Failure(outcome.error, outcome.permanent, outcome.progressed)
+        failure = Failure(outcome.error, outcome.permanent, outcome.progressed, outcome.kind)
         return await self._ledger.fail(task, ticket, failure) or "lost"
 
     async def _report(self, running: Running) -> None:
         """Writes news to the row and the workflow's stream, at most once per `report` seconds."""
         while True:
             await asyncio.sleep(self._timing.report)
-            news, running.news = running.news, None
+            news = running.news
             if news is None:
                 continue
             with contextlib.suppress(DBAPIError, OSError):
@@ -226,6 +246,8 @@ class Worker:
                 if not await self._ledger.report(admitted.task.id or 0, admitted.ticket, news):
                     running.child.kill()
                 await DBOS.write_stream_async("progress", news)
+                if running.news is news:
+                    running.news = None
 
     async def _look_for_cancels(self) -> None:
         """Kills the children of rows that somebody cancelled or that are no longer ours."""
@@ -258,25 +280,44 @@ class Worker:
         if time.monotonic() - self._last_beat > self._timing.patience * 0.9:
             for running in self._running.values():  # we slept or were cut off, so they have killed themselves
                 running.starved = True
-        await recovery.beat(self._ledger, self.name, ",".join(self._lanes))
+        lanes = "" if self._options.pipeline else ",".join(self._lanes)
+        await recovery.beat(self._ledger, self.name, lanes)
         self._last_beat = time.monotonic()
-        for running in self._running.values():
-            running.child.write("beat")
+        for child in self._children():
+            child.write("beat")
+
+    def _children(self) -> list[Child]:
+        """All that must hear the beat: those at work, and one that waits for work."""
+        spare = Child(Path(os.devnull), lambda event: None, process=self._spare)
+        return [*(running.child for running in self._running.values()), spare]
 
     async def _wind_up(self) -> None:
-        """Lets children come to an end, then kills what is left and hands it back."""
+        """Asks children to come to a safe place and end, kills what is left, and hands it all back."""
+        self._stopping = True
+        for running in self._running.values():
+            running.child.write("stop")
         if self._carriers:
             await asyncio.wait(self._carriers, timeout=self._timing.grace)
-        self._stopping = True
         for running in self._running.values():
             running.child.kill()
         if self._carriers:
             await asyncio.wait(self._carriers, timeout=self._timing.dead_after)
 
+    async def _drop_spare(self) -> None:
+        if self._spare is not None:
+            await Child(Path(os.devnull), lambda event: None, process=self._spare).end()
+
 
 def workflow_id(task_id: int | None, ticket: str) -> str:
     """The engine's name of one attempt; the ticket keeps an old attempt's result from being replayed."""
     return f"echo-task-{task_id}-{ticket}"
+
+
+def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """The settings for a child that sees one GPU only, whatever its number is here."""
+    if environment and settings.device.startswith("cuda"):
+        return settings.model_copy(update={"device": "cuda"})
+    return settings
 
 
 def check_numbers(task: Task) -> None:

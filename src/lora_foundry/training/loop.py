@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.errors import DivergedError
+from lora_foundry.errors import DivergedError, StopRequested
 from lora_foundry.training.checkpoints import Checkpoints, Learner
 from lora_foundry.training.families import FamilyModel
 from lora_foundry.training.journal import Journal
@@ -67,7 +67,7 @@ class Loop:
                 or monotonic() - told >= NEWS_SECONDS
             ):
                 self._settle()
-                self.news(done, self.journal.mean_loss(20))
+                self._tell(done, saved=checkpoint)
                 told = monotonic()
             if keep:
                 self.keeper.keep(done)
@@ -75,6 +75,15 @@ class Loop:
                 self.examine(done)
             if checkpoint:
                 self._save(done)
+
+    def _tell(self, done: int, saved: bool) -> None:
+        """News of a step. Who hears it may want the training to stop: then nothing of it is lost."""
+        try:
+            self.news(done, self.journal.mean_loss(20))
+        except StopRequested:
+            if not saved:
+                self._save(done)
+            raise
 
     def _step(self, step: int) -> Pending:
         optimizer, scaler = self.learner.optimizer, self.learner.scaler

@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_foundry import __version__
-from lora_foundry.engine.recovery import alive
+from lora_foundry.engine.recovery import workers as live_workers
 
 if TYPE_CHECKING:
     from lora_foundry.web.site import Site
@@ -59,7 +59,7 @@ class TrafficMiddleware:
 async def exposition(site: Site) -> bytes:
     """The server's counters and the state of the table, as text."""
     counts = await site.ledger.counts()
-    workers = await alive(site.ledger)
+    workers = await live_workers(site.ledger)
     state = CollectorRegistry()
     version = Gauge("lora_foundry_info", "This program.", ("version",), registry=state)
     version.labels(__version__).set(1)

@@ -1,11 +1,12 @@
-"""What an attempt's child does: the stages of one task, in the run's folder, one process at a time."""
+"""What the child process of a task does: the stages of that task, in the run's folder, one process at a time. It
+stands above the engine, which knows it by name only, since it joins stages to backends as the foundry does."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ from pydantic import BaseModel
 
 from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.engine.logs import speak_of
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.foundry import RecipePorts
 from lora_foundry.locks import FolderLock, claim
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.settings import Settings
 from lora_foundry.storage import make_folder
 
+logger = logging.getLogger(__name__)
 LOCK_PATIENCE = 30.0
-PORTS = "lora_foundry.foundry:RecipePorts"
+ENTRY = "lora_foundry.stage_job:run"
+PRELOAD = ("lora_foundry.stage_job", "torch")  # what every pipeline needs and takes seconds to import
 
 
 class StageWork(BaseModel):
@@ -37,7 +42,6 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     job = StageWork.model_validate(work)
     paths = RunPaths(job.run.dataset_dir, job.run.character.slug)
     make_folder(job.run.dataset_dir)
-    module, _, name = PORTS.partition(":")
     base = find_base(job.run.recipe.model.base, job.settings.model_folders)
     results: dict[str, Any] = {}
 
@@ -47,12 +51,15 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     with ExitStack() as stack:
         stack.push(_wait_for(paths.lock))
         claim(paths, job.run)
-        ports = getattr(import_module(module), name)(job.run.recipe, base, job.settings)
+        ports = RecipePorts(job.run.recipe, base, job.settings)
         stack.callback(ports.close)
         for stage in PIPELINE:
             if stage.name in job.stages:
+                speak_of(stage=stage.name)
+                logger.info("Stage %s of %s begins", stage.name, job.run.character.name)
                 started = time.perf_counter()
                 stage.load()(job.run, ports, progress)
+                logger.info("Stage %s of %s is done", stage.name, job.run.character.name)
                 results[stage.name] = {"seconds": round(time.perf_counter() - started, 3)}
     return {
         "stages": results,

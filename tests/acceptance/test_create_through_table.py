@@ -1,0 +1,117 @@
+"""`create` goes through the task table: what is stopped or killed there goes on, and a living worker is left its work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_foundry.domain.task import Task
+from lora_foundry.engine import pipelines
+from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.recovery import beat
+from lora_foundry.settings import Settings
+from tests.conftest import SMALL
+from tests.contract.test_ledger import execute
+
+WORDS = ["create", "Elara", "-d", "1girl, brown hair"]
+
+
+def start(home: Path, *more: str) -> subprocess.Popen[str]:
+    changes = [part for setting in SMALL for part in ("--set", setting)]
+    environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+    command = [sys.executable, "-m", "lora_foundry", *WORDS, *changes, *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def rows(home: Path) -> list[Task]:
+    async def read() -> list[Task]:
+        ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
+        try:
+            return list(reversed(await ledger.recent()))
+        finally:
+            await ledger.close()
+
+    return asyncio.run(read()) if (home / "tasks.db").exists() else []
+
+
+def wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def images(home: Path) -> Path:
+    return home / "datasets" / "Elara" / "images"
+
+
+def test_a_killed_create_is_gone_on_with_and_the_same_pipeline_is_finished(home: Path, images: Path) -> None:
+    first = start(home)
+    wait(lambda: len(list(images.glob("*.png"))) >= 3)
+    first.kill()
+    first.communicate()
+    kept = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    second = start(home, "--json")
+    out, err = second.communicate(timeout=200)
+    assert second.returncode == 0, err
+    assert json.loads(out)["published"]
+    assert {name: (images / name).stat().st_mtime_ns for name in kept} == kept
+    assert [task.status for task in rows(home)] == ["completed"] * 6
+    retried = asyncio.run(_retry(home))
+    assert retried == ["train Elara", "evaluate Elara", "publish Elara"]
+
+
+async def _retry(home: Path) -> list[str]:
+    ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
+    (pipeline,) = await pipelines.recent_pipelines(ledger)
+    again = await pipelines.retry(ledger, Settings(home=home), pipeline.id, changes={"train.steps": 5})
+    await ledger.close()
+    return [task.name for task in again]
+
+
+def test_ctrl_c_stops_at_once_and_leaves_nothing_for_a_worker_to_find(home: Path, images: Path) -> None:
+    running = start(home)
+    wait(lambda: len(list(images.glob("*.png"))) >= 3)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Stopped. Run the same command again to go on from here." in err
+    assert "Traceback" not in err
+    assert {task.status for task in rows(home)} <= {"cancelled", "completed"}
+
+
+def test_a_living_worker_is_left_the_work(home: Path) -> None:
+    async def pretend() -> None:
+        ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
+        await ledger.upgrade()
+        await beat(ledger, "another", "gpu,cpu")
+        await ledger.close()
+        execute(f"sqlite:///{home / 'tasks.db'}", "UPDATE lora_foundry_executors SET beat = beat + 1000")
+
+    asyncio.run(pretend())
+    running = start(home)
+    wait(lambda: len(rows(home)) == 6)
+    (first, *_) = rows(home)
+
+    async def refuse() -> None:
+        ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
+        assert (await ledger.get(first.id or 0)).status == "pending"
+        await pipelines.cancel(ledger, first.pipeline or "")
+        await ledger.close()
+
+    asyncio.run(refuse())
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "cancelled" in err
