@@ -37,7 +37,7 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 
 RUNS, IMAGES, SIZE = 200, 40, 768
-STREAMS, STEPS, ROUNDS = 50, 400, 4
+STREAMS, STEPS, ROUNDS = 50, 150, 4
 JOB = "benchmarks.web_job:compute"
 
 
