@@ -162,8 +162,10 @@ async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]
     newest = newest.order_by(sa.func.max(tasks.c.id).desc()).limit(limit)
     async with ledger.reading() as connection:
         names = (await connection.execute(newest)).scalars().all()
-    rows = await ledger.where(tasks.c.pipeline.in_(names))
-    return [_summary([row for row in rows if row.pipeline == name]) for name in names]
+    rows: dict[str, list[Task]] = {}
+    for row in await ledger.where(tasks.c.pipeline.in_(names)):
+        rows.setdefault(row.pipeline or "", []).append(row)
+    return [_summary(rows[name]) for name in names if name in rows]
 
 
 async def get_pipeline(ledger: Ledger, reference: int | str) -> Pipeline:

@@ -55,6 +55,13 @@ class RetryIn(RequestModel):
     )
 
 
+class PublishIn(RequestModel):
+    """Which checkpoint at which strength, as `results` lists them; without a step what measurement chose."""
+
+    step: int | None = Field(default=None, ge=1, le=2**31)
+    strength: float | None = Field(default=None, gt=0, le=2)
+
+
 class StageView(BaseModel):
     """A stage of a pipeline. `done` of `total` counts `unit`s; times are UTC; `eta_seconds` counts from now."""
 

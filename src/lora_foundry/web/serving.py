@@ -54,9 +54,6 @@ def run(
     server = _Server(config, app.state.site)
     shown = f"[{host}]" if ":" in host else host
     ready(f"http://{shown}:{listening.getsockname()[1]}")
-    # Once it has ended, the server sends itself the signal that ended it again; the worker has to be ended first.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: None)
     asyncio.run(_both(server, listening, settings if with_worker else None))
 
 

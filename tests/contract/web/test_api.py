@@ -132,6 +132,19 @@ def test_a_task_is_found_by_id_and_uuid_with_its_log_in_parts(
     assert problem(client.get("/api/v1/tasks/..%2f1/log"), 404)
 
 
+def test_another_checkpoint_is_taken_by_a_change_of_the_recipe(client: TestClient, pipeline: str) -> None:
+    client.post(f"{pipeline}/cancel")
+    taken = client.post(f"{pipeline}/publish", json={"step": 200, "strength": 0.8}).json()
+    assert taken["settings"]["evaluate"] == {"step": 200, "strength": 0.8}
+    assert taken["status"] == "pending"
+    client.post(f"{pipeline}/cancel")
+    assert client.post(f"{pipeline}/publish").json()["settings"]["evaluate"] == {
+        "take_step": 0,
+        "take_strength": 0.0,
+    }
+    problem(client.post(f"{pipeline}/publish", json={"step": 0}), 422)
+
+
 # The dataset ------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from lora_foundry.domain.task import TaskStatus
 from lora_foundry.engine import pipelines as engine
 from lora_foundry.engine.pipelines import Pipeline
 from lora_foundry.storage import read_model
-from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, RetryIn
+from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.submission import changes, pipeline_request
 from lora_foundry.web.views import address, pipeline_view
@@ -75,6 +75,22 @@ async def retry(here: Here, pipeline: str, asked: RetryIn | None = None) -> Pipe
     found, asked = await here.pipeline(pipeline), asked or RetryIn()
     new = changes(here.settings, asked.settings)
     await engine.retry(here.ledger, here.settings, found.id, changes=new, start=asked.from_stage)
+    return await show(here, await here.pipeline(found.id))
+
+
+@router.post("/{pipeline}/publish")
+async def publish(here: Here, pipeline: str, asked: PublishIn | None = None) -> PipelineView:
+    """Installs the LoRA again, or another checkpoint of it, which is measured first."""
+    found, asked = await here.pipeline(pipeline), asked or PublishIn()
+    new: dict[str, float] = {"step": asked.step or 0}
+    if asked.step and asked.strength:
+        new["strength"] = asked.strength
+    earlier = found.settings.get("evaluate")
+    known = {"step": 0} | (earlier if isinstance(earlier, dict) else {})
+    if new.items() <= known.items():
+        await engine.retry(here.ledger, here.settings, found.id, start="publish")
+    else:
+        await engine.retry(here.ledger, here.settings, found.id, changes={"evaluate": new}, start="evaluate")
     return await show(here, await here.pipeline(found.id))
 
 

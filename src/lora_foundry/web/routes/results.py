@@ -156,7 +156,7 @@ def _results(here: Site, pipeline: Pipeline) -> Results:
     paths = here.folder(pipeline)
     evaluation = read_model(paths.evaluation_result, Evaluation)
     trained = read_model(paths.training_result, TrainedLora)
-    lora = trained is not None and paths.trained_lora.is_file()
+    lora = trained is not None and (paths.chosen_lora.is_file() or paths.trained_lora.is_file())
     return Results(
         evaluation=evaluation,
         training=None if trained is None else Training.model_validate(trained.model_dump()),
@@ -257,7 +257,7 @@ async def report(here: Here, pipeline: str) -> Response:
     responses={200: {"content": {"application/octet-stream": {}}, "description": "A .safetensors file."}},
 )
 async def lora(here: Here, pipeline: str) -> Response:
-    """The LoRA: the one that was installed, else the one that was trained."""
+    """The LoRA: the one that was installed, else the one that was chosen, else the one that was trained."""
     found = await here.pipeline(pipeline)
     paths = here.folder(found)
     name = f"{found.output_name or paths.slug}.safetensors"
@@ -270,7 +270,9 @@ async def lora(here: Here, pipeline: str) -> Response:
         try:
             return answers.download(jailed(here.settings.loras_dir, published.lora.name), published.lora.name)
         except NotFoundError:
-            pass  # somebody moved it; the trained one is the same file
+            pass  # somebody moved it; the chosen one is the same file
+    if paths.chosen_lora.is_file():
+        return answers.download(jailed(paths.root, paths.evaluation.name, paths.chosen_lora.name), name)
     return answers.download(jailed(paths.root, paths.training.name, paths.trained_lora.name), name)
 
 
