@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_foundry.bases.inspect import find_base
+from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError
 from lora_foundry.settings import Settings
@@ -27,23 +27,104 @@ class Finding(NamedTuple):
 
 def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
     """Every check, in the order in which a run would need it."""
-    findings = [_python(), _torch(settings.device), _base(settings, recipe)]
+    findings = [_python(), _torch(settings.device), *_base(settings, recipe)]
     for subject, folder in (("datasets folder", settings.datasets_dir), ("LoRA folder", settings.loras_dir)):
         findings.extend(_folder(subject, folder))
-    if recipe.generate.backend == "comfyui":
-        findings.extend(_comfyui(settings, recipe))
+    findings.extend(_comfyui(settings, recipe))
+    findings.extend(_kohya(settings, recipe))
+    findings.extend(_database(settings))
+    findings.extend(_redis(settings))
     return findings
 
 
-def _comfyui(settings: Settings, recipe: Recipe) -> list[Finding]:
+def _comfyui(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
+    """Nothing where neither the recipe nor the settings speak of a ComfyUI."""
+    used = recipe.generate.backend == "comfyui" or recipe.publish.verify == "comfyui"
+    if not used and settings.comfyui is None and "comfyui_url" not in settings.model_fields_set:
+        return
     try:
         from lora_foundry.backends.comfyui.examine import examine_comfyui
     except ModuleNotFoundError as error:
-        return [
-            Finding("ComfyUI", False, f"{error.name} is not installed", "pip install 'lora-foundry[comfyui]'")
-        ]
-    found = examine_comfyui(settings.comfyui_url, Path(recipe.model.base).name, settings.comfyui_loras_dir)
-    return [Finding(*each) for each in found]
+        yield Finding(
+            "ComfyUI", False, f"{error.name} is not installed", "pip install 'lora-foundry[comfyui]'"
+        )
+        return
+    checkpoint = recipe.generate.checkpoint or Path(recipe.model.base).name
+    workflow = recipe.generate.workflow if used else ""
+    for found in examine_comfyui(
+        settings.comfyui_url, checkpoint if used else "", settings.comfyui_loras_dir, workflow
+    ):
+        yield Finding(*found)
+
+
+def _kohya(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
+    """Nothing where neither the recipe nor the settings speak of sd-scripts."""
+    if settings.kohya is None and recipe.train.backend != "kohya":
+        return
+    from lora_foundry.backends.kohya.checkout import find_checkout
+
+    try:
+        found = find_checkout(settings.kohya, settings.kohya_python)
+    except FoundryError as error:
+        mend = (
+            "Set LORA_FOUNDRY_KOHYA to a checkout of sd-scripts, and LORA_FOUNDRY_KOHYA_PYTHON to its Python."
+        )
+        yield Finding("sd-scripts (kohya)", False, str(error), mend)
+        return
+    yield Finding("sd-scripts (kohya)", True, f"{found.folder}, run by {found.python}")
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    """Looks without making anything: a SQLite file that is not there yet is made by the first worker."""
+    subject = "task database"
+    try:
+        import sqlalchemy as sa
+
+        from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
+    except ModuleNotFoundError as error:
+        if settings.database_url:
+            yield Finding(
+                subject, False, f"{error.name} is not installed", "pip install 'lora-foundry[engine]'"
+            )
+        return
+    mend = "Start the database, or set LORA_FOUNDRY_DATABASE_URL."
+    try:
+        url = sync_url(parse_url(settings.task_database))
+    except FoundryError as error:
+        yield Finding(subject, False, str(error), "Mend LORA_FOUNDRY_DATABASE_URL.")
+        return
+    place = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        yield Finding(subject, True, f"{place}, which the first worker makes")
+        return
+    engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
+    try:
+        tables = sa.inspect(engine).get_table_names()
+    except sa.exc.SQLAlchemyError as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+        yield Finding(subject, False, f"{place}: {reason}", mend)
+        return
+    finally:
+        engine.dispose()
+    known = "echo_tasks" in tables
+    yield Finding(subject, True, place if known else f"{place}, where the first worker makes the table")
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    """Nothing where none was set: it is a hint, never the truth."""
+    if settings.redis_url is None:
+        return
+    try:
+        import redis
+
+        redis.from_url(settings.redis_url, socket_connect_timeout=3).ping()
+    except ModuleNotFoundError as error:
+        yield Finding("Redis", False, f"{error.name} is not installed", "pip install 'lora-foundry[engine]'")
+    except (redis.RedisError, ValueError) as error:
+        mend = "Start Redis, or unset LORA_FOUNDRY_REDIS_URL: without it workers only wake up later."
+        yield Finding("Redis", False, " ".join(str(error).split())[:200], mend)
+    else:
+        yield Finding("Redis", True, "answers")
 
 
 def _python() -> Finding:
@@ -67,16 +148,30 @@ def _torch(device: str) -> Finding:
     return Finding("torch", True, f"{torch.__version__}, {name}, {free >> 20} of {total >> 20} MiB free")
 
 
-def _base(settings: Settings, recipe: Recipe) -> Finding:
+def _base(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     subject = f"base model of recipe {recipe.name!r}"
     try:
         base = find_base(recipe.model.base, settings.model_folders)
     except FoundryError as error:
         places = " or ".join(str(folder) for folder in settings.model_folders)
-        return Finding(
-            subject, False, str(error), f"Put it into {places}, or name its path: --set model.base=PATH."
-        )
-    return Finding(subject, True, f"{base.path} ({base.family}, {base.layout})")
+        mend = f"Put it into {places}, or name its path: --set model.base=PATH."
+        yield Finding(subject, False, str(error), mend)
+        return
+    yield Finding(subject, True, f"{base.path} ({base.family}, {base.layout})")
+    yield from _gpu_memory(base, settings, recipe)
+
+
+def _gpu_memory(base: Base, settings: Settings, recipe: Recipe) -> Iterator[Finding]:
+    """What the training needs beside what the driver says is free now; nothing on a processor."""
+    from lora_foundry.bases.memory import MIB, driver_free, needed_memory
+
+    free = driver_free(settings.device)
+    if free is None:
+        return
+    needed = needed_memory(base, recipe.train, settings.device)
+    mend = "Close other programs on this GPU, or train with less: train.gradient_checkpointing, train.batch_size."
+    found = f"about {needed // MIB} MiB needed, {free // MIB} MiB free by the driver's count"
+    yield Finding("GPU memory for the training", free >= needed, found, mend)
 
 
 def _folder(subject: str, folder: Path) -> Iterator[Finding]:

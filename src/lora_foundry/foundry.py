@@ -35,6 +35,7 @@ from lora_foundry.ports import (
     Detector,
     Embedder,
     Generator,
+    Gpu,
     Notifier,
     ProgressCallback,
     Prover,
@@ -62,6 +63,10 @@ BACKENDS: dict[str, dict[str, str]] = {
         "inprocess": "lora_foundry.training.trainer:InProcessTrainer",
         "kohya": "lora_foundry.backends.kohya.trainer:KohyaTrainer",
         "dry-run": "lora_foundry.training.dry_run:DryRunTrainer",
+    },
+    "gpu": {
+        "local": "lora_foundry.backends.gpu:LocalGpu",
+        "comfyui": "lora_foundry.backends.comfyui.handover:ComfyUIGpu",
     },
     "prover": {"comfyui": "lora_foundry.backends.comfyui.verify:comfyui_prover"},
     "publisher": {"folder": "lora_foundry.backends.folder:FolderPublisher"},
@@ -129,6 +134,11 @@ class RecipePorts:
         if name == "kohya":
             return cast(Trainer, make(self._base, self._settings.kohya, self._settings.kohya_python, device))
         return cast(Trainer, make(self._base, device))
+
+    @cached_property
+    def gpu(self) -> Gpu:
+        shared = self._settings.comfyui_shares_gpu(used=self._recipe.generate.backend == "comfyui")
+        return cast(Gpu, load_backend("gpu", "comfyui" if shared else "local")(self._base, self._settings))
 
     @cached_property
     def prover(self) -> Prover | None:

@@ -7,6 +7,7 @@ Images are PIL RGB pictures. A backend may load its model at the first call; `cl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -157,6 +158,17 @@ class Trainer(Protocol):
         ...
 
 
+class Gpu(Protocol):
+    """The memory that a training needs and other programs may hold."""
+
+    def room(self, settings: TrainSection) -> AbstractContextManager[None]:
+        """For the time of a training: what others hold is asked back, and what is free is looked at, not assumed.
+
+        Raises BackendError with the figures, on entering, where the training would spill into main memory.
+        """
+        ...
+
+
 class PublishedFiles(NamedTuple):
     """Where a LoRA and what stands beside it were installed, and where an older one of that name is kept now."""
 
@@ -220,6 +232,9 @@ class Ports(Protocol):
 
     @property
     def detector(self) -> Detector | None: ...
+
+    @property
+    def gpu(self) -> Gpu: ...
 
     @property
     def trainer(self) -> Trainer: ...

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr
@@ -12,6 +14,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 def default_home() -> Path:
     """The platform's user data folder for this program."""
     return Path(platformdirs.user_data_dir("lora-foundry", appauthor=False))
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is this machine's own."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 class Settings(BaseSettings):
@@ -32,6 +39,17 @@ class Settings(BaseSettings):
         default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
     )
     comfyui_url: str = Field(default="http://127.0.0.1:8188", description="Address of the ComfyUI server.")
+    comfyui_gpu: Literal["auto", "shared", "own"] = Field(
+        default="auto",
+        description="Whether ComfyUI computes on the GPU that trains, and is asked for its memory before; `auto`: where "
+        "a ComfyUI was named and its address is this machine's.",
+    )
+    comfyui_stop: tuple[str, ...] = Field(
+        default=(), description="Command that stops ComfyUI where it keeps too much memory, as a JSON list."
+    )
+    comfyui_start: tuple[str, ...] = Field(
+        default=(), description="Command that starts it again after the training, as a JSON list."
+    )
     kohya: Path | None = Field(
         default=None,
         description='Folder of an sd-scripts checkout, for recipes with `train.backend = "kohya"`.',
@@ -65,8 +83,17 @@ class Settings(BaseSettings):
 
     @property
     def comfyui_loras_dir(self) -> Path | None:
-        """ComfyUI's LoRA folder as this machine sees it, where its folder is known."""
-        return None if self.comfyui is None else (self.comfyui / "models" / "loras").expanduser().absolute()
+        """ComfyUI's LoRA folder as this machine sees it: in its folder, or the one that was mounted for LoRAs."""
+        if self.comfyui is not None:
+            return (self.comfyui / "models" / "loras").expanduser().absolute()
+        return None if self.loras is None else self.loras.expanduser().absolute()
+
+    def comfyui_shares_gpu(self, used: bool) -> bool:
+        """Whether ComfyUI must be asked for its memory before a training. used: the recipe draws with it."""
+        if self.comfyui_gpu != "auto":
+            return self.comfyui_gpu == "shared"
+        named = used or self.comfyui is not None or "comfyui_url" in self.model_fields_set
+        return named and is_local(self.comfyui_url)
 
     @property
     def loras_dir(self) -> Path:

@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 
 from lora_foundry.backends.comfyui import loras
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Patience
-from lora_foundry.backends.comfyui.examine import check_workflow, examine_comfyui
+from lora_foundry.backends.comfyui.examine import _loras, check_workflow, examine_comfyui
 from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions
-from lora_foundry.backends.comfyui.handover import take_gpu
+from lora_foundry.backends.comfyui.handover import NotEnoughMemoryError, Waits, take_gpu
 from lora_foundry.backends.comfyui.verify import ComfyUIProver
 from lora_foundry.backends.comfyui.workflows import Values, load_workflow
 from lora_foundry.backends.folder import FolderPublisher
@@ -305,7 +305,7 @@ def test_a_lora_installed_over_an_older_one_is_seen_and_the_older_one_forgotten(
             path.unlink()
 
 
-def draw_with(server: Server, lora: str) -> bytes:
+def draw_with(server: Server, lora: str | None) -> bytes:
     """The picture of one seed with a LoRA that the server has."""
 
     async def work() -> bytes:
@@ -343,41 +343,50 @@ def test_a_lora_folder_of_another_server_is_noticed(
     unknown.close()
 
 
-def test_the_gpu_is_handed_over_when_its_memory_came(server: Server, stub: StubServer) -> None:
-    stub.vram_free, stub.vram_after_free = 1 << 30, 7 << 30
-    handover = take_gpu(server.url, 6 << 30, lambda: 6 << 30)
-    assert handover == (1 << 30, 7 << 30, 6 << 30)
-
-
-def test_a_training_that_would_not_fit_is_refused_with_both_figures(server: Server, stub: StubServer) -> None:
-    stub.vram_free = stub.vram_after_free = 2 << 30
-    with pytest.raises(
-        BackendError, match=r"needs 6144 MiB .* 2048 MiB by ComfyUI's count and 1024 MiB by the driver"
-    ):
-        take_gpu(server.url, 6 << 30, lambda: 1 << 30, free_seconds=0.1)
+def test_the_gpu_is_handed_over_when_its_memory_came(server: Server) -> None:
+    draw_with(server, None)
+    handover = take_gpu(server.url, 1, lambda: None, Waits(queue=60.0))
+    assert handover.before is not None
+    assert handover.after is not None
+    with pytest.raises(NotEnoughMemoryError, match=r"needs about \d+ MiB .* by ComfyUI's count are free"):
+        take_gpu(server.url, 1 << 60, lambda: None, Waits(memory=0.1))
 
 
 def test_a_queue_that_stays_busy_is_not_broken_off(server: Server, stub: StubServer) -> None:
     stub.misbehave("hang")
     stub.post_prompt({"prompt": sd15()})
     with pytest.raises(BackendError, match="still has 1 prompts"):
-        take_gpu(server.url, 1, queue_seconds=0.1)
-    assert take_gpu("http://127.0.0.1:9", 1) is None
+        take_gpu(server.url, 1, lambda: None, Waits(queue=0.1))
 
 
 def test_the_doctor_names_what_is_wrong_and_its_mend(server: Server, tmp_path: Path) -> None:
-    good = examine_comfyui(server.url, CHECKPOINT, server.loras)
-    assert all(finding.ok for finding in good)
+    good = examine_comfyui(server.url, CHECKPOINT, server.loras, "sd15")
+    assert [finding.ok for finding in good] == [True, True, server.loras is not None, True]
     assert "version" in good[0].found
+    assert CHECKPOINT in good[0].found
     (tmp_path / "stranger.safetensors").touch()
-    _, checkpoint, folder = examine_comfyui(server.url, "tinny.safetensors", tmp_path)
+    _, checkpoint, folder, workflow = examine_comfyui(
+        server.url, CHECKPOINT.replace(".", "y."), tmp_path, "ipadapter"
+    )
     assert not checkpoint.ok
-    assert "did you mean tiny" in checkpoint.found
+    assert f"did you mean {CHECKPOINT}" in checkpoint.found
     assert not folder.ok
-    assert "stranger" in folder.found
+    assert f"does not look in {tmp_path}" in folder.found
+    assert "it looks in " in folder.mend
+    assert not workflow.ok
+    assert "IPAdapterUnifiedLoader" in workflow.found
     (absent,) = examine_comfyui("http://127.0.0.1:9", CHECKPOINT)
     assert not absent.ok
     assert "Start ComfyUI" in absent.mend
+
+
+def test_a_lora_folder_on_another_machine_is_known_by_what_the_server_lists(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").touch()
+    seen = _loras(tmp_path, ["sub/a.safetensors", "mine.safetensors"], [Path("/there")], local=False)
+    assert seen.ok
+    unseen = _loras(tmp_path, ["sub/a.safetensors"], [Path("/there")], local=False)
+    assert "does not list mine.safetensors" in unseen.found
+    assert not _loras(None, [], [], local=True).ok
 
 
 def test_the_shipped_sd15_workflow_passes_the_check_of_the_server(server: Server) -> None:

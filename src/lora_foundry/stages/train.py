@@ -47,7 +47,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
         workdir=paths.training,
         metadata=_metadata(run),
     )
-    result = ports.trainer.train(job, progress).model_copy(update={"fingerprint": made_from})
+    with ports.gpu.room(run.recipe.train):
+        result = ports.trainer.train(job, progress).model_copy(update={"fingerprint": made_from})
     write_model(paths.training_result, result)
     return result
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +18,7 @@ from lora_foundry.domain.dataset import Caption, TaggingResults
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
-from lora_foundry.errors import InputError, StageError
+from lora_foundry.errors import BackendError, InputError, StageError
 from lora_foundry.paths import RunPaths
 from lora_foundry.ports import Ports, ProgressCallback, TrainingJob
 from lora_foundry.recipe_files import load_recipe
@@ -73,8 +75,20 @@ def ready(tmp_path: Path) -> Run:
     return run
 
 
-def run_stage(run: Run, trainer: CountingTrainer) -> TrainedLora:
-    return train.run(run, cast(Ports, SimpleNamespace(trainer=trainer)), lambda event: None)
+def run_stage(run: Run, trainer: CountingTrainer, room: Any = nullcontext) -> TrainedLora:
+    ports = SimpleNamespace(trainer=trainer, gpu=SimpleNamespace(room=lambda settings: room()))
+    return train.run(run, cast(Ports, ports), lambda event: None)
+
+
+def test_a_training_without_room_is_not_started(ready: Run, trainer: CountingTrainer) -> None:
+    @contextmanager
+    def full() -> Iterator[None]:
+        raise BackendError("Training needs 9000 MiB and 100 MiB are free.")
+        yield
+
+    with pytest.raises(BackendError, match="9000 MiB"):
+        run_stage(ready, trainer, full)
+    assert not trainer.jobs
 
 
 def paths_of(run: Run) -> RunPaths:

@@ -3,6 +3,7 @@ that nothing fills, such as a fixed seed that would give the same picture forty 
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,8 +55,10 @@ def check_nodes(workflow: Workflow, classes: dict[str, NodeClass]) -> list[Remar
     for key, node in workflow.graph.items():
         node_class = classes.get(node["class_type"])
         if node_class is None:
-            hint = nearest(node["class_type"], [name for name in classes if name]) if classes else ""
-            hint = hint if hint.startswith("did") else "install the custom node that brings it."
+            near = difflib.get_close_matches(
+                node["class_type"], classes, n=1, cutoff=0.85
+            )  # a slip, no other node
+            hint = f"did you mean {near[0]}?" if near else "install the custom node that brings it."
             remarks.append(
                 f"{node_title(workflow.graph, key)}: the server has no {node['class_type']}; {hint}"
             )

@@ -1,64 +1,123 @@
 """Takes the GPU over from a ComfyUI on the same machine before training: waits for its queue, asks for its
-memory, and looks whether the memory came, since the server's answer alone says nothing about that."""
+memory, and looks whether the memory came, since the server's answer alone says nothing about that. Where it did not
+come and the user has named the commands, ComfyUI is stopped for the time of the training and started again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Thread
 from time import monotonic
 from typing import NamedTuple
 
 import httpx
 
 from lora_foundry.backends.comfyui.client import ComfyUIClient
-from lora_foundry.errors import BackendError
+from lora_foundry.bases.inspect import Base
+from lora_foundry.bases.memory import MIB, driver_free, needed_memory
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.errors import BackendError, FoundryError
+from lora_foundry.settings import Settings
 
 logger = logging.getLogger(__name__)
+DriverFree = Callable[[], int | None]
 _LOOK_EVERY = 0.5
 
 
-class Handover(NamedTuple):
-    """Free bytes before and after, as the server counts them, and after, as the driver does (None: not
-    asked)."""
+class Waits(NamedTuple):
+    """Seconds: until the queue is idle, until the memory is free, and for a command or a server that starts."""
 
-    before: int
-    after: int
+    queue: float = 600.0
+    memory: float = 30.0
+    command: float = 180.0
+
+
+class Handover(NamedTuple):
+    """Free bytes before and after, as the server counts them (None: no server answers), and after, as the driver does
+    (None: there is none to ask)."""
+
+    before: int | None
+    after: int | None
     driver: int | None
 
 
-def take_gpu(
-    url: str,
-    needed: int,
-    driver_free: Callable[[], int] | None = None,
-    queue_seconds: float = 600.0,
-    free_seconds: float = 30.0,
-) -> Handover | None:
-    """Makes a server on this machine give its GPU memory back; None where no server answers, which is as
-    good.
+class NotEnoughMemoryError(BackendError):
+    """The memory did not come, by the server's count or by the driver's."""
 
-    needed: bytes that training will use. driver_free: asks the driver, which also sees other programs.
-    Raises BackendError with both figures if there is not enough, or if the queue does not become idle.
+
+class ComfyUIGpu:
+    """The Gpu port where a ComfyUI computes on the same GPU."""
+
+    def __init__(
+        self,
+        base: Base,
+        settings: Settings,
+        free: Callable[[str], int | None] = driver_free,
+        waits: Waits | None = None,
+    ) -> None:
+        self._base, self._settings, self._waits = base, settings, waits or Waits()
+        self._free: DriverFree = lambda: free(settings.device)
+
+    @contextmanager
+    def room(self, settings: TrainSection) -> Iterator[None]:
+        """See ports.Gpu."""
+        url, stop, start = (
+            self._settings.comfyui_url,
+            self._settings.comfyui_stop,
+            self._settings.comfyui_start,
+        )
+        needed = needed_memory(self._base, settings, self._settings.device)
+        stopped = False
+        try:
+            figures = take_gpu(url, needed, self._free, self._waits)
+        except NotEnoughMemoryError as error:
+            if not stop or not start:
+                raise
+            logger.warning("%s It is stopped for the time of the training.", error)
+            stopped = True
+        try:
+            if stopped:
+                _run(stop, self._waits.command)
+                figures = take_gpu(url, needed, self._free, self._waits)
+            logger.info("the GPU is ours: %s", _told(figures.after, figures.driver))
+            yield
+        finally:
+            if stopped:
+                _start_again(start, url, self._waits.command)
+
+
+def take_gpu(url: str, needed: int, free: DriverFree, waits: Waits | None = None) -> Handover:
+    """Makes a server give its GPU memory back, and looks whether `needed` bytes are free by every count there is.
+
+    Raises NotEnoughMemoryError with both figures if there is not enough, BackendError if the queue does not become
+    idle.
     """
-    return asyncio.run(_take(url, needed, driver_free, queue_seconds, free_seconds))
+    return asyncio.run(_take(url, needed, free, waits or Waits()))
 
 
-async def _take(
-    url: str, needed: int, driver_free: Callable[[], int] | None, queue_seconds: float, free_seconds: float
-) -> Handover | None:
+async def _take(url: str, needed: int, free: DriverFree, waits: Waits) -> Handover:
     async with ComfyUIClient(url) as client:
-        try:
-            before = (await client.stats()).free
-        except httpx.HTTPError:
-            return None
-        try:
-            await _until_idle(client, queue_seconds)
-            await client.free()
-            return await _until_free(client, before, needed, driver_free, free_seconds)
-        except httpx.HTTPError as error:
-            raise BackendError(
-                f"ComfyUI at {url} stopped answering during the hand-over: {error!r}."
-            ) from error
+        before = await _server_free(client)
+        if before is not None:
+            try:
+                await _until_idle(client, waits.queue)
+                await client.free()
+            except httpx.HTTPError as error:
+                raise BackendError(
+                    f"ComfyUI at {url} stopped answering during the hand-over: {error!r}."
+                ) from error
+        return await _until_free(client, before, needed, free, waits.memory)
+
+
+async def _server_free(client: ComfyUIClient) -> int | None:
+    """What the server counts as free; None where none answers, which holds no memory either."""
+    try:
+        return (await client.stats()).free
+    except httpx.HTTPError:
+        return None
 
 
 async def _until_idle(client: ComfyUIClient, seconds: float) -> None:
@@ -73,19 +132,66 @@ async def _until_idle(client: ComfyUIClient, seconds: float) -> None:
 
 
 async def _until_free(
-    client: ComfyUIClient, before: int, needed: int, driver_free: Callable[[], int] | None, seconds: float
+    client: ComfyUIClient, before: int | None, needed: int, free: DriverFree, seconds: float
 ) -> Handover:
     started = monotonic()
     while True:
-        after = (await client.stats()).free
-        driver = driver_free() if driver_free is not None else None
-        if min(after, after if driver is None else driver) >= needed:
+        after = None if before is None else await _server_free(client)
+        driver = free()
+        if all(count is None or count >= needed for count in (after, driver)):
             return Handover(before, after, driver)
         if monotonic() - started > seconds:
-            seen = f"{after >> 20} MiB by ComfyUI's count"
-            seen += "" if driver is None else f" and {driver >> 20} MiB by the driver's"
-            raise BackendError(
-                f"Training needs {needed >> 20} MiB of GPU memory and {seen} are free, though ComfyUI was asked to "
-                "free its own; stop ComfyUI or other programs on this GPU and run this again."
+            raise NotEnoughMemoryError(
+                f"Training needs about {needed // MIB} MiB of GPU memory and {_told(after, driver)} are free, though "
+                "ComfyUI was asked to free its own; stop ComfyUI or other programs on this GPU, name the commands that "
+                "may do it (LORA_FOUNDRY_COMFYUI_STOP and _START), or train with less (train.gradient_checkpointing)."
             )
         await asyncio.sleep(_LOOK_EVERY)
+
+
+def _told(server: int | None, driver: int | None) -> str:
+    counts = [] if server is None else [f"{server // MIB} MiB by ComfyUI's count"]
+    counts += [] if driver is None else [f"{driver // MIB} MiB by the driver's"]
+    return " and ".join(counts) or "no count says how many MiB"
+
+
+def _run(command: Sequence[str], seconds: float) -> None:
+    """Runs a command of the user's to its end. Raises BackendError where it fails."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BackendError(f"The command {list(command)} did not stop ComfyUI: {error}.") from error
+    if done.returncode:
+        raise BackendError(
+            f"The command {list(command)} ended with {done.returncode}: {(done.stderr or done.stdout)[-300:].strip()}"
+        )
+
+
+def _start_again(command: Sequence[str], url: str, seconds: float) -> None:
+    """Starts ComfyUI and waits until it answers. It may be the command itself that keeps running. Never raises: the
+    training that has ended is worth more."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        Thread(target=process.wait, daemon=True).start()  # or its end would leave a zombie
+        if not asyncio.run(_answers(url, seconds)):
+            logger.error("ComfyUI was stopped for the training and does not answer at %s again", url)
+    except (OSError, FoundryError) as error:
+        logger.error("ComfyUI was stopped for the training and could not be started again: %s", error)
+
+
+async def _answers(url: str, seconds: float) -> bool:
+    started = monotonic()
+    async with ComfyUIClient(url) as client:
+        while await _server_free(client) is None:
+            if monotonic() - started > seconds:
+                return False
+            await asyncio.sleep(_LOOK_EVERY)
+    return True

@@ -73,7 +73,10 @@ def check_keys(path: Path, checkpoint: Path | None) -> int:
 
 
 def module_of(key: str) -> str:
-    """The module that a key of a LoRA file belongs to; the key itself where its form is not known."""
+    """The module that a key of a LoRA file belongs to; the key itself where its form is not known. kohya's names have
+    their first dot behind it, whatever the kind of network."""
+    if key.startswith("lora_"):
+        return key.partition(".")[0]
     return next((key.removesuffix(suffix) for suffix in _SUFFIXES if key.endswith(suffix)), key)
 
 
@@ -103,7 +106,7 @@ def _diffusers_names(unet: set[str]) -> Iterator[str]:
     places = dict(_places(unet))
     for module in unet:
         parts = module.split(".")
-        for length in (3, 2):
+        for length in (4, 3, 2):
             place = places.get(".".join(parts[:length]))
             if place is not None:
                 rest = ".".join(parts[length:])

@@ -12,6 +12,7 @@ from lora_foundry.domain.sections.base import Positive, Section, Share, Size
 # Settings that say what is kept or shown on the way, and leave the trained weights as they are.
 WITHOUT_INFLUENCE = frozenset(
     {
+        "needs_mib",
         "checkpoint_every",
         "saves",
         "save_every_epochs",
@@ -158,6 +159,12 @@ class MachineSettings(Section):
         "LoRA weights are always fp32. A CPU computes fp16 as fp32.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    needs_mib: int = Field(
+        0,
+        ge=0,
+        description="GPU memory in MiB that must be free before the training starts; 0 estimates it from base and "
+        "settings.",
+    )
     memory: Literal["as_set", "auto", "8gb", "12gb", "16gb", "24gb"] = Field(
         "auto",
         description="Fit batch size, gradient checkpointing and optimizer to a GPU's free memory, or to that of a "
