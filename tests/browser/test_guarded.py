@@ -26,6 +26,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
+def log_in(page: Page) -> None:
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+
+
 def test_only_the_token_opens_the_pages(server: Server, open_page: Callable[..., Page]) -> None:
     page = open_page(f"{server.url}/system")
     expect(page).to_have_url(re.compile(r"/login\?next=/system"))
@@ -35,8 +40,7 @@ def test_only_the_token_opens_the_pages(server: Server, open_page: Callable[...,
     expect(page.get_by_role("alert")).to_have_text("That is not the token.")
     assert page.request.get(f"{server.url}/api/v1/pipelines").status == 401
 
-    page.get_by_label("Token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
+    log_in(page)
     expect(page).to_have_url(f"{server.url}/system")
     expect(settled(page).get_by_role("heading", name="Workers")).to_be_visible()
     assert TOKEN not in page.content()
@@ -48,8 +52,7 @@ def test_only_the_token_opens_the_pages(server: Server, open_page: Callable[...,
 def test_a_login_leads_to_no_other_site(server: Server, open_page: Callable[..., Page], target: str) -> None:
     page = open_page(f"{server.url}/login")
     page.goto(f"{server.url}/login?next={target}")
-    page.get_by_label("Token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
+    log_in(page)
     expect(page).to_have_url(f"{server.url}/")
 
 
@@ -57,8 +60,7 @@ def test_a_session_that_is_over_leads_back_to_the_login(
     server: Server, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(f"{server.url}/login")
-    page.get_by_label("Token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
+    log_in(page)
     expect(page).to_have_url(f"{server.url}/")
     settled(page)
     page.context.clear_cookies()
@@ -66,10 +68,27 @@ def test_a_session_that_is_over_leads_back_to_the_login(
     expect(page).to_have_url(re.compile(r"/login\?next="))
 
 
+def test_a_reference_picture_goes_with_the_character(
+    server: Server, open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    Image.new("RGB", (96, 64), "teal").save(tmp_path / "reference.png")
+    page = open_page(f"{server.url}/login?next=/new")
+    log_in(page)
+    expect(page).to_have_url(f"{server.url}/new")
+    settled(page).get_by_label("Name").fill("Ada")
+    page.get_by_label("Description").fill("1girl, red hair")
+    page.get_by_label("Reference picture").set_input_files(tmp_path / "reference.png")
+    expect(page.locator("#reference-shown")).to_be_visible()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    task = settled(page).request.get(f"{server.url}/api/v1/tasks/1").json()
+    with Image.open(task["payload"]["reference_image"]) as kept:
+        assert kept.size == (96, 64)
+
+
 def test_what_users_write_is_shown_and_not_run(server: Server, open_page: Callable[..., Page]) -> None:
     page = open_page(f"{server.url}/login?next=/new")
-    page.get_by_label("Token").fill(TOKEN)
-    page.get_by_role("button", name="Log in").click()
+    log_in(page)
     expect(page).to_have_url(f"{server.url}/new")
     settled(page).get_by_label("Name").fill("Mara")
     page.get_by_label("Description").fill(f"1girl, {HOSTILE}")
@@ -104,7 +123,7 @@ def write_what_a_run_leaves(home: Path) -> None:
         folder.mkdir(parents=True)
     Image.new("RGB", (64, 64), "teal").save(images / "mara_001.png")
     (images / "mara_001.txt").write_text(f"mara, {HOSTILE}\n", encoding="utf-8")
-    (logs / "1.log").write_text(f"{HOSTILE} in the log\n", encoding="utf-8")
+    (logs / "7.log").write_text(f"{HOSTILE} in the log\n", encoding="utf-8")
 
 
 def unharmed(page: Page) -> None:

@@ -43,6 +43,12 @@ function limits(field) {
   return parts.length ? ` (${parts.join(", ")})` : "";
 }
 
+/** Words as a list of text, or of numbers where all of them are. */
+function list(words) {
+  const numbers = words.map(Number);
+  return JSON.stringify(numbers.every(Number.isFinite) ? numbers : words);
+}
+
 /** What stands in the control, as TOML. Raises an Error that names the field for what is no value of its kind. */
 export function valueOf(field, input) {
   const text = input.type === "checkbox" ? "" : input.value.trim();
@@ -53,7 +59,7 @@ export function valueOf(field, input) {
       if (!/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)) throw new Error(`${field.path}: ${JSON.stringify(text)} is no number.`);
       return field.type === "integer" ? text : String(Number(text));
     case "choices": return JSON.stringify(text.split(",").map((word) => word.trim()).filter(Boolean));
-    case "list": return JSON.stringify(text.split("\n").map((word) => word.trim()).filter(Boolean));
+    case "list": return list(text.split("\n").map((word) => word.trim()).filter(Boolean));
     case "table": return text;
     default: return JSON.stringify(text);
   }
