@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -82,6 +82,7 @@ def _kind(annotation: Any) -> tuple[Kind, list[str] | None]:
         return "choice", [str(each) for each in get_args(annotation)]
     if get_origin(annotation) in (tuple, list):
         inner = get_args(annotation)[0]
+        inner = get_args(inner)[0] if get_origin(inner) is Annotated else inner
         if get_origin(inner) is Literal:
             return "choices", [str(each) for each in get_args(inner)]
         return ("list", None) if inner in (str, int, float) else ("table", None)
