@@ -30,7 +30,7 @@ from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.task import TaskStatus
 from lora_foundry.engine.ledger import Failure, Ledger
 from lora_foundry.engine.pipelines import PipelineRequest, get_pipeline, pipeline_tasks
-from lora_foundry.engine.worker import Worker
+from lora_foundry.engine.worker import Worker, WorkerOptions
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import save_picture
 from lora_foundry.recipe_files import load_recipe
@@ -234,7 +234,7 @@ async def one_task(settings: Settings) -> float:
     first = pipeline_tasks(PipelineRequest(character=character, recipe="mini"))[0]
     await ledger.add(first)
     stop = asyncio.Event()
-    worker = asyncio.create_task(Worker(ledger, settings, entry=JOB).run(stop))
+    worker = asyncio.create_task(Worker(ledger, settings, WorkerOptions(JOB)).run(stop))
     while (await ledger.get(first.id or 0)).status != TaskStatus.COMPLETED:
         await asyncio.sleep(0.5)
     result = (await ledger.get(first.id or 0)).result

@@ -19,7 +19,9 @@ from lora_foundry.backends.apprise import AppriseNotifier
 from lora_foundry.domain.character import Character
 from lora_foundry.engine.announce import announce
 from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import PipelineRequest, submit
+from lora_foundry.engine.pipelines import PipelineRequest, get_pipeline, submit
+from lora_foundry.engine.recovery import Timing
+from lora_foundry.engine.worker import Worker, WorkerOptions
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.foundry import notifier_of
 from lora_foundry.settings import Settings
@@ -114,6 +116,36 @@ def test_only_the_end_of_a_pipeline_is_news(
 
     asyncio.run(scenario())
     assert [each["title"] for each in got] == titles
+
+
+@pytest.mark.parametrize(("words", "title"), [
+    ("sleep 0", "Elara: the LoRA is ready"), ("permanent fault", "Elara: generate failed"),
+])  # fmt: skip
+def test_a_worker_tells_of_the_end_of_a_pipeline_once(
+    receiver: tuple[str, list[dict[str, Any]]], home: Path, words: str, title: str
+) -> None:
+    address, got = receiver
+    settings = Settings(home=home)
+
+    async def scenario() -> None:
+        ledger = Ledger(settings.task_database)
+        await ledger.upgrade()
+        request = PipelineRequest(character=Character(name="Elara", description=words), recipe="mini")
+        made = await submit(ledger, settings, request)
+        options = WorkerOptions(
+            "tests.contract.engine_jobs:run", {"gpu": 1, "cpu": 1},
+            Timing(beat=0.5, patience=20, dead_after=25, poll=1, report=0.1, grace=10), notifier=AppriseNotifier(address),
+        )  # fmt: skip
+        stop = asyncio.Event()
+        worker = asyncio.create_task(Worker(ledger, settings, options).run(stop))
+        while (await get_pipeline(ledger, made.id)).status not in ("completed", "failed"):
+            await asyncio.sleep(0.1)
+        stop.set()
+        await worker  # which sends what it has to before it ends
+        await ledger.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert [each["title"] for each in got] == [title]
 
 
 async def force(ledger: Ledger, status: str) -> None:
