@@ -300,33 +300,45 @@ def _summary(rows: Sequence[Task]) -> Pipeline:
         status=_status([row.status for row in rows]),
         character=str(payload.get("character_name", "")),
         description=str(payload.get("description", "")),
-        recipe=recipe.get("name") if isinstance(recipe, dict) else recipe,
+        recipe=_word(recipe.get("name") if isinstance(recipe, dict) else recipe),
         settings=settings if isinstance(settings, dict) else {},
-        output_name=next((each["output_name"] for row in rows if (each := _named(row))), None),
+        output_name=next((name for row in rows if (name := _output_name(row))), None),
         creator=rows[0].creator,
         created_at=rows[0].created_at,
         stages=tuple(_state(row) for row in rows),
     )
 
 
-def _named(row: Task) -> dict[str, Any] | None:
-    return row.payload if isinstance(row.payload, dict) and row.payload.get("output_name") else None
+def _word(value: object) -> str | None:
+    """A row by hand may hold anything; what is no text is not shown."""
+    return value if isinstance(value, str) else None
+
+
+def _output_name(row: Task) -> str | None:
+    return _word(row.payload.get("output_name")) if isinstance(row.payload, dict) else None
+
+
+def _seconds(stages: object) -> float | None:
+    """What a row's result says of the time that its stages took, as far as it can be read."""
+    parts = stages.values() if isinstance(stages, dict) else ()
+    taken = [part.get("seconds") for part in parts if isinstance(part, dict)]
+    known = [each for each in taken if isinstance(each, int | float)]
+    return sum(known) if known else None
 
 
 def _state(row: Task) -> StageState:
     result = row.result if isinstance(row.result, dict) else {}
-    done = result.get("stages")
     return StageState(
         stage=_stage_of(row),
         task_id=row.id or 0,
         status=row.status,
         progress=row.progress if isinstance(row.progress, dict) else None,
         error=row.error,
-        kind=result.get("kind"),
+        kind=_word(result.get("kind")),
         retries=row.retries,
         resumes=row.resumes,
         worker=row.worker,
-        seconds=sum(part.get("seconds", 0.0) for part in done.values()) if done else None,
+        seconds=_seconds(result.get("stages")),
         started_at=row.started_at,
         completed_at=row.completed_at,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
@@ -62,7 +63,7 @@ def _stage_view(stage: StageState, recipe: str | None, estimates: Estimates, now
         total=_number(progress.get("total")),
         unit=str(progress.get("unit", "")),
         message=str(progress.get("message", "")),
-        loss=progress["loss"] if isinstance(progress.get("loss"), float) else None,
+        loss=loss if isinstance(loss := progress.get("loss"), float) and isfinite(loss) else None,
         seconds=None if taken is None else round(taken, 1),
         eta_seconds=None if left is None else round(left, 1),
         error=stage.error,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sqlite3
 from typing import Any
 
 import pytest
@@ -130,6 +131,39 @@ def test_a_task_is_found_by_id_and_uuid_with_its_log_in_parts(
     assert client.post(f"/api/v1/tasks/{number}/retry").json()[0]["status"] == "pending"
     assert problem(client.get("/api/v1/tasks/99999"), 404)
     assert problem(client.get("/api/v1/tasks/..%2f1/log"), 404)
+
+
+RUBBISH = [
+    {}, {"payload": "no json"}, {"payload": "[1]"}, {"result": "[1]", "progress": '"x"', "dependencies": "5"},
+    {"payload": '{"recipe": 5, "settings": [], "output_name": {}, "character_name": "../../etc", "stage": ["x"]}'},
+    {"payload": '{"recipe": {"name": 7}, "character_name": "a\\u0000b"}', "progress": '{"done": "x", "total": -1,"loss": NaN}'},
+    {"result": '{"stages": 5, "kind": 7}', "status": "dancing"}, {"result": '{"stages": {"train": {"seconds": "x"}}}'},
+    {"created_at": "yesterday", "started_at": "rubbish", "priority": "high"}, {"task_type": "<b>", "status": "completed"},
+    {"progress": '{"done": 5, "total": 3, "unit": 1, "message": []}', "status": "running"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", RUBBISH, ids=str)
+def test_a_row_that_somebody_wrote_by_hand_breaks_no_list(
+    client: TestClient, pipeline: str, settings: Settings, columns: dict[str, str]
+) -> None:
+    row = {"name": HOSTILE, "task_type": "LORA_STAGE", "pipeline": "by-hand", "uuid": "by-hand-1"} | columns
+    with sqlite3.connect(settings.task_database.removeprefix("sqlite:///")) as table:
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        table.execute(f"INSERT INTO echo_tasks ({names}) VALUES ({marks})", tuple(row.values()))
+    table.close()
+    found = client.get("/api/v1/pipelines").json()
+    assert {each["id"] for each in found["pipelines"]} == {"by-hand", pipeline.rsplit("/", maxsplit=1)[-1]}
+    assert client.get("/api/v1/tasks").json()["tasks"][0]["name"] == HOSTILE
+    for path in (
+        "tasks/by-hand-1",
+        "pipelines/by-hand",
+        "pipelines/by-hand/dataset",
+        "pipelines/by-hand/results",
+    ):
+        assert client.get(f"/api/v1/{path}").status_code in (200, 404), path
+    for path in ("pipelines/by-hand/retry", "pipelines/by-hand/cancel", "pipelines/by-hand/publish"):
+        assert client.post(f"/api/v1/{path}").status_code < 500, path
 
 
 def test_another_checkpoint_is_taken_by_a_change_of_the_recipe(client: TestClient, pipeline: str) -> None:

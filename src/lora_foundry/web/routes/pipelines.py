@@ -13,6 +13,7 @@ from lora_foundry.engine import pipelines as engine
 from lora_foundry.engine.pipelines import Pipeline
 from lora_foundry.storage import read_model
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
+from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.submission import changes, pipeline_request
 from lora_foundry.web.views import address, pipeline_view
@@ -104,14 +105,19 @@ def thumbnail_address(here: Site, pipeline: Pipeline) -> str | None:
     try:
         images = here.folder(pipeline).images
         changed = images.stat().st_mtime_ns
-    except (OSError, LookupError):
+    except (OSError, NotFoundError):
         return None
     return f"{address(pipeline.id, 'thumbnail')}?v={changed:x}"
 
 
 async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
-    paths = here.folder(pipeline)
     view = await show(here, pipeline)
+    try:
+        paths = here.folder(pipeline)
+    except NotFoundError:  # a row by hand names no folder that could be ours
+        return PipelineDetail(
+            **view.model_dump(), trigger="", tags=[], dataset_dir="", has_results=False, published=False
+        )
     run = await asyncio.to_thread(read_model, paths.run_file, Run)
     return PipelineDetail(
         **view.model_dump(),
