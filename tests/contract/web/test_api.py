@@ -172,10 +172,7 @@ def test_another_checkpoint_is_taken_by_a_change_of_the_recipe(client: TestClien
     assert taken["settings"]["evaluate"] == {"step": 200, "strength": 0.8}
     assert taken["status"] == "pending"
     client.post(f"{pipeline}/cancel")
-    assert client.post(f"{pipeline}/publish").json()["settings"]["evaluate"] == {
-        "take_step": 0,
-        "take_strength": 0.0,
-    }
+    assert client.post(f"{pipeline}/publish").json()["settings"]["evaluate"] == {"step": 0, "strength": 1.0}
     problem(client.post(f"{pipeline}/publish", json={"step": 0}), 422)
 
 

@@ -11,6 +11,7 @@ from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskStatus
 from lora_foundry.engine import pipelines as engine
 from lora_foundry.engine.pipelines import Pipeline
+from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.storage import read_model
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
@@ -88,6 +89,8 @@ async def publish(here: Here, pipeline: str, asked: PublishIn | None = None) -> 
         new["strength"] = asked.strength
     earlier = found.settings.get("evaluate")
     known = {"step": 0} | (earlier if isinstance(earlier, dict) else {})
+    if not asked.step and known["step"] and found.recipe in recipe_names():
+        new["strength"] = load_recipe(found.recipe).evaluate.strength  # the strength came with the step
     if new.items() <= known.items():
         await engine.retry(here.ledger, here.settings, found.id, start="publish")
     else:
