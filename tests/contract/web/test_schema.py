@@ -37,8 +37,8 @@ def server(
     paths = paint_set(settings)
     with serving(settings) as address, requests.Session() as session:
         made = session.post(f"{address}/api/v1/pipelines", json=ELARA).json()
-        real = {"pipeline": made["id"], "file": paths.image(0).name, "name": "mini", "side": "before", "candidate": "step-00005-at-1",
-                "task": str(made["stages"][0]["task_id"])}  # fmt: skip
+        real = {"pipeline": made["id"], "file": paths.image(0).name, "name": "mini", "side": "before",
+                "task": str(made["stages"][0]["task_id"]), "candidate": "step-00005-at-1"}  # fmt: skip
         yield address, session, real
 
 
