@@ -23,6 +23,7 @@ from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import save_picture
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
+from lora_foundry.stages.caption import hash_of
 from lora_foundry.storage import write_model, write_text
 from lora_foundry.web.app import create_app
 
@@ -43,7 +44,7 @@ def paint_set(settings: Settings, name: str = "Elara", images: int = IMAGES) -> 
         records.append(save_picture(paths.image(index), picture, record))
         text = f"{character.trigger}, {', '.join(record.shot.words())}, high quality"
         write_text(paths.caption(paths.image(index)), text + "\n")
-        captions.append(Caption(file=record.file, text=text, source="plan"))
+        captions.append(Caption(file=record.file, text=text, source="plan", written=hash_of(text)))
         accepted.append(
             Verdict(
                 file=f"images/{record.file}",

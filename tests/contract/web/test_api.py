@@ -6,16 +6,20 @@ import io
 import json
 import os
 import sqlite3
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.exclusion import Exclusions
+from lora_foundry.domain.run import Run
 from lora_foundry.paths import RunPaths
 from lora_foundry.settings import Settings
+from lora_foundry.stages import caption
 from lora_foundry.stages.train import collect_images
 from lora_foundry.storage import read_model, require_model, write_text
 from lora_foundry.web.app import create_app
@@ -233,6 +237,21 @@ def test_a_caption_reaches_the_file_and_a_second_tab_is_told(
         problem(client.put(address, json={"caption": bad}), 422)
     problem(client.put(f"{pipeline}/dataset/none.png/caption", json={"caption": "elara"}), 404)
     problem(client.put(f"{pipeline}/dataset/..%2Frun.json/caption", json={"caption": "elara"}), 404)
+
+
+def test_the_caption_stage_leaves_a_persons_caption_alone_and_renews_its_own(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    client.put(f"{pipeline}/dataset/elara_001.png/caption", json={"caption": "elara, by hand"})
+    ports = SimpleNamespace(captioner=PlanCaptioner())
+    result = caption.run(require_model(paths.run_file, Run, "any"), ports, lambda event: None)  # type: ignore[arg-type]
+    assert [each.source for each in result.captions] == ["edited", *["plan"] * (IMAGES - 1)]
+    assert paths.caption(paths.image(0)).read_text() == "elara, by hand\n"
+    found = client.get(f"{pipeline}/dataset").json()["images"]
+    assert [each["edited"] for each in found if each["status"] == "included"] == [
+        True,
+        *[False] * (IMAGES - 1),
+    ]
 
 
 def test_a_caption_that_is_a_link_is_not_replaced(client: TestClient, pipeline: str, paths: RunPaths) -> None:
