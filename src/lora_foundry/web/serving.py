@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -143,8 +144,11 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings as the worker reads them, also those that this process was given by its caller."""
     values = settings.model_dump(exclude={"home", "token"}, exclude_none=True)
-    plain = {
-        name: each.get_secret_value() if isinstance(each, SecretStr) else str(each)
-        for name, each in values.items()
-    }
-    return os.environ | {f"LORA_FOUNDRY_{name.upper()}": text for name, text in plain.items()}
+    return os.environ | {f"LORA_FOUNDRY_{name.upper()}": _as_text(value) for name, value in values.items()}
+
+
+def _as_text(value: object) -> str:
+    """A setting as the environment holds it: lists as JSON, secrets in the clear."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
