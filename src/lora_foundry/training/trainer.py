@@ -29,12 +29,13 @@ from lora_foundry.paths import (
     VALIDATION_LOSS,
 )
 from lora_foundry.ports import ProgressCallback, TrainingJob
-from lora_foundry.training.adapter import Adapter
+from lora_foundry.training.adapter import NAME, Adapter
 from lora_foundry.training.caches import CaptionCache, TensorFile, cache_latents, hash_file, read_size
 from lora_foundry.training.checkpoints import Checkpoints, Learner
 from lora_foundry.training.draws import Draws, derive_seed
 from lora_foundry.training.export import kohya_tensors, write_lora
 from lora_foundry.training.families import FamilyModel, load_family
+from lora_foundry.training.fused import fuse
 from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.loop import NEWS_SECONDS, Loop
@@ -108,6 +109,8 @@ class Preparation:
         )
         targets = self.model.lora_targets(settings)
         self.adapter = Adapter(self.model.networks, targets, settings, derive_seed(settings.seed, "lora"))
+        for network in self.model.networks.values():
+            fuse(network, NAME)
         self.learner = Learner(
             self.adapter,
             build_optimizer(settings, self.adapter),
