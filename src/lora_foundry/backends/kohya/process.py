@@ -14,6 +14,7 @@ from pathlib import Path
 from lora_foundry.backends.kohya import guard
 from lora_foundry.backends.kohya.checkout import Checkout
 from lora_foundry.backends.kohya.output import Output, Step
+from lora_foundry.bases.devices import available_cores
 from lora_foundry.errors import BackendError
 
 _CHUNK = 65_536
@@ -23,9 +24,16 @@ def command(checkout: Checkout, script: Path, precision: str, config: Path, on_c
     """`accelerate launch` for one process, free of the answers its own questionnaire may have left."""
     return [
         str(checkout.python), "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1",
-        "--dynamo_backend=no", f"--mixed_precision={precision}", "--num_cpu_threads_per_process=1",
+        "--dynamo_backend=no", f"--mixed_precision={precision}", f"--num_cpu_threads_per_process={_threads(on_cpu)}",
         *(["--cpu"] if on_cpu else []), str(script), f"--config_file={config}",
     ]  # fmt: skip
+
+
+def _threads(on_cpu: bool) -> int:
+    """One where a GPU computes, as sd-scripts recommends; else what this process may use itself."""
+    if not on_cpu:
+        return 1
+    return int(os.environ.get("OMP_NUM_THREADS") or available_cores())
 
 
 def run(
