@@ -9,6 +9,7 @@ import shutil
 import struct
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ import pytest
 from PIL import Image
 
 from lora_foundry.backends.kohya.output import Output
-from lora_foundry.backends.kohya.plan import VOCABULARY_VARIABLE, provide_vocabulary
+from lora_foundry.backends.kohya.plan import (
+    VOCABULARY_VARIABLE,
+    configuration,
+    provide_vocabulary,
+    to_toml,
+)
 from lora_foundry.backends.kohya.trainer import KohyaTrainer
 from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.run import ProgressEvent
@@ -336,3 +342,21 @@ def test_clip_vocabulary_is_provided_with_the_window_it_was_made_for(
     config = folder / "openai_clip-vit-large-patch14" / "tokenizer_config.json"
     assert json.loads(config.read_text())["model_max_length"] == 77
     assert (config.parent / "merges.txt").exists()
+
+
+def test_what_it_knows_is_handed_on_under_its_own_names(base: Base, tmp_path: Path) -> None:
+    job = make_job(
+        tmp_path / "job", text_encoder_rate=5e-5, conv_rank=8, conv_alpha=4.0, max_norm=1.0, export_precision="bf16",
+        lr_schedule="constant", precision="bf16", min_snr_gamma=0.0,
+    )  # fmt: skip
+    text = to_toml(configuration(job, base, tmp_path / 'a \\ "b"', tmp_path))
+    config = tomllib.loads(text)
+    expected = {
+        "text_encoder_lr": 5e-5, "network_args": ["conv_dim=8", "conv_alpha=4.0"], "scale_weight_norms": 1.0,
+        "save_precision": "bf16", "lr_scheduler": "constant_with_warmup", "mixed_precision": "bf16",
+        "train_data_dir": str(tmp_path / "a \\ \"b\""), "max_train_steps": 6, "v_parameterization": True,
+        "zero_terminal_snr": True, "network_dim": 4, "network_alpha": 4.0,
+    }  # fmt: skip
+    assert config.items() >= expected.items()
+    assert "min_snr_gamma" not in config
+    assert "network_train_unet_only" not in config

@@ -54,7 +54,7 @@ def fuse(network: nn.Module, name: str) -> int:
         base = layer.get_base_layer()
         plain = type(base) is nn.Linear and isinstance(layer.lora_dropout[name], nn.Identity)
         if plain and list(layer.active_adapters) == [name]:
-            layer.forward = _Forward(layer, base, name)  # type: ignore[method-assign, assignment]
+            layer.forward = _Forward(layer, base, name)  # type: ignore[method-assign]
             count += 1
     return count
 

@@ -44,8 +44,10 @@ _HANDED_ON = {
     "rank", "alpha", "steps", "epochs", "repeats", "batch_size", "learning_rate", "lr_schedule", "restarts",
     "warmup_steps", "weight_decay", "max_grad_norm", "min_snr_gamma", "noise_offset", "caption_dropout",
     "shuffle_tags", "keep_tokens", "resolution", "precision", "gradient_checkpointing", "checkpoint_every", "seed",
+    "text_encoder_rate", "conv_rank", "conv_alpha", "max_norm", "buckets", "export_precision", "image_repeats",
 }  # fmt: skip
-_MEANINGLESS = {"backend"}
+# `saves` and `memory` are ours to keep and to fit; the file at the end is the same without them.
+_MEANINGLESS = {"backend", "saves", "memory"}
 
 
 def refuse_what_it_cannot_do(settings: TrainSection) -> None:
@@ -98,7 +100,7 @@ def configuration(job: TrainingJob, base: Base, images: Path, output: Path) -> d
         "output_dir": str(output),
         "output_name": OUTPUT_NAME,
         "save_model_as": "safetensors",
-        "save_precision": "fp16",
+        "save_precision": settings.export_precision,
         "save_state": True,
         "save_every_n_steps": settings.checkpoint_every,
         "save_last_n_steps": settings.checkpoint_every,  # which keeps the newest two
@@ -106,7 +108,10 @@ def configuration(job: TrainingJob, base: Base, images: Path, output: Path) -> d
         "network_module": "networks.lora",
         "network_dim": settings.rank,
         "network_alpha": settings.alpha,
-        "network_train_unet_only": True,
+        "network_args": _network_arguments(settings) or None,
+        "network_train_unet_only": settings.text_encoder_rate == 0,
+        "text_encoder_lr": settings.text_encoder_rate or None,
+        "scale_weight_norms": settings.max_norm or None,
         "resolution": f"{settings.resolution},{settings.resolution}",
         "enable_bucket": True,
         "min_bucket_reso": max(_SMALLEST_BUCKET, settings.resolution // 2),
@@ -136,6 +141,13 @@ def configuration(job: TrainingJob, base: Base, images: Path, output: Path) -> d
         **_base_options(base),
     }
     return {name: value for name, value in chosen.items() if value is not None and value is not False}
+
+
+def _network_arguments(settings: TrainSection) -> list[str]:
+    """networks.lora's own options: LoRA on the 3x3 convolutions too."""
+    if settings.conv_rank == 0:
+        return []
+    return [f"conv_dim={settings.conv_rank}", f"conv_alpha={settings.conv_alpha}"]
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
