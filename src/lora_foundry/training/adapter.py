@@ -119,7 +119,7 @@ class Adapter:
 
     def is_finite(self) -> bool:
         """Whether no weight is NaN or infinite."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters())
+        return bool(torch.stack([torch.isfinite(tensor).all() for tensor in self.parameters()]).all())
 
 
 class _CastLinear(nn.Linear):

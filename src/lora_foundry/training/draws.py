@@ -29,14 +29,17 @@ class Sample(NamedTuple):
 
 class Draws:
     """The random choices of every optimizer step, for all of its batches together, so that how a step is cut into
-    batches changes nothing. `groups` are the pictures (by index) that have one shape: a step draws from one group."""
+    batches changes nothing. `groups` are the pictures (by index) that have one shape: a step draws from one group. On CUDA noise and positions are drawn on the device, where they
+    are used."""
 
     def __init__(
         self,
         settings: TrainSection,
         images: Sequence[TrainingImage],
         groups: Sequence[Sequence[int]] | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        self._device = device if device is not None and device.type == "cuda" else torch.device("cpu")
         self._settings = settings
         self._images = images
         self._size = settings.samples_per_step
@@ -65,9 +68,11 @@ class Draws:
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
         """Normal noise; with a noise offset each channel is shifted as a whole (Guttenberg 2023), with
         multi-resolution noise coarser noise is laid over it (Whitaker 2023)."""
-        noise = torch.randn(tuple(shape), generator=self._generator("noise", step))
+        noise = torch.randn(tuple(shape), generator=self._generator("noise", step), device=self._device)
         if self._settings.noise_offset > 0:
-            shift = torch.randn(*shape[:2], 1, 1, generator=self._generator("offset", step))
+            shift = torch.randn(
+                *shape[:2], 1, 1, generator=self._generator("offset", step), device=self._device
+            )
             noise += self._settings.noise_offset * shift
         if self._settings.multires_noise > 0:
             noise = self._multires(noise, step)
@@ -76,7 +81,9 @@ class Draws:
     def positions(self, step: int) -> Tensor:
         """How far each sample is noised, in 0..1: uniform, and spread evenly over the step, which steadies it."""
         generator = self._generator("positions", step)
-        places = torch.randperm(self._size, generator=generator) + torch.rand(self._size, generator=generator)
+        places = torch.randperm(self._size, generator=generator, device=self._device) + torch.rand(
+            self._size, generator=generator, device=self._device
+        )
         return places / self._size
 
     def _multires(self, noise: Tensor, step: int) -> Tensor:
@@ -89,7 +96,7 @@ class Draws:
         for _ in range(_LEVELS):
             factor, weight = rng.uniform(2, 4), weight * self._settings.multires_noise
             size = max(1, int(size[0] / factor)), max(1, int(size[1] / factor))
-            coarse = torch.randn(*noise.shape[:2], *size, generator=generator)
+            coarse = torch.randn(*noise.shape[:2], *size, generator=generator, device=self._device)
             mixed += weight * functional.interpolate(coarse, noise.shape[-2:], mode="bilinear")
             if size == (1, 1):
                 break
@@ -109,7 +116,7 @@ class Draws:
         )
 
     def _generator(self, purpose: str, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self._settings.seed, purpose, step))
+        return torch.Generator(self._device).manual_seed(derive_seed(self._settings.seed, purpose, step))
 
 
 def _turns(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@ asks the device for its numbers only now and then, since each question makes a G
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
@@ -125,10 +126,15 @@ class Loop:
 
     def _settle(self) -> None:
         """Brings the pending numbers into the journal. Raises DivergedError at the first that is none."""
-        for pending in self._pending:
-            loss = float(pending.loss)
+        if not self._pending:
+            return
+        # One transfer for all of them: each question makes the device wait.
+        numbers = torch.stack(
+            [torch.stack((pending.loss, pending.norm)) for pending in self._pending]
+        ).tolist()
+        for pending, (loss, norm) in zip(self._pending, numbers, strict=True):
             # With a gradient scaler an infinite norm is normal: that step was skipped and the scale lowered.
-            sound = torch.isfinite(pending.norm) or self.learner.scaler.is_enabled()
+            sound = math.isfinite(norm) or self.learner.scaler.is_enabled()
             if loss - loss != 0 or not sound:
                 self.journal.flush()
                 raise self._diverged(pending.step, "loss" if loss - loss != 0 else "gradient")

@@ -42,6 +42,7 @@ from lora_foundry.training.loop import NEWS_SECONDS, Loop
 from lora_foundry.training.material import Material, group_pictures, hold_out, plan_frames
 from lora_foundry.training.metadata import Learned, describe_lora
 from lora_foundry.training.optimizers import RunningMean, build_optimizer
+from lora_foundry.training.resident import Resident
 from lora_foundry.training.schedule import steps_per_epoch, total_steps
 from lora_foundry.training.validation import Validation, add_row
 
@@ -205,10 +206,10 @@ class Preparation:
         files = {frame: self._cache_latents(frame, frames) for frame in sorted(set(frames))}
         captions = self._cache_captions()
         return Material(
-            Draws(settings, job.images, group_pictures(frames, held_out)),
+            Draws(settings, job.images, group_pictures(frames, held_out), self._device),
             job.images,
             settings,
-            lambda index: files[frames[index]][self._hashes[index]],
+            Resident(lambda index: files[frames[index]][self._hashes[index]], self._device),
             captions,
             frames,
         )
