@@ -29,8 +29,8 @@ class Sample(NamedTuple):
 
 class Draws:
     """The random choices of every optimizer step, for all of its batches together, so that how a step is cut into
-    batches changes nothing. `groups` are the pictures (by index) that have one shape: a step draws from one group. On CUDA noise and positions are drawn on the device, where they
-    are used."""
+    batches changes nothing. `groups` are the pictures (by index) that have one shape: a step draws from one group.
+    On CUDA noise and positions are drawn on the device, where they are used."""
 
     def __init__(
         self,
