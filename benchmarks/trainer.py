@@ -102,20 +102,37 @@ def make_job(options: argparse.Namespace, base: Path, folder: Path, **changes: o
     }  # fmt: skip
 
 
+def processor_seconds(pid: int) -> float:
+    """User and system time that a process and its children, ended ones too, have taken."""
+    total = 0.0
+    root = psutil.Process(pid)
+    for each in (root, *root.children(recursive=True)):
+        try:
+            times = each.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+        except psutil.Error:
+            continue
+    return total
+
+
 def measure(side: str, job: dict[str, Any], options: argparse.Namespace) -> Measured:
     """Runs one side as a process and times what it says."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     command = [sys.executable, __file__, CHILD, side, json.dumps(job)]
-    started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     watch = Watch(child.pid, options.gpu)
+
+    def now() -> float:
+        return processor_seconds(child.pid) if options.clock == "cpu" else time.perf_counter()
+
+    started = 0.0 if options.clock == "cpu" else time.perf_counter()
     assert child.stdout is not None
     times: list[tuple[int, float]] = []
     for line in child.stdout:
         if line.startswith("launched"):
-            started = time.perf_counter()  # sd-scripts' own beginning, not that of the process that calls it
+            started = now()  # sd-scripts' own beginning, not that of the process that calls it
         elif line.startswith("step "):
-            times.append((int(line.split()[1]), time.perf_counter() - started))
+            times.append((int(line.split()[1]), now() - started))
     watch.stop()
     if child.wait() != 0 or len(times) < 2:
         raise SystemExit(f"{side} failed with exit code {child.returncode}")
@@ -217,6 +234,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: the processor's time, for a machine that is shared",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lora-foundry-bench")
     parser.add_argument("--name", default="", help="benchmarks/results/trainer-NAME.json")
@@ -241,7 +264,7 @@ def take_turns(options: argparse.Namespace, base: Path) -> dict[str, list[Measur
     for number in range(options.rounds):
         folder = options.work / f"round-{options.precision}"
         shutil.rmtree(folder, ignore_errors=True)
-        for side in ("ours", "again", *(("theirs",) if options.against else ())):
+        for side in ("ours", *(("theirs",) if options.against else ()), "again"):
             job = make_job(options, base, folder if side != "theirs" else folder / "theirs", seed=len(side))
             runs[side].append(measure("theirs" if side == "theirs" else "ours", job, options))
             print(f"round {number + 1}: {side}: {runs[side][-1]}", file=sys.stderr, flush=True)
@@ -272,7 +295,19 @@ def report(options: argparse.Namespace, runs: dict[str, list[Measured]], floor: 
         } | figures
     second = round(sides["again"]["start"] / sides["ours"]["start"], 3)
     figures |= {"second_start_ratio": second, "ours": sides["ours"], "theirs": sides.get("theirs")}
-    chosen = ("model", "res", "batch", "rank", "precision", "steps", "images", "rounds", "threads", "device")
+    chosen = (
+        "model",
+        "res",
+        "batch",
+        "rank",
+        "precision",
+        "steps",
+        "images",
+        "rounds",
+        "threads",
+        "clock",
+        "device",
+    )
     details = {
         "options": {name: getattr(options, name) for name in chosen},
         "floor_seconds": round(floor, 4),
