@@ -41,6 +41,7 @@ from lora_foundry.stages.scoring import mean_share, shares_right
 from lora_foundry.storage import require_model
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
+PROMPTS, SEEDS = 12, 2  # of the judge's exam; the pipeline's own is smaller
 SCORES = ("identity", "consistency", "adherence", "minutes")
 VARIANTS = {
     "a": "the description alone, no LoRA",
@@ -54,7 +55,7 @@ VARIANTS = {
 # pipeline: model.tagger is none.
 LEAN = (
     "model.tagger=none", "generate.images=24", "generate.steps=10", "train.steps=150", "train.batch_size=6",
-    "train.learning_rate=2e-3", "train.warmup_steps=10", "train.saves=3", "evaluate.prompts=12", "evaluate.seeds=2",
+    "train.learning_rate=2e-3", "train.warmup_steps=10", "train.saves=3", "evaluate.prompts=6", "evaluate.seeds=1",
 )  # fmt: skip
 UNCURATED = (
     "curate.identity=false", "curate.budget=1", "curate.min_sharpness=0", "curate.min_contrast=0",
@@ -199,7 +200,8 @@ class Bench:
         self, run: Run, ports: RecipePorts, lora: LoraUse | None, called: str
     ) -> tuple[list[Image.Image], list[PictureRecord]]:
         """Pictures on held-out shots and seeds; `called` stands where the description would."""
-        recipe = run.recipe
+        measured = run.recipe.evaluate.model_copy(update={"prompts": PROMPTS, "seeds": SEEDS})
+        recipe = run.recipe.model_copy(update={"evaluate": measured})
         trained = plan_shots(recipe.shots, recipe.generate.images, recipe.seed)
         shots = held_out_shots(recipe.shots, recipe.evaluate.prompts, recipe.seed, trained)
         records = exam(run.character, recipe, shots, "judged", "after")
