@@ -40,6 +40,22 @@ def find_core(vectors: FloatArray, size: int) -> Core:
     return Core(members, direction(inside), cohesion(inside))
 
 
+def grow(vectors: FloatArray, core: Core, least: float) -> FloatArray:
+    """The mean direction of all rows that show the core's character: those with a cosine of `least` or more to it,
+    found anew around their own mean until nothing changes. A tight core alone lies to one side of its character."""
+    inside = likeness(vectors, core.centre) >= least
+    centre = core.centre
+    for _ in range(_MOST_ROUNDS):
+        if not inside.any():
+            break
+        centre = direction(vectors[inside])
+        moved = likeness(vectors, centre) >= least
+        if (moved == inside).all():
+            break
+        inside = moved
+    return centre
+
+
 def _nearest(vectors: FloatArray, closeness: FloatArray, size: int) -> tuple[int, ...]:
     order = np.argsort(-closeness, kind="stable")[:size]
     return tuple(sorted(int(row) for row in order))

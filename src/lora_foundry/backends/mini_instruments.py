@@ -81,7 +81,7 @@ def _shows(attribute: str, row: Mapping[str, str]) -> bool:
 class MiniEmbedder:
     """Tells characters of the miniature world apart."""
 
-    same = 0.88  # 99% of pictures of one character reach it; one other hair colour, outfit colour or accessory does not
+    same = 0.85  # 99% of pictures of one character reach it; one other hair colour, outfit colour or accessory does not
 
     @cached_property
     def _encoder(self) -> ImageEncoder:

@@ -12,7 +12,7 @@ from lora_foundry.domain.curation import Measures, Reason
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.sections import CurateSection
 from lora_foundry.errors import InputError
-from lora_foundry.identity import LEAST, Core, find_core, likeness, mean_distance
+from lora_foundry.identity import LEAST, Core, find_core, grow, likeness, mean_distance
 from lora_foundry.measures import (
     Grey,
     contrast,
@@ -88,7 +88,7 @@ class Judge:
         vectors = np.stack([self._vectors[key] for key in known])
         self.core = find_core(vectors, max(LEAST, round(self.rules.core * len(known))))
         self.least = self.rules.min_likeness or self.embedder.same
-        centre = self.core.centre if self.reference is None else self.reference
+        centre = grow(vectors, self.core, self.least) if self.reference is None else self.reference
         return dict(zip(known, map(float, likeness(vectors, centre)), strict=True))
 
     def distance(self, keys: Sequence[Key]) -> float | None:
