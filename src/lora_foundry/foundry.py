@@ -56,8 +56,17 @@ BACKENDS: dict[str, dict[str, str]] = {
         "comfyui": "lora_foundry.backends.comfyui.generator:comfyui_generator",
     },
     "captioner": {"plan": "lora_foundry.backends.plan_captions:PlanCaptioner"},
-    "tagger": {"mini": "lora_foundry.backends.mini_instruments:MiniTagger"},
-    "embedder": {"mini": "lora_foundry.backends.mini_instruments:MiniEmbedder"},
+    "tagger": {
+        "mini": "lora_foundry.backends.mini_instruments:MiniTagger",
+        "wd": "lora_foundry.backends.onnx.wd_tagger:WdTagger",
+    },
+    "embedder": {
+        "mini": "lora_foundry.backends.mini_instruments:MiniEmbedder",
+        "dinov2": "lora_foundry.backends.onnx.embedders:DinoEmbedder",
+        "ccip": "lora_foundry.backends.onnx.embedders:CcipEmbedder",
+        "sface": "lora_foundry.backends.onnx.faces:SFaceEmbedder",
+        "arcface": "lora_foundry.backends.onnx.faces:ArcFaceEmbedder",
+    },
     "detector": {"yunet": "lora_foundry.backends.onnx.faces:YuNetDetector"},
     "trainer": {
         "inprocess": "lora_foundry.training.trainer:InProcessTrainer",
@@ -73,6 +82,9 @@ BACKENDS: dict[str, dict[str, str]] = {
     "notifier": {"apprise": "lora_foundry.backends.apprise:AppriseNotifier"},
 }
 
+# Packages whose extra bears another name than the backend.
+EXTRAS = {"onnxruntime": "onnx", "httpx": "comfyui"}
+
 
 def load_backend(kind: str, name: str) -> Callable[..., Any]:
     """The class of a backend. Raises InputError with the nearest known name for an unknown one."""
@@ -84,7 +96,8 @@ def load_backend(kind: str, name: str) -> Callable[..., Any]:
         return cast(Callable[..., Any], getattr(import_module(module), attribute))
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"The {kind} {name!r} needs the package {error.name!r}; install it with: pip install 'lora-foundry[{name}]'."
+            f"The {kind} {name!r} needs the package {error.name!r}; install it with: "
+            f"pip install 'lora-foundry[{EXTRAS.get(error.name or '', name)}]'."
         ) from error
 
 
@@ -114,17 +127,23 @@ class RecipePorts:
     @cached_property
     def tagger(self) -> Tagger | None:
         name = self._recipe.model.tagger
-        return None if name == "none" else cast(Tagger, load_backend("tagger", name)())
+        return None if name == "none" else cast(Tagger, self._instrument("tagger", name))
 
     @cached_property
     def embedder(self) -> Embedder | None:
         name = self._recipe.model.embedder
-        return None if name == "none" else cast(Embedder, load_backend("embedder", name)())
+        return None if name == "none" else cast(Embedder, self._instrument("embedder", name))
 
     @cached_property
     def detector(self) -> Detector | None:
         name = self._recipe.model.detector
-        return None if name == "none" else cast(Detector, load_backend("detector", name)())
+        return None if name == "none" else cast(Detector, self._instrument("detector", name))
+
+    def _instrument(self, kind: str, name: str) -> Any:
+        """An instrument; those that are files look for them in the recipe's folder first."""
+        make = load_backend(kind, name)
+        folder = self._recipe.model.instruments
+        return make() if name == "mini" else make(Path(folder).expanduser() if folder else None)
 
     @cached_property
     def trainer(self) -> Trainer:

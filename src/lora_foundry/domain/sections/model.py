@@ -16,11 +16,18 @@ class ModelSection(Section):
         description="Base model: `mini` (bundled), a diffusers folder, or one .safetensors file; a bare "
         "file name is looked for in the models folder and in ComfyUI's checkpoints folder."
     )
-    tagger: Literal["mini", "none"] = Field(
-        description="Instrument that reads visible traits; `none` leaves identity and adherence unmeasured."
+    tagger: Literal["mini", "wd", "none"] = Field(
+        description="Instrument that reads visible traits: the bundled one, or a WD v3 tagger; `none` leaves "
+        "adherence unmeasured."
     )
-    embedder: Literal["mini", "none"] = Field(
-        description="Instrument that tells characters apart by their looks."
+    embedder: Literal["mini", "dinov2", "ccip", "sface", "arcface", "none"] = Field(
+        description="Instrument that tells characters apart by their looks: the bundled one, DINOv2 (anything), CCIP "
+        "(anime), SFace (real faces), or ArcFace, whose file you have to bring since its licence is non-commercial."
+    )
+    instruments: str = Field(
+        "",
+        description="Folder of the instruments' ONNX files; those that are not there are fetched from the hub at their "
+        "first use. Their names are in docs/identity.md.",
     )
     detector: Literal["none", "yunet"] = Field(
         "none",

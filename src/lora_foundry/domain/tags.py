@@ -1,0 +1,86 @@
+"""What tags mean to one another: the words of the shots in a tagger's language, which tags speak of the same thing and so
+exclude each other, and which ones describe who somebody is. Plain data, for captions and for adherence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Shot words of the recipes, as booru taggers say them. What is the same in both is not listed.
+_BOORU = {
+    "standing confidently": "standing", "sitting casually": "sitting", "walking forward": "walking",
+    "arms crossed": "crossed arms", "reaching up": "arm up", "looking back over shoulder": "looking back",
+    "leaning against wall": "against wall", "profile view": "profile", "smiling warmly": "smile",
+    "gentle smile": "light smile", "confident smirk": "smirk", "serious expression": "serious",
+    "laughing happily": "laughing", "surprised expression": "surprised", "neutral expression": "expressionless",
+    "back view": "from behind", "side view": "from side", "slightly from below": "from below",
+    "slightly from above": "from above", "close-up portrait": "portrait", "full body shot": "full body",
+    "upper body shot": "upper body", "cowboy shot": "cowboy shot", "indoor setting": "indoors",
+    "outdoor setting": "outdoors", "urban environment": "city", "natural environment": "nature",
+    "blurred background": "blurry background", "abstract background": "abstract background",
+    "golden hour": "sunset", "rim lighting": "backlighting",
+}  # fmt: skip
+
+# Tags of one group cannot stand together; the first one said of a picture stays.
+GROUPS: tuple[frozenset[str], ...] = (
+    frozenset({"front view", "side view", "back view", "three-quarter view", "from behind", "from side", "profile",
+               "profile view"}),
+    frozenset({"from below", "from above", "slightly from below", "slightly from above"}),
+    frozenset({"close-up portrait", "portrait", "close-up", "upper body shot", "upper body", "cowboy shot",
+               "full body shot", "full body"}),
+    frozenset({"smile", "smiling warmly", "gentle smile", "light smile", "smirk", "confident smirk", "frown", "serious",
+               "serious expression", "expressionless", "neutral expression", "laughing", "laughing happily", "surprised",
+               "surprised expression", "crying", "angry", "playful expression"}),
+    frozenset({"standing", "standing confidently", "sitting", "sitting casually", "kneeling", "running", "jumping",
+               "walking", "walking forward", "lying", "squatting"}),
+    frozenset({"indoors", "indoor setting", "outdoors", "outdoor setting", "simple background", "white background",
+               "gradient background", "abstract background", "urban environment", "natural environment"}),
+)  # fmt: skip
+_EXPRESSIONS = GROUPS[3] | {
+    "determined look", "thoughtful expression", "focused gaze", "intense stare", "open mouth", "closed eyes",
+    "blush", "looking at viewer",
+}  # fmt: skip
+_BEHIND = frozenset({"back view", "from behind"})
+_ENDINGS = (
+    " hair", " eyes", " skin", " ears", " tail", " horns", " wings", "bangs", "ponytail", "twintails", "braid",
+    "bun", " breasts", "freckles", " mark", "mole", "scar", "beard", "mustache",
+)  # fmt: skip
+_WORDS = frozenset(
+    {"1girl", "1boy", "solo", "male focus", "ahoge", "short hair", "long hair", "very long hair"}
+)
+_CLOTHES = (
+    "dress", "armor", "robe", "suit", "hoodie", "uniform", "shirt", "jacket", "skirt", "coat", "cape", "kimono",
+    "sweater", "pants", "shorts", "boots", "gloves",
+)  # fmt: skip
+
+
+def booru(word: str) -> str:
+    """A word of a shot or a description as booru taggers say it."""
+    plain = " ".join(word.lower().replace("_", " ").split())
+    return _BOORU.get(plain, plain)
+
+
+def same(first: str, second: str) -> bool:
+    """Whether two words say the same thing."""
+    return booru(first) == booru(second)
+
+
+def describes_identity(tag: str) -> bool:
+    """Whether a tag says who somebody is (hair, eyes, body, clothes) and not what is going on."""
+    plain = booru(tag)
+    return plain in _WORDS or plain.endswith(_ENDINGS) or plain.split(" ")[-1] in _CLOTHES
+
+
+def without_contradictions(tags: Iterable[str]) -> list[str]:
+    """The tags in their order, without later ones that contradict earlier ones or say the same again; from behind no
+    face is seen."""
+    kept: list[str] = []
+    listed = list(tags)
+    behind = next((tag for tag in listed if tag in GROUPS[0]), "") in _BEHIND
+    for tag in listed:
+        rivals = [group for group in GROUPS if tag in group]
+        if any(same(tag, other) for other in kept) or (behind and tag in _EXPRESSIONS):
+            continue
+        if any(other in group for group in rivals for other in kept):
+            continue
+        kept.append(tag)
+    return kept
