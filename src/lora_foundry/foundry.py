@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
@@ -56,6 +56,10 @@ BACKENDS: dict[str, dict[str, str]] = {
         "comfyui": "lora_foundry.backends.comfyui.generator:comfyui_generator",
     },
     "captioner": {"plan": "lora_foundry.backends.plan_captions:PlanCaptioner"},
+    "looker": {
+        "wd": "lora_foundry.backends.onnx.wd_tagger:WdTagger",
+        "vlm": "lora_foundry.backends.vlm:VisionCaptioner",
+    },
     "tagger": {
         "mini": "lora_foundry.backends.mini_instruments:MiniTagger",
         "wd": "lora_foundry.backends.onnx.wd_tagger:WdTagger",
@@ -123,6 +127,18 @@ class RecipePorts:
     @cached_property
     def captioner(self) -> Captioner:
         return cast(Captioner, load_backend("captioner", self._recipe.caption.backend)())
+
+    @cached_property
+    def lookers(self) -> Sequence[Captioner]:
+        """What looks at pictures for their captions, beside the captioner itself."""
+        settings, made = self._settings, list[Captioner]()
+        for name in self._recipe.caption.look:
+            if name == "vlm":
+                make = load_backend("looker", name)
+                made.append(cast(Captioner, make(settings.vlm_url, settings.vlm_model, settings.vlm_key)))
+            else:
+                made.append(cast(Captioner, self._instrument("looker", name)))
+        return tuple(made)
 
     @cached_property
     def tagger(self) -> Tagger | None:

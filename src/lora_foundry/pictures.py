@@ -12,8 +12,10 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import ValidationError
 
 from lora_foundry.domain.dataset import PictureRecord
+from lora_foundry.paths import RunPaths
 from lora_foundry.storage import write_aside
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 RECORD_KEY = "lora_foundry"
 PARAMETERS_KEY = "parameters"
 _SAMPLER_NAMES = {"dpmpp_2m": "DPM++ 2M", "euler": "Euler", "euler_ancestral": "Euler a", "ddim": "DDIM"}
@@ -88,3 +90,19 @@ def a1111_parameters(record: PictureRecord) -> str:
     }
     lines = [request.prompt, *([f"Negative prompt: {request.negative}"] if request.negative else [])]
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+
+
+def own_pictures(paths: RunPaths) -> list[Path]:
+    """The user's own pictures in images/: those whose names are not ours."""
+    found = [
+        path
+        for path in sorted(paths.images.glob("*"))
+        if path.suffix.lower() in PICTURES and path.name[0] != "."
+    ]
+    return [path for path in found if not is_ours(path, paths)]
+
+
+def is_ours(path: Path, paths: RunPaths) -> bool:
+    """Whether a file in images/ bears a name that the plan gives."""
+    number = path.stem.removeprefix(f"{paths.slug}_")
+    return path.suffix == ".png" and number != path.stem and number.isdecimal()

@@ -225,6 +225,9 @@ class Ports(Protocol):
     def captioner(self) -> Captioner: ...
 
     @property
+    def lookers(self) -> Sequence[Captioner]: ...
+
+    @property
     def tagger(self) -> Tagger | None: ...
 
     @property

@@ -63,6 +63,13 @@ class Settings(BaseSettings):
         description="Database of the task table, sqlite:/// or postgresql://; `<home>/tasks.db` unless set.",
     )
     redis_url: str | None = Field(default=None, description="Redis for wake-up hints; none unless set.")
+    vlm_url: str | None = Field(
+        default=None,
+        description="Address of an OpenAI-compatible server (Ollama, vLLM) whose model looks at pictures, such as "
+        "http://127.0.0.1:11434/v1.",
+    )
+    vlm_model: str = Field(default="", description="Name of that model, as the server knows it.")
+    vlm_key: str = Field(default="", description="Key for that server, where it wants one.", repr=False)
     recipe: str = Field(default="mini", description="Recipe where none is named.")
     notify: SecretStr | None = Field(
         default=None, description="Apprise addresses, separated by spaces, told when a run is over."

@@ -63,7 +63,8 @@ def compose(recipe: Recipe, shot: Shot) -> str:
     plan = plan_pictures(character, recipe, "model")
     record: PictureRecord = plan.record(0).model_copy(update={"shot": shot})
     tags = PlanCaptioner().describe(character, [record], Path())[0]
-    return caption.compose(character, record, tags, recipe.caption)
+    pruned = caption.pruned_tags(character, recipe.caption)
+    return caption.compose(character, record, tags, recipe.caption, (), pruned)
 
 
 SHOT = Shot("running", "smiling warmly", "front view", "golden hour", "outdoor setting")

@@ -9,12 +9,16 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from lora_foundry.domain.captions import merge, own_features
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, TaggingResults
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.domain.sections import CaptionSection
+from lora_foundry.domain.shots import Shot
+from lora_foundry.domain.tags import booru
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.paths import RunPaths
+from lora_foundry.pictures import file_hash, own_pictures
 from lora_foundry.ports import Ports, ProgressCallback
 from lora_foundry.storage import (
     read_model,
@@ -47,10 +51,14 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
     metadata = require_model(paths.generation_metadata, GenerationMetadata, "generate")
     section, character = run.recipe.caption, run.character
     earlier = read_model(paths.tagging_results, TaggingResults)
-    described = ports.captioner.describe(character, metadata.pictures, paths.images)
+    pictures = (*metadata.pictures, *own_records(paths, metadata))
+    described = ports.captioner.describe(character, pictures, paths.images)
+    seen = _seen(ports, character, pictures, paths)
+    common = own_features(list(seen.values()), section.identity_share) if any(seen.values()) else ()
+    pruned = pruned_tags(character, section, common)
     texts = {
-        picture.file: compose(character, picture, tags, section)
-        for picture, tags in zip(metadata.pictures, described, strict=True)
+        picture.file: compose(character, picture, tags, section, seen[picture.file], pruned)
+        for picture, tags in zip(pictures, described, strict=True)
     }
     ours = _remember(paths, earlier, texts)
     remove_leftovers(paths.images)
@@ -63,8 +71,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
         character=character.name,
         trigger=character.trigger,
         captioner=section.backend,
-        pruned=pruned_tags(character, section),
-        fingerprint=fingerprint("caption-1", section, character, [each.sha256 for each in metadata.pictures]),
+        pruned=pruned,
+        fingerprint=fingerprint("caption-2", section, character, [each.sha256 for each in pictures]),
         captions=tuple(captions),
     )
     if result != earlier:
@@ -73,23 +81,51 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
     return result
 
 
-def pruned_tags(character: Character, section: CaptionSection) -> tuple[str, ...]:
-    """The features that captions leave out, so that the trigger word learns to stand for them."""
-    kept = {tag.lower() for tag in section.keep}
-    return tuple(tag for tag in character.tags if tag.lower() not in kept) if section.prune_identity else ()
+def own_records(paths: RunPaths, metadata: GenerationMetadata) -> list[PictureRecord]:
+    """The user's own pictures as records: nothing was asked for them, so their shot is empty."""
+    if not metadata.pictures:
+        return []
+    blank = metadata.pictures[0].model_copy(update={"shot": Shot("", "", "", "", ""), "attempt": 0})
+    return [
+        blank.model_copy(update={"file": path.name, "sha256": file_hash(path)})
+        for path in own_pictures(paths)
+    ]
+
+
+def _seen(
+    ports: Ports, character: Character, pictures: Sequence[PictureRecord], paths: RunPaths
+) -> dict[str, list[str]]:
+    """What every instrument that looks sees in each picture, the first one's tags first."""
+    seen: dict[str, list[str]] = {picture.file: [] for picture in pictures}
+    for looker in ports.lookers:
+        for picture, tags in zip(pictures, looker.describe(character, pictures, paths.images), strict=True):
+            seen[picture.file] += tags
+    return seen
+
+
+def pruned_tags(character: Character, section: CaptionSection, common: Sequence[str] = ()) -> tuple[str, ...]:
+    """The features that captions leave out, so that the trigger word learns to stand for them: the described ones and
+    those that most pictures show."""
+    if not section.prune_identity:
+        return ()
+    kept = {booru(tag) for tag in section.keep}
+    return tuple(tag for tag in dict.fromkeys((*character.tags, *common)) if booru(tag) not in kept)
 
 
 def compose(
-    character: Character, picture: PictureRecord, tags: Sequence[str], section: CaptionSection
+    character: Character,
+    picture: PictureRecord,
+    tags: Sequence[str],
+    section: CaptionSection,
+    seen: Sequence[str] = (),
+    pruned: Sequence[str] = (),
 ) -> str:
-    """trigger, features, pose, expression, the chosen rest of the shot, quality tags; nothing twice."""
+    """trigger, features, pose, expression, the chosen rest of the shot, what else is seen, quality tags."""
     shot = picture.shot
-    scene = [str(getattr(shot, part)) for part in section.scene]
-    placed = {tag.lower() for tag in (*shot.words(), *section.quality_tags, character.trigger)}
-    left_out = placed | {tag.lower() for tag in pruned_tags(character, section)}
-    features = [tag for tag in tags if tag.lower() not in left_out]
-    parts = [character.trigger, *features, shot.pose, shot.expression, *scene, *section.quality_tags]
-    return ", ".join(dict.fromkeys(part for part in parts if part))
+    asked = [shot.pose, shot.expression, *(str(getattr(shot, part)) for part in section.scene)]
+    words = {word.lower() for word in shot.words()}
+    features = [tag for tag in tags if tag.lower() not in words]
+    return merge(character.trigger, features, asked, seen, pruned, section.quality_tags)
 
 
 def _remember(paths: RunPaths, earlier: TaggingResults | None, texts: Mapping[str, str]) -> Written:

@@ -17,12 +17,11 @@ from lora_foundry.domain.picture_plan import PicturePlan
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.errors import StageError
 from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, read_record
+from lora_foundry.pictures import file_hash, own_pictures, read_record
 from lora_foundry.ports import Ports, ProgressCallback
 from lora_foundry.stages.drawing import Brush, Slot, make_pictures, record_of, slices
 from lora_foundry.stages.judging import Judge, Key, make_judge
 from lora_foundry.stages.rounds import last_brush
-from lora_foundry.stages.train import PICTURES
 from lora_foundry.storage import (
     make_folder,
     move_file,
@@ -275,22 +274,6 @@ class Curation:
                 image=image,
             )
         )
-
-
-def own_pictures(paths: RunPaths) -> list[Path]:
-    """The user's own pictures in images/: those whose names are not ours."""
-    found = [
-        path
-        for path in sorted(paths.images.glob("*"))
-        if path.suffix.lower() in PICTURES and path.name[0] != "."
-    ]
-    return [path for path in found if not is_ours(path, paths)]
-
-
-def is_ours(path: Path, paths: RunPaths) -> bool:
-    """Whether a file in images/ bears a name that the plan gives."""
-    number = path.stem.removeprefix(f"{paths.slug}_")
-    return path.suffix == ".png" and number != path.stem and number.isdecimal()
 
 
 def _key(verdict: Verdict) -> Key:

@@ -146,8 +146,7 @@ def _train(
 
 def _caption(run: Run, record: PictureRecord) -> str:
     """What the picture was asked to show; the character itself is what the trigger is to mean."""
-    section = run.recipe.caption.model_copy(update={"prune_identity": True, "keep": ()})
-    return compose(run.character, record, (), section)
+    return compose(run.character, record, (), run.recipe.caption)
 
 
 def _is_there(done: Round, place: RoundPaths) -> bool:

@@ -13,10 +13,9 @@ from lora_foundry.domain.run import Run, fingerprint
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.paths import CACHE, CHECKPOINTS, RunPaths
+from lora_foundry.pictures import PICTURES
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
 from lora_foundry.storage import make_folder, read_model, remove_leftovers, require_model, write_model
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lora_foundry.domain.sections.base import Section
+from lora_foundry.domain.sections.base import Section, Share
 
 
 class CaptionSection(Section):
@@ -14,6 +14,16 @@ class CaptionSection(Section):
 
     backend: Literal["plan"] = Field(
         "plan", description="Where captions come from: `plan` is what was asked for."
+    )
+    look: tuple[Literal["wd", "vlm"], ...] = Field(
+        (),
+        description="What looks at each picture as well: a WD v3 tagger, a vision-language model behind an "
+        "OpenAI-compatible address (LORA_FOUNDRY_VLM_URL). What they see beats what was asked for.",
+    )
+    identity_share: Share = Field(
+        0.35,
+        description="Features seen in at least this share of the set are taken for the character's own, and pruned or "
+        "kept with it; rarer ones are said of the pictures that show them.",
     )
     prune_identity: bool = Field(
         description="Leave the character's features out of captions, so that the trigger word "

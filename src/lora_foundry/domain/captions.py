@@ -1,0 +1,48 @@
+"""How a caption is put together from what was asked for and what is seen: what the picture shows beats the prompt, what
+belongs to the character is left to the trigger word where the recipe says so, and nothing contradicts anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from lora_foundry.domain.tags import GROUPS, booru, describes_identity, same, without_contradictions
+
+
+def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
+    """The features seen in at least `share` of the pictures: they are the character's, whatever was described."""
+    counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags) if describes_identity(tag))
+    least = share * len(seen)
+    return tuple(tag for tag, count in counts.most_common() if count >= least)
+
+
+def corrected(asked: Sequence[str], seen: Sequence[str]) -> list[str]:
+    """The words of the shot, each replaced by what is seen where that says otherwise."""
+    words = []
+    for word in asked:
+        rivals = [group for group in GROUPS if word in group]
+        shown = [tag for tag in seen if any(tag in group for group in rivals)]
+        right = not shown or any(same(word, tag) for tag in shown)
+        words.append(word if right else shown[0])
+    return words
+
+
+def merge(
+    trigger: str,
+    features: Sequence[str],
+    asked: Sequence[str],
+    seen: Sequence[str],
+    pruned: Collection[str],
+    quality: Sequence[str],
+) -> str:
+    """One caption: the trigger, features, the shot as it is seen, what else is seen, quality tags; nothing twice.
+
+    pruned: what the trigger word is to mean, in any spelling; it is left out wherever it came from.
+    """
+    left_out = {booru(tag) for tag in pruned} | {booru(trigger)} | {booru(tag) for tag in quality}
+
+    def allowed(tags: Iterable[str]) -> list[str]:
+        return [tag for tag in tags if tag and booru(tag) not in left_out]
+
+    middle = without_contradictions([*allowed(features), *allowed(corrected(asked, seen)), *allowed(seen)])
+    return ", ".join(dict.fromkeys([trigger, *middle, *quality]))
