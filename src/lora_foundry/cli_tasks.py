@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lora_foundry.domain.recipe import setting_values
-from lora_foundry.domain.task import OUR_TYPES, Task
+from lora_foundry.domain.task import Task
 from lora_foundry.errors import InputError, MissingExtraError
 from lora_foundry.paths import task_log
 from lora_foundry.settings import Settings
@@ -265,7 +265,13 @@ def prune(
 ) -> None:
     """Delete rows of ours that ended longer ago than this."""
     age = parse_age(older_than)
-    count = with_ledger(settings_of(home), lambda ledger: ledger.prune(age, OUR_TYPES))
+
+    async def delete(ledger: Ledger) -> int:
+        from lora_foundry.engine.pipelines import is_ours
+
+        return await ledger.prune(age, is_ours)
+
+    count = with_ledger(settings_of(home), delete)
     _out.print(f"Deleted {count} tasks.")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from lora_foundry.domain.task import OUR_TYPES, Task, TaskStatus, TaskType
+from lora_foundry.domain.task import Task, TaskStatus, TaskType
 from lora_foundry.engine import pipelines
 from lora_foundry.engine.admission import Admitted, admit
 from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
@@ -350,7 +350,7 @@ def test_a_table_full_of_foreign_rows_is_left_untouched(database_url: str) -> No
         await ledger.add(marked)
         assert {each.task.name for each in await admit(ledger, "w", ALL)} == {"ours", "hand", "marked"}
         assert await take_over(ledger, 0.0) != []
-        assert await ledger.prune(timedelta(0), OUR_TYPES) == 0
+        assert await ledger.prune(timedelta(0), pipelines.is_ours) == 0
         after = execute(database_url, f"SELECT * FROM echo_tasks WHERE id <= {len(foreign)} ORDER BY id")
         assert after == before
 
@@ -442,7 +442,17 @@ def test_prune_deletes_only_what_ended_long_ago(database_url: str) -> None:
         await ledger.complete(first.task.id or 0, first.ticket, {})
         await ledger.complete(second.task.id or 0, second.ticket, {})
         execute(database_url, f"UPDATE echo_tasks SET completed_at = '2001-01-01' WHERE id = {first.task.id}")
-        assert await ledger.prune(timedelta(days=7), OUR_TYPES) == 1
+        ours, theirs = json.dumps(GENERATION), json.dumps({"message": "hello"})
+        insert = "INSERT INTO echo_tasks (name, task_type, status, payload, completed_at) VALUES"
+        execute(
+            database_url,
+            f"{insert} ('ours', 'user_request', 'completed', '{ours}', '2001-01-01')",
+            f"{insert} ('theirs', 'user_request', 'completed', '{theirs}', '2001-01-01')",
+            f"{insert} ('theirs', 'monitoring', 'completed', '{ours}', '2001-01-01')",
+        )
+        assert await ledger.prune(timedelta(days=7), pipelines.is_ours) == 2
+        assert [each.name for each in await ledger.recent(limit=2)] == ["theirs", "theirs"]
+        execute(database_url, "DELETE FROM echo_tasks WHERE name = 'theirs'")
         left = {each.id: each.status for each in await ledger.recent()}
         assert first.task.id not in left
         assert len(left) == 2

@@ -11,10 +11,11 @@ from uuid import uuid4
 
 from sqlalchemy.exc import DBAPIError
 
-from lora_foundry.domain.task import OUR_TYPES, Task, TaskStatus
+from lora_foundry.domain.task import Task, TaskStatus
 from lora_foundry.engine import recovery
 from lora_foundry.engine.admission import Admitted, admit
 from lora_foundry.engine.ledger import Failure, Ledger
+from lora_foundry.engine.pipelines import is_ours
 from lora_foundry.engine.redis_hints import push
 from lora_foundry.errors import InputError
 
@@ -93,7 +94,7 @@ class TaskQueue:
 
     async def cleanup_old_tasks(self, days: int = 7) -> int:
         """Deletes ended tasks of ours older than that; says how many."""
-        return await self.ledger.prune(timedelta(days=days), OUR_TYPES)
+        return await self.ledger.prune(timedelta(days=days), is_ours)
 
     async def _beat(self) -> None:
         while True:

@@ -52,6 +52,8 @@ async def admit(
 ) -> list[Admitted]:
     """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named."""
     room = {lane: number for lane, number in free.items() if number > 0}
+    if not await _anything_waits(ledger):  # an idle worker asks this every second, so it must cost nothing
+        return []
     while await _judge_dependents(ledger):
         pass
     taken: list[Admitted] = []
@@ -74,6 +76,12 @@ async def admit(
         if read < PAGE:
             break
     return taken
+
+
+async def _anything_waits(ledger: Ledger) -> bool:
+    query = sa.select(tasks.c.id).where(tasks.c.status.in_(WAITING), _MAYBE_OURS).limit(1)
+    async with ledger.reading() as connection:
+        return (await connection.execute(query)).first() is not None
 
 
 async def _startable(ledger: Ledger, offset: int, pipeline: str | None) -> tuple[list[Task], int]:

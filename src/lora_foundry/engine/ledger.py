@@ -4,7 +4,7 @@ only while it holds the row's ticket, so a worker that was thought dead changes 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +19,7 @@ from lora_foundry.engine.schema import clock, moment, tasks
 from lora_foundry.errors import InputError
 
 MAX_RESUMES = 20
+MOST_IDS = 500
 FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 300.0
 _PRODUCER_COLUMNS = (
@@ -183,15 +184,17 @@ class Ledger:
             for number, payload in payloads.items():
                 await connection.execute(tasks.update().where(tasks.c.id == number).values(payload=payload))
 
-    async def prune(self, older_than: timedelta, types: Sequence[str]) -> int:
-        """Deletes ended tasks of `types` (lower case) that ended before that, and says how many."""
+    async def prune(self, older_than: timedelta, is_ours: Callable[[Task], bool]) -> int:
+        """Deletes our tasks that ended before that, and says how many; rows of others are never deleted."""
         async with self.writing() as connection:
             limit = moment(await self.now(connection)) - older_than
-            old = tasks.c.status.in_(ENDED) & (
-                sa.func.coalesce(tasks.c.completed_at, tasks.c.updated_at) < limit
-            )
-            ours = sa.func.lower(tasks.c.task_type).in_(types)
-            return (await connection.execute(tasks.delete().where(old & ours))).rowcount
+            ended = sa.func.coalesce(tasks.c.completed_at, tasks.c.updated_at) < limit
+            old = sa.select(tasks).where(tasks.c.status.in_(ENDED) & ended)
+            ours = [task.id for row in await connection.execute(old) if is_ours(task := to_task(row))]
+            for start in range(0, len(ours), MOST_IDS):
+                part = tasks.c.id.in_(ours[start : start + MOST_IDS])
+                await connection.execute(tasks.delete().where(part))
+        return len(ours)
 
     # The worker that holds the row's ticket -----------------------------------------------------------------
 

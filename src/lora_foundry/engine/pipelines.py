@@ -220,7 +220,7 @@ async def retry(
     else:
         again = rows
     again = await ledger.with_descendants(again)
-    again = [row for row in again if recognise(row.task_type, row.payload) is not None]
+    again = [row for row in again if is_ours(row)]
     if all(row.status == TaskStatus.PENDING for row in again) and not new:
         raise InputError(f"Task {again[0].id} is pending already; it runs when a worker is free.")
     payloads = _changed([*rows, *again] if in_pipeline else again, new) if new else {}
@@ -281,9 +281,14 @@ def _is_pipeline(rows: Sequence[Task], reference: int | str) -> bool:
     return rows[0].pipeline is not None and rows[0].pipeline == str(reference)
 
 
+def is_ours(row: Task) -> bool:
+    """Whether a row is a task of this program; rows of others, and other user_requests, are never written to."""
+    return recognise(row.task_type, row.payload) is not None
+
+
 def _refuse_foreign(rows: Sequence[Task]) -> None:
     for row in rows:
-        if recognise(row.task_type, row.payload) is None:
+        if not is_ours(row):
             raise InputError(f"Task {row.id} ({row.task_type}) is another program's; it is left alone.")
 
 

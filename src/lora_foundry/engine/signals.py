@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from lora_foundry.engine.database import sync_url
 
 logger = logging.getLogger(__name__)
-LOOK = 0.05
+LOOK = 0.1
 PAUSE = 1.0
 
 
