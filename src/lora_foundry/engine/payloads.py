@@ -18,14 +18,14 @@ from lora_foundry.domain.character import Character, check_name, file_name, spli
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run, StageName
 from lora_foundry.domain.task import TaskType
-from lora_foundry.errors import InputError
+from lora_foundry.errors import InputError, did_you_mean
 from lora_foundry.paths import RunPaths
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 from lora_foundry.storage import read_model
 
-Kind = Literal["generation", "tagging", "training", "stage"]
+Kind = Literal["generation", "tagging", "training", "stage", "unknown"]
 MOST_BYTES = 1_000_000
 _KINDS: dict[str, Kind] = {
     TaskType.LORA_GENERATION.lower(): "generation",
@@ -92,6 +92,7 @@ _MODELS: dict[Kind, type[Payload]] = {
     "tagging": TaggingPayload,
     "training": TrainingPayload,
     "stage": StagePayload,
+    "unknown": Payload,
 }
 # What only a payload of ours has; a user_request without a marker is ours if it holds these and nothing
 # unknown.
@@ -109,7 +110,8 @@ def recognise(task_type: str, payload: object) -> Kind | None:
         return kind
     marker = payload.get("task_type", payload.get("type"))
     if isinstance(marker, str):
-        return _KINDS.get(marker.lower())
+        misspelt = marker.lower().startswith("lora_") and "character_name" in payload
+        return _KINDS.get(marker.lower()) or ("unknown" if misspelt else None)
     for candidate, signs in _SIGNS:
         if signs <= payload.keys() <= _MODELS[candidate].model_fields.keys():
             return candidate
@@ -165,6 +167,9 @@ def parse(kind: Kind, payload: object) -> Payload:
     size = len(json.dumps(payload))
     if size > MOST_BYTES:
         raise InputError(f"The payload has {size} bytes; at most {MOST_BYTES} are read.")
+    if kind == "unknown":
+        marker = str(payload.get("task_type", payload.get("type")))
+        raise InputError(f"There is no task type {marker[:80]!r}; {did_you_mean(marker.lower(), _KINDS)}")
     try:
         return _MODELS[kind].model_validate(payload)
     except ValidationError as error:
