@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import time
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.engine import ledger as ledger_module
 from lora_foundry.engine.ledger import Ledger
 from lora_foundry.engine.logs import start_log
-from lora_foundry.engine.recovery import Timing
+from lora_foundry.engine.recovery import Timing, this_process
 from lora_foundry.engine.worker import Worker, WorkerOptions
 from lora_foundry.paths import task_log
 from lora_foundry.settings import Settings
@@ -246,6 +248,28 @@ def test_bad_rows_fail_with_one_sentence_and_the_worker_goes_on(
         assert all(task.retries == 0 for task in done.values())
 
     work(database_url, settings, scenario, lanes={"gpu": 3, "cpu": 2})
+
+
+def test_a_claim_whose_worker_died_before_it_started_is_given_back(
+    database_url: str, settings: Settings
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("claimed", "sleep 0", scheduled_for=datetime(2999, 1, 1)))
+        place = this_process().rpartition("/")[0]
+        execute(
+            database_url,
+            f"INSERT INTO lora_foundry_executors (id, host, beat) SELECT 'gone', '{place}/{ended.pid}', max(beat) + 99 "
+            "FROM lora_foundry_executors",
+            f"UPDATE echo_tasks SET status = 'running', worker = 'gone', ticket = 't', scheduled_for = NULL "
+            f"WHERE id = {task.id}",
+        )
+        done = await until(ledger, task, "completed")
+        assert (done.retries, attempts(settings, "claimed")) == (0, 1)
+
+    work(database_url, settings, scenario)
 
 
 def test_rows_by_hand_run(database_url: str, settings: Settings) -> None:
