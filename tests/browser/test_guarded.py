@@ -81,7 +81,7 @@ def test_a_reference_picture_goes_with_the_character(
     expect(page.locator("#reference-shown")).to_be_visible()
     page.get_by_role("button", name="Start").click()
     page.wait_for_url(re.compile("/pipelines/.+"))
-    task = settled(page).request.get(f"{server.url}/api/v1/tasks/1").json()
+    task = settled(page).request.get(f"{server.url}/api/v1/tasks/{first_task(page)}").json()
     with Image.open(task["payload"]["reference_image"]) as kept:
         assert kept.size == (96, 64)
 
@@ -95,7 +95,7 @@ def test_what_users_write_is_shown_and_not_run(server: Server, open_page: Callab
     page.get_by_role("button", name="Start").click()
     page.wait_for_url(re.compile("/pipelines/.+"))
     address = page.url
-    write_what_a_run_leaves(server.home)
+    write_what_a_run_leaves(server.home, first_task(page))
 
     expect(page.locator("#description")).to_have_text(f"1girl, {HOSTILE}")
     page.reload()
@@ -116,14 +116,20 @@ def test_what_users_write_is_shown_and_not_run(server: Server, open_page: Callab
     unharmed(page)
 
 
-def write_what_a_run_leaves(home: Path) -> None:
+def first_task(page: Page) -> int:
+    """The number of the first stage's task of the run that the page shows."""
+    run = page.request.get(page.url.replace("/pipelines/", "/api/v1/pipelines/")).json()
+    return int(run["stages"][0]["task_id"])
+
+
+def write_what_a_run_leaves(home: Path, task: int) -> None:
     """A picture, its caption and a log, as a run of a hostile user would leave them; no worker runs here."""
     images, logs = home / "datasets" / "Mara" / "images", home / "logs" / "tasks"
     for folder in (images, logs):
         folder.mkdir(parents=True)
     Image.new("RGB", (64, 64), "teal").save(images / "mara_001.png")
     (images / "mara_001.txt").write_text(f"mara, {HOSTILE}\n", encoding="utf-8")
-    (logs / "7.log").write_text(f"{HOSTILE} in the log\n", encoding="utf-8")
+    (logs / f"{task}.log").write_text(f"{HOSTILE} in the log\n", encoding="utf-8")
 
 
 def unharmed(page: Page) -> None:

@@ -49,7 +49,7 @@ def run_address(server: Server, browser: Browser, screenshots: Path | None) -> s
     page.get_by_role("button", name="Start").click()
     page.wait_for_url(re.compile("/pipelines/.+"))
     address = page.url
-    watch(page, images)
+    watch(page, images, screenshots)
     page.close()
     return address
 
@@ -67,7 +67,7 @@ def fill_form(page: Page, settings: Sequence[str], images: int) -> None:
     expect(page.locator("#shots li")).to_have_count(images)
 
 
-def watch(page: Page, images: int) -> None:
+def watch(page: Page, images: int, screenshots: Path | None) -> None:
     """Sees the pictures come one after another, the loss drawn, the log grow, and each stage end."""
     page.evaluate("window.kept = true")
     gallery = page.locator("#gallery img")
@@ -76,6 +76,8 @@ def watch(page: Page, images: int) -> None:
     expect(gallery).to_have_count(images, timeout=STAGES)
     expect(page.locator("#steps .completed").first).to_be_visible(timeout=STAGES)
     expect(page.locator("#loss svg")).to_be_visible(timeout=STAGES)
+    if screenshots is not None:
+        write_picture(page, screenshots, "live-wide-light")
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
     assert page.evaluate("window.kept"), "the page was loaded again"
