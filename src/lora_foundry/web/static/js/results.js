@@ -65,7 +65,7 @@ function drawChoice({ evaluation, candidates }, run) {
   if (!candidates.length) return;
   const steps = [...new Set(candidates.map((each) => each.step))].sort((a, b) => a - b);
   const strengths = [...new Set(candidates.map((each) => each.strength))].sort((a, b) => a - b);
-  say(byId("chosen"), why(evaluation, candidates.length));
+  say(byId("chosen"), why(evaluation, candidates, run));
   const best = (key) => steps.map((step) => [step, Math.max(...candidates.filter((each) => each.step === step).map((each) => each[key] ?? 0))]);
   byId("curves").replaceChildren(lineChart({
     label: "Identity and adherence of each checkpoint at its best strength", xLabel: "step", range: [0, 1],
@@ -79,10 +79,15 @@ function drawChoice({ evaluation, candidates }, run) {
     steps.map((step) => [String(step), ...strengths.map((strength) => candidateCell(cell(step, strength), run))]), "Every checkpoint at every strength"));
 }
 
-/** The sentence that says what was chosen: the numbers behind it stand in the table. */
-function why({ step, strength, overfit_from: overfit }, count) {
+/** The sentence that says what was chosen and by what; the numbers behind it stand in the table. */
+function why({ step, strength, overfit_from: overfit }, candidates, run) {
+  const best = candidates.reduce((first, each) => (each.score > first.score ? each : first));
+  const measured = best.step === step && best.strength === strength
+    ? "identity and adherence together are highest there, on prompts of their own."
+    : `in the whole exam it did better than step ${best.step} at strength ${best.strength}, which led on the prompts of the comparison.`;
+  const reason = run.settings.evaluate?.step ? "it was named by hand." : measured;
   const late = overfit ? ` From step ${overfit} on the scores fall: trained too long.` : "";
-  return `Step ${step} at strength ${strength} was chosen among ${count}: identity and adherence together are highest there, on prompts of their own.${late}`;
+  return `Step ${step} at strength ${strength} was chosen among ${candidates.length}: ${reason}${late}`;
 }
 
 function candidateCell(candidate, run) {
