@@ -221,7 +221,10 @@ def main() -> None:
     table(
         ("page, ms", *heads), [(name, *(round(page[head]) for head in heads)) for name, page in pages.items()]
     )
-    finish("dashboard", figures, {"pages_ms": pages, "visits": asked.visits}, asked.save)
+    load = [round(each, 1) for each in os.getloadavg()]
+    finish(
+        "dashboard", figures, {"pages_ms": pages, "visits": asked.visits, "load_average": load}, asked.save
+    )
 
 
 if __name__ == "__main__":
