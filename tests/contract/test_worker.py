@@ -261,8 +261,7 @@ def test_a_claim_whose_worker_died_before_it_started_is_given_back(
         place = this_process().rpartition("/")[0]
         execute(
             database_url,
-            f"INSERT INTO lora_foundry_executors (id, host, beat) SELECT 'gone', '{place}/{ended.pid}', max(beat) + 99 "
-            "FROM lora_foundry_executors",
+            f"INSERT INTO lora_foundry_executors (id, host, beat) VALUES ('gone', '{place}/{ended.pid}', 4e9)",
             f"UPDATE echo_tasks SET status = 'running', worker = 'gone', ticket = 't', scheduled_for = NULL "
             f"WHERE id = {task.id}",
         )
