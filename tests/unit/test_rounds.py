@@ -1,0 +1,123 @@
+"""Rounds before the last gallery: each keeps the tightest pictures, trains on them alone, and stops when it no longer
+helps. Nothing that is done is done again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.errors import BackendError, InputError
+from lora_foundry.pictures import read_record
+from lora_foundry.ports import FloatArray, TrainingJob
+from lora_foundry.stages import curate, generate
+from tests.painted import PaintedGenerator, PaintedPorts, make_run, quiet, tree
+
+SETTINGS = ("generate.images=8", "generate.rounds=3", "generate.round_keep=0.5", "curate.identity=false")
+
+
+class Painter(PaintedGenerator):
+    """Remembers which LoRA each picture was asked with."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.uses: list[tuple[str, LoraUse | None]] = []
+
+    def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
+        for made in super().generate(batches, lora):
+            self.uses.append((made.request.prompt, lora))
+            yield made
+
+
+class Eye:
+    """Sees galleries whose pictures lie as far apart as `spreads` says, one after another."""
+
+    same = 0.5
+
+    def __init__(self, *spreads: float) -> None:
+        self.spreads = list(spreads)
+
+    def embed(self, images: Sequence[Image.Image]) -> FloatArray:
+        spread = self.spreads.pop(0)
+        rows = np.ones((len(images), 3), np.float32)
+        rows += spread * np.random.default_rng(1).standard_normal(rows.shape).astype(np.float32)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+class Coach:
+    """Writes a file for a LoRA and remembers what it was asked to learn."""
+
+    model = "coach"
+
+    def __init__(self) -> None:
+        self.jobs: list[TrainingJob] = []
+
+    def train(self, job: TrainingJob, progress: object) -> TrainedLora:
+        self.jobs.append(job)
+        job.output.write_bytes(str([image.path.name for image in job.images]).encode())
+        digest = hashlib.sha256(job.output.read_bytes()).hexdigest()
+        return TrainedLora(path=job.output, sha256=digest, steps=1, final_loss=0.1, seconds=0.0)
+
+
+def ports(painter: PaintedGenerator, *spreads: float) -> PaintedPorts:
+    made = PaintedPorts(painter)
+    made.embedder = Eye(*spreads)  # type: ignore[assignment]
+    made.trainer = Coach()
+    return made
+
+
+def test_each_round_trains_on_the_tightest_pictures_and_the_next_is_drawn_with_it(tmp_path: Path) -> None:
+    run, painter = make_run(tmp_path, *SETTINGS), Painter()
+    given = ports(painter, 0.8, 0.3)
+    result = generate.run(run, given, quiet)
+    assert [each.number for each in result.rounds] == [1, 2]
+    assert result.rounds[1].distance < result.rounds[0].distance
+    assert [len(job.images) for job in given.trainer.jobs] == [4, 4]
+    assert {job.settings.steps for job in given.trainer.jobs} == {run.recipe.generate.round_steps}
+    assert all(image.caption.startswith(run.character.trigger) for image in given.trainer.jobs[0].images)
+    galleries = [painter.uses[start : start + 8] for start in (0, 8, 16)]
+    assert {lora for _, lora in galleries[0]} == {None}
+    for number, gallery in enumerate(galleries[1:], 1):
+        assert {lora.path.parent.name for _, lora in gallery if lora} == {f"{number:02d}"}
+        assert all(prompt.startswith(run.character.trigger) for prompt, _ in gallery)
+    record = read_record(tmp_path / "images" / result.pictures[0].file)
+    assert record is not None
+    assert "+ round 2 LoRA" in record.model
+
+
+def test_rounds_stop_when_the_pictures_move_no_closer(tmp_path: Path) -> None:
+    painter = Painter()
+    given = ports(painter, 0.3, 0.8)
+    result = generate.run(make_run(tmp_path, *SETTINGS, "generate.rounds=5"), given, quiet)
+    assert len(result.rounds) == 2
+    assert result.rounds[1].lora == ""
+    assert len(given.trainer.jobs) == 1
+    assert {lora.path.parent.name for _, lora in painter.uses[16:] if lora} == {"01"}
+
+
+def test_finished_rounds_are_not_done_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    straight = generate.run(make_run(tmp_path / "straight", *SETTINGS), ports(Painter(), 0.8, 0.3), quiet)
+    run = make_run(tmp_path / "broken", *SETTINGS)
+    broken = ports(Painter(breaks_after=11), 0.8)
+    with pytest.raises(BackendError):
+        generate.run(run, broken, quiet)
+    second = ports(Painter(), 0.3)
+    result = generate.run(run, second, quiet)
+    assert [each.distance for each in result.rounds] == [each.distance for each in straight.rounds]
+    assert len(second.trainer.jobs) == 1
+    assert tree(tmp_path / "broken" / "images") == tree(tmp_path / "straight" / "images")
+    idle = ports(Painter(breaks_after=0))
+    assert generate.run(run, idle, quiet) == result
+    curate.run(run, idle, quiet)
+    assert not idle.trainer.jobs
+
+
+def test_rounds_need_an_eye(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="embedder"):
+        generate.run(make_run(tmp_path, *SETTINGS), PaintedPorts(Painter()), quiet)
