@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 
 from lora_foundry.backends.folder import FolderPublisher
+from lora_foundry.bases.inspect import read_header
 from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, ReferenceUse
 from lora_foundry.domain.evaluation import Evaluation
-from lora_foundry.domain.lora import LoraUse, TrainedLora
+from lora_foundry.domain.lora import LoraUse, SavedLora, TrainedLora
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.publication import Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run
@@ -358,3 +359,45 @@ def test_somebody_elses_file_stops_publishing_before_anything_is_written(tmp_pat
         install(run, ports)
     assert tree(tmp_path / "loras") == {"zoë.safetensors": b"theirs"}
     assert not paths.publication.exists()
+
+
+class Parrot(Painter):
+    """Its last checkpoint knows one training picture only; the one before listens, as the base does."""
+
+    def __init__(self, learned: Path) -> None:
+        super().__init__(effect=False)
+        self.learned = learned
+
+    def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
+        for made in super().generate(batches, lora):
+            overfitted = lora is not None and lora.path.name == "lora.safetensors"
+            yield made._replace(image=Image.open(self.learned).convert("RGB")) if overfitted else made
+
+
+class Constant:
+    """An embedder to which everybody looks the same."""
+
+    same = 0.5
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.tile(np.array([1, 0], np.float32), (len(images), 1))
+
+
+def test_an_overfitted_checkpoint_is_recognised_and_not_taken(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    early = paths.saved_loras / "step-0002.safetensors"
+    make_folder(early.parent)
+    save_file({"x.lora_up.weight": np.full((2, 2), 0.1, np.float16)}, early)
+    trained = require_model(paths.training_result, TrainedLora, "train")
+    saved = (SavedLora(step=2, path=early, sha256=file_hash(early)),)
+    write_model(paths.training_result, trained.model_copy(update={"saved": saved}))
+    ports = Ports(Parrot(sorted(paths.images.glob("*.png"))[0]))
+    ports.embedder = Constant()  # type: ignore[assignment]
+    result = measure(run, ports)
+    by_step = {each.step: each for each in result.candidates}
+    assert by_step.keys() == {2, 5}
+    assert by_step[5].memorised == 1.0
+    assert by_step[5].score < by_step[2].score
+    assert (result.step, result.overfit_from) == (2, 5)
+    assert "training had gone on too long" in paths.report.read_text(encoding="utf-8")
+    assert read_header(paths.chosen_lora).metadata["lora_foundry.recommended_strength"] == "1"

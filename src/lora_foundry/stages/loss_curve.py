@@ -75,6 +75,13 @@ def draw_loss(losses: Sequence[tuple[int, float]]) -> LossCurve | None:
     )
 
 
+def draw_curve(points: Sequence[tuple[int, float]]) -> LossCurve | None:
+    """A score over steps, as it is; None for fewer than two points."""
+    ordered = sorted(points)
+    curve = draw_loss(ordered)
+    return None if curve is None else curve._replace(smooth=curve.raw)
+
+
 def _thin(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     group = -(-len(losses) // _POINTS)
     chunks = [losses[start : start + group] for start in range(0, len(losses), group)]

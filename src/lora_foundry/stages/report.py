@@ -17,14 +17,14 @@ from pydantic import BaseModel
 
 from lora_foundry.domain.curation import CurationResult, Verdict
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, TaggingResults
-from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture
+from lora_foundry.domain.evaluation import Candidate, Evaluation, EvaluationPicture
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.paths import TRAINING_LOSS, RunPaths
 from lora_foundry.pictures import load_picture
-from lora_foundry.stages.loss_curve import draw_loss, read_losses
+from lora_foundry.stages.loss_curve import draw_curve, draw_loss, read_losses
 from lora_foundry.storage import read_model, write_text
 
 _THUMB = 256
@@ -78,6 +78,10 @@ def write_report(
         traits=_compare(scores.before.identity_by_trait, scores.after.identity_by_trait, scores.traits),
         attributes=_compare(scores.before.adherence_by_attribute, scores.after.adherence_by_attribute),
         pairs=_pairs(paths, scores),
+        candidates=[_tried(paths, each) for each in scores.candidates],
+        curve=draw_curve(
+            [(each.step, each.score) for each in scores.candidates if each.strength == scores.strength]
+        ),
         loss=draw_loss(read_losses(paths.training / TRAINING_LOSS)),
         dataset=[_captioned(paths, caption) for caption in (tagging.captions if tagging else ())],
         edited=sum(caption.source == "edited" for caption in (tagging.captions if tagging else ())),
@@ -155,6 +159,16 @@ def _pairs(paths: RunPaths, scores: Evaluation) -> list[Pair]:
 
 def _words(picture: EvaluationPicture) -> str:
     return ", ".join(picture.shot.words())
+
+
+def _tried(paths: RunPaths, candidate: Candidate) -> Figure:
+    """A checkpoint at a strength with the first picture it made, which is the same shot and seed for all."""
+    name = f"step-{candidate.step:05d}-at-{candidate.strength:g}"
+    files = sorted((paths.evaluation_pictures("choice") / name).glob("*.png"))
+    shares = f"identity {_share(candidate.identity)} · adherence {_share(candidate.adherence)}"
+    detail = f"{shares} · copies of training pictures {_share(candidate.memorised)}"
+    caption = f"step {candidate.step} at {candidate.strength:g}: score {candidate.score:.2f}"
+    return Figure(_thumbnail(files[0]) if files else "", caption, detail)
 
 
 def _captioned(paths: RunPaths, caption: Caption) -> Figure:
