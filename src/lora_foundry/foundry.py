@@ -115,7 +115,8 @@ class RecipePorts:
     """The ports of one recipe; each backend is made when it is first asked for."""
 
     def __init__(self, recipe: Recipe, base: Base, settings: Settings) -> None:
-        self._recipe, self._base, self._settings = recipe, base, settings
+        self._recipe, self._settings = recipe, settings
+        self._base = base.told(recipe.model.prediction, recipe.model.zero_terminal_snr)
 
     @cached_property
     def generator(self) -> Generator:

@@ -93,6 +93,16 @@ class RunPaths:
         return self.root / ".captions.json"
 
     @property
+    def masks(self) -> Path:
+        """Masks of the pictures in images/, by the same names: white is what counts."""
+        return self.root / "masks"
+
+    @property
+    def regularisation(self) -> Path:
+        """Pictures of nobody, trained beside the set."""
+        return self.root / "regularisation"
+
+    @property
     def training(self) -> Path:
         return self.root / "training"
 
@@ -209,10 +219,17 @@ def saved_lora(workdir: Path, step: int) -> Path:
     return workdir / SAVED / f"step-{step:04d}.safetensors"
 
 
+def training_sample(workdir: Path, step: int, number: int) -> Path:
+    """A picture drawn after `step` steps, below training/."""
+    return workdir / SAMPLES / f"step-{step:04d}-{number}.png"
+
+
 TRAINING_CONFIG = "config.json"
 TRAINING_LOG = "log.txt"
 TRAINING_LOSS = "loss.csv"
 VALIDATION_LOSS = "validation.csv"
 CHECKPOINTS = "checkpoints"
 SAVED = "saved"
+SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
 CACHE = "cache"

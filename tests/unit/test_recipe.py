@@ -124,3 +124,28 @@ def test_every_field_is_described() -> None:
             field = section.model_fields[part]  # type: ignore[attr-defined]
             section = field.annotation
         assert field.description, path
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (['train.optimizer="schedule_free"'], 'needs train.lr_schedule = "constant"'),
+        (['train.optimizer="schedule_free"', 'train.lr_schedule="constant"', "train.ema=0.9"], "train.ema"),
+        (['train.optimizer="prodigy"'], "needs train.learning_rate = 1.0"),
+        (
+            ['train.optimizer="prodigy"', "train.learning_rate=1.0", "train.text_encoder_rate=0.1"],
+            "Prodigy has one rate",
+        ),
+        (["train.noise_offset=0.1", "train.multires_noise=0.3"], "do the same thing"),
+        (['train.network="loha"', "train.max_norm=1"], "train.max_norm"),
+        (["train.regularisation=4", 'train.regularisation_folder="x"'], "set one of them"),
+        (["train.targets=[]"], "train.targets is empty"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused_in_one_sentence(
+    settings: list[str], words: str
+) -> None:
+    with pytest.raises(InputError) as failure:
+        load_recipe("mini", settings)
+    assert words in str(failure.value)
+    assert len(str(failure.value)) < 130

@@ -33,7 +33,10 @@ class Base(BaseModel):
     """A base model that was looked at and found usable.
 
     identity: digest of its content that is cheap to take (headers, configurations and samples of the
-    weights). variant: the weights' file variant in a folder ("fp16"), empty for the plain one.
+    weights). variant: the weights' file variant in a folder ("fp16"), empty for the plain one. configuration: which of
+    our configurations a single file is loaded with. prediction: what the network answers where that is known beside
+    its configuration (epsilon, v_prediction), empty where it is not. zero_terminal: the same for a noise schedule
+    that ends in pure noise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +47,22 @@ class Base(BaseModel):
     name: str
     identity: str
     variant: str = ""
+    configuration: str = ""
+    prediction: str = ""
+    zero_terminal: bool | None = None
+
+    def told(self, prediction: str, zero_terminal: str) -> Base:
+        """The base as a recipe has it: "auto" leaves what was found, anything else stands in its place and makes it
+        another base."""
+        found: dict[str, Any] = {}
+        if prediction != "auto":
+            found["prediction"] = prediction
+        if zero_terminal != "auto":
+            found["zero_terminal"] = zero_terminal == "on"
+        if not found:
+            return self
+        identity = hashlib.sha256(f"{self.identity}/{prediction}/{zero_terminal}".encode()).hexdigest()
+        return self.model_copy(update={**found, "identity": identity})
 
 
 class Header(NamedTuple):
@@ -150,9 +169,28 @@ def _inspect_file(path: Path, name: str) -> Base:
     kind = kind_of_keys(header.shapes)
     if not kind.family:
         raise BaseModelError(f"{path} is {kind.name}; {SUPPORTED}.")
+    prediction, zero_terminal = _training_of(header)
     return Base(
-        path=path, layout="file", family=kind.family, name=name or path.stem, identity=_identity([path])
+        path=path,
+        layout="file",
+        family=kind.family,
+        name=name or path.stem,
+        identity=_identity([path]),
+        configuration=kind.configuration,
+        prediction=prediction,
+        zero_terminal=zero_terminal,
     )
+
+
+def _training_of(header: Header) -> tuple[str, bool | None]:
+    """What a checkpoint says about its own training: marker tensors (NoobAI, and all that descends from it) or
+    metadata."""
+    said = header.metadata.get("modelspec.prediction_type", "").lower()
+    v = "v_pred" in header.shapes or said in {"v", "v_prediction", "vpred"}
+    v = v or header.metadata.get("ss_v_parameterization", "").lower() == "true"
+    zero = "ztsnr" in header.shapes or header.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
+    epsilon = "epsilon" if said == "epsilon" else ""
+    return "v_prediction" if v else epsilon, True if zero else None
 
 
 def _inspect_folder(path: Path, name: str) -> Base:
@@ -166,7 +204,7 @@ def _inspect_folder(path: Path, name: str) -> Base:
     if not kind.family:
         raise BaseModelError(f"{path} is {kind.name}; {SUPPORTED}.")
     files, variants = [index], set()
-    for part in ("unet", "vae", "text_encoder"):
+    for part in _parts(parts):
         weights = _weights_of(path / part)
         for file in weights:
             read_header(file)
@@ -174,7 +212,8 @@ def _inspect_folder(path: Path, name: str) -> Base:
         files += [path / part / "config.json", *weights]
     if not any((path / "tokenizer" / file).exists() for file in ("vocab.json", "tokenizer.json")):
         raise BaseModelError(f"{path} has no tokenizer; download or copy the model again.")
-    _check_unet(path)
+    if "transformer" not in _parts(parts):
+        _check_unet(path)
     files.append(path / "scheduler" / "scheduler_config.json")
     variant = "fp16" if variants == {"fp16"} else ""
     return Base(
@@ -185,6 +224,16 @@ def _inspect_folder(path: Path, name: str) -> Base:
         identity=_identity(files),
         variant=variant,
     )
+
+
+def _parts(index: dict[str, Any]) -> list[str]:
+    """The components of a pipeline that have weights, in a fixed order."""
+    parts = ["transformer" if _is_part(index.get("transformer")) else "unet", "vae", "text_encoder"]
+    return parts + ["text_encoder_2"] * _is_part(index.get("text_encoder_2"))
+
+
+def _is_part(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
 
 
 def _weights_of(part: Path) -> list[Path]:

@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 SUPPORTED = (
-    "supported are Stable Diffusion 1.x checkpoints (.safetensors) and Stable Diffusion diffusers folders"
+    "supported are Stable Diffusion 1.x, 2.x and SDXL (Illustrious, Pony, NoobAI too) as .safetensors checkpoints "
+    "or diffusers folders, and Z-Image as a diffusers folder"
 )
 
 
 class Kind(NamedTuple):
-    """What a model is, in words, and the family that handles it (empty: none does)."""
+    """What a model is, in words, the family that handles it (empty: none does), and the configuration of ours that a
+    single file of it is loaded with."""
 
     name: str
     family: str = ""
+    configuration: str = ""
 
 
-SD = "sd"
+SD, SDXL, Z_IMAGE = "sd", "sdxl", "z_image"
+_XL = "an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"
 _LDM_UNET = "model.diffusion_model.input_blocks."
 
 # A kind, and key fragments of which one must be present; the first row that fits wins.
@@ -32,20 +36,35 @@ _BY_KEYS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     (Kind("a ControlNet, not a base model"), ("control_model.", "zero_convs", "controlnet_cond_embedding")),
     (Kind("a Stable Diffusion 3 model"), ("joint_blocks.0.",)),
     (Kind("a Flux or Chroma model"), ("double_blocks.0.", "single_transformer_blocks.0.")),
-    (Kind("a Z-Image or Lumina model"), ("noise_refiner.0.",)),
+    (
+        Kind(
+            "a Z-Image or Lumina transformer alone, without VAE and text encoder (give the diffusers folder)"
+        ),
+        ("noise_refiner.0.",),
+    ),
     (Kind("a Qwen-Image model"), ("transformer_blocks.0.img_mlp",)),
-    (Kind("an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"), ("conditioner.embedders.",)),
-    (Kind("an SDXL UNet"), ("add_embedding.linear_1", "label_emb.0.0")),
-    (Kind("a Stable Diffusion 2.x checkpoint"), ("cond_stage_model.model.",)),
+)
+
+# Parts of a base, told by how their keys begin.
+_PARTS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    (Kind("an SDXL UNet alone, without VAE and text encoders"), ("add_embedding.", "label_emb.")),
+    (Kind("text encoders of an SDXL model, without UNet and VAE"), ("conditioner.embedders.",)),
+    (
+        Kind("the text encoder of a Stable Diffusion 2.x model, without UNet and VAE"),
+        ("cond_stage_model.model.",),
+    ),
+    (Kind("a UNet alone, without VAE and text encoder"), ("down_blocks.", "up_blocks.")),
+    (Kind("a text encoder, not a base model"), ("text_model.", "transformer.text_model.")),
+    (Kind("a VAE, not a base model"), ("decoder.", "encoder.", "first_stage_model.")),
 )
 
 _BY_PIPELINE = {
     "StableDiffusionPipeline": Kind("Stable Diffusion", SD),
-    "StableDiffusionXLPipeline": Kind("an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"),
+    "StableDiffusionXLPipeline": Kind(_XL, SDXL),
     "StableDiffusion3Pipeline": Kind("a Stable Diffusion 3 model"),
     "StableDiffusionInpaintPipeline": Kind("an inpainting model"),
     "FluxPipeline": Kind("a Flux model"),
-    "ZImagePipeline": Kind("a Z-Image model"),
+    "ZImagePipeline": Kind("a Z-Image model", Z_IMAGE),
     "QwenImagePipeline": Kind("a Qwen-Image model"),
 }
 
@@ -62,25 +81,36 @@ def kind_of_keys(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
             return kind
     if any(key.startswith(_LDM_UNET) for key in shapes):
         return _stable_diffusion(shapes)
-    if any(key.startswith(("down_blocks.", "up_blocks.")) for key in shapes):
-        return Kind("a UNet alone, without VAE and text encoder")
-    if any(key.startswith(("text_model.", "transformer.text_model.")) for key in shapes):
-        return Kind("a text encoder, not a base model")
-    if any(key.startswith(("decoder.", "encoder.", "first_stage_model.")) for key in shapes):
-        return Kind("a VAE, not a base model")
+    for kind, marks in _PARTS:
+        if any(key.startswith(marks) for key in shapes):
+            return kind
     return Kind("of a kind that is not known")
 
 
 def _stable_diffusion(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
-    """A file with the UNet of Stable Diffusion 1.x, which must also bring its VAE and text encoder."""
+    """A file with an original-layout UNet of Stable Diffusion, which must also bring its VAE and text encoders."""
     first = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 4))
     if len(first) > 1 and first[1] != 4:
         return Kind(f"an inpainting or depth model ({first[1]} input channels)")
-    lacks = [
-        word
-        for word, prefix in (("VAE", "first_stage_model."), ("text encoder", "cond_stage_model.transformer."))
-        if not any(key.startswith(prefix) for key in shapes)
-    ]
+    kind, encoders = _version(shapes)
+    needed = [("VAE", "first_stage_model."), *(("text encoder", prefix) for prefix in encoders)]
+    lacks = dict.fromkeys(
+        word for word, prefix in needed if not any(key.startswith(prefix) for key in shapes)
+    )
     if lacks:
-        return Kind(f"a Stable Diffusion checkpoint without its {' and '.join(lacks)}")
-    return Kind("Stable Diffusion 1.x", SD)
+        return Kind(f"{kind.name} without its {' and '.join(lacks)}")
+    return kind
+
+
+def _version(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Kind, tuple[str, ...]]:
+    """Which version of Stable Diffusion, and where its file has the text encoders."""
+    if any(key.startswith("model.diffusion_model.label_emb.") for key in shapes):
+        kind = Kind(_XL, SDXL, "sdxl")
+        refiner = any(key.startswith("conditioner.embedders.0.model.") for key in shapes)
+        if refiner:
+            kind = Kind("an SDXL refiner")
+            return kind, ()
+        return kind, ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+    if any(key.startswith("cond_stage_model.model.") for key in shapes):
+        return Kind("Stable Diffusion 2.x", SD, "sd2"), ("cond_stage_model.model.",)
+    return Kind("a Stable Diffusion checkpoint", SD, "sd"), ("cond_stage_model.transformer.",)

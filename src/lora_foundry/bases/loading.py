@@ -10,15 +10,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lora_foundry.bases.inspect import Base
+from lora_foundry.bases.kinds import SD, SDXL, Z_IMAGE
 from lora_foundry.errors import BaseModelError
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 CONFIGURATIONS = Path(__file__).parent / "configurations"
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
@@ -29,10 +27,10 @@ FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError
 
 def load_pipeline(
     base: Base, dtype: torch.dtype, device: torch.device | str, without: Sequence[str] = ()
-) -> StableDiffusionPipeline:
-    """The base as a diffusers pipeline, whole or `without` some of its parts: safety checker off, progress bars off,
-    nothing fetched but, for a single file, the CLIP vocabulary once. Raises BaseModelError where the base does not fit
-    what it claims to be."""
+) -> Any:
+    """The base as its family's diffusers pipeline, whole or `without` some of its parts: safety checker off, progress
+    bars off, nothing fetched but, for a single file, the CLIP vocabulary once. Raises BaseModelError where the base
+    does not fit what it claims to be."""
     with quiet_libraries():
         try:
             pipeline: Any = (
@@ -45,57 +43,100 @@ def load_pipeline(
         except FAULTS as error:
             reason = " ".join(str(error).split())[:200]
             raise BaseModelError(f"The base model {base.path} cannot be loaded: {reason}") from error
+        _set_training(pipeline, base)
         pipeline.set_progress_bar_config(disable=True)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            if part is not None:
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
-        return pipeline.to(device)  # type: ignore[no-any-return]
+        return pipeline.to(device)
+
+
+def denoiser_name(base: Base) -> str:
+    """What the network that learns is called in the family's pipeline."""
+    return "transformer" if base.family == Z_IMAGE else "unet"
+
+
+def denoiser(pipeline: Any) -> Any:
+    """The network that learns: a pipeline's UNet or transformer."""
+    return pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+
+
+def _set_training(pipeline: Any, base: Base) -> None:
+    """Puts what is known about the base's training into its scheduler, from which the generator reads it."""
+    if told := told_training(base):
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **told)
+
+
+def told_training(base: Base) -> dict[str, Any]:
+    """What stands in the place of the scheduler's own configuration, since checkpoint or recipe say so."""
+    if base.family == Z_IMAGE:
+        return {}
+    told: dict[str, Any] = {"prediction_type": base.prediction} if base.prediction else {}
+    if base.zero_terminal is not None:
+        told["rescale_betas_zero_snr"] = base.zero_terminal
+        # Where no signal is left at the end, sampling must start there.
+        told |= {"timestep_spacing": "trailing"} if base.zero_terminal else {}
+    return told
+
+
+def _pipeline_class(base: Base) -> Any:
+    import diffusers
+
+    names = {SD: "StableDiffusionPipeline", SDXL: "StableDiffusionXLPipeline", Z_IMAGE: "ZImagePipeline"}
+    return getattr(diffusers, names[base.family])
+
+
+def _left_out(base: Base) -> dict[str, Any]:
+    """The parts of a pipeline that nobody here needs."""
+    if base.family == Z_IMAGE:
+        return {}
+    nothing: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
+    if base.family == SDXL:
+        return {**nothing, "add_watermarker": False}
+    return {**nothing, "safety_checker": None, "requires_safety_checker": False}
 
 
 def _from_folder(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_pretrained(
+    return _pipeline_class(base).from_pretrained(
         base.path,
         torch_dtype=dtype,
         variant=base.variant or None,
         local_files_only=True,
         use_safetensors=True,
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=False,
+        **_left_out(base),
         **dict.fromkeys(without),
     )
 
 
 def _from_file(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    return StableDiffusionPipeline.from_single_file(
+    tokenizers = {"tokenizer": load_clip_vocabulary()}
+    if base.configuration == "sd2":
+        tokenizers = {"tokenizer": load_clip_vocabulary(pad="!")}
+    elif base.family == SDXL:
+        tokenizers["tokenizer_2"] = load_clip_vocabulary(pad="!")
+    return _pipeline_class(base).from_single_file(
         str(base.path),
-        config=str(CONFIGURATIONS / base.family),
+        config=str(CONFIGURATIONS / (base.configuration)),
         torch_dtype=dtype,
         local_files_only=True,
-        tokenizer=load_clip_vocabulary(),
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=False,
+        **tokenizers,
+        **_left_out(base),
         **dict.fromkeys(without),
     )
 
 
-def load_clip_vocabulary() -> Any:
+def load_clip_vocabulary(pad: str = "") -> Any:
     """CLIP's tokenizer, which checkpoint files do not contain: from the folder in
-    LORA_FOUNDRY_CLIP_VOCABULARY, from the Hugging Face cache, or fetched into it once. Raises BaseModelError
-    where none of them has it."""
+    LORA_FOUNDRY_CLIP_VOCABULARY, from the Hugging Face cache, or fetched into it once. `pad` is the token that fills
+    up a window where it is not the closing one (OpenCLIP's is "!"). Raises BaseModelError where none of them has
+    it."""
     from transformers import CLIPTokenizer
 
     given = os.environ.get(VOCABULARY_VARIABLE)
     for source, offline in ((given, True),) if given else ((CLIP_VOCABULARY, True), (CLIP_VOCABULARY, False)):
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=offline)
+            given_pad: dict[str, Any] = {"pad_token": pad} if pad else {}
+            tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=offline, **given_pad)
             if len(tokenizer) >= _SMALLEST_VOCABULARY:  # a folder without its files gives an empty one
                 return tokenizer
         except Exception:  # the hub's client raises a different type for every way of being offline

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from lora_foundry.bases import loading
 from lora_foundry.bases.inspect import Base
-from lora_foundry.bases.loading import FAULTS, load_pipeline, quiet_libraries
+from lora_foundry.bases.loading import (
+    FAULTS,
+    denoiser_name,
+    load_pipeline,
+    quiet_libraries,
+    told_training,
+)
 from lora_foundry.errors import BaseModelError
 
 _LDM_UNET = "model.diffusion_model."
@@ -28,21 +34,22 @@ _KINDS = {
 
 
 class Parts:
-    """The parts of a Stable Diffusion base; the UNet in `dtype`, the encoders in fp32."""
+    """The parts of a base; the denoiser in `dtype`, the encoders in fp32."""
 
     def __init__(self, base: Base, dtype: torch.dtype) -> None:
-        self._base, self._dtype = base, dtype
+        self.base, self._dtype = base, dtype
+        self._name = denoiser_name(base)
         self._encoders: Any = None
 
     @cached_property
-    def unet_config(self) -> dict[str, Any]:
-        """The UNet's configuration, without loading it. Raises BaseModelError."""
-        return self._configuration("unet/config.json")
+    def denoiser_config(self) -> dict[str, Any]:
+        """The denoiser's configuration, without loading it. Raises BaseModelError."""
+        return self._configuration(f"{self._name}/config.json")
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:
-        """The noise schedule's configuration. Raises BaseModelError."""
-        return self._configuration("scheduler/scheduler_config.json")
+        """The noise schedule's configuration, with what checkpoint or recipe say of it. Raises BaseModelError."""
+        return self._configuration("scheduler/scheduler_config.json") | told_training(self.base)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -50,50 +57,56 @@ class Parts:
         return int(2 ** (len(self._configuration("vae/config.json")["block_out_channels"]) - 1))
 
     @property
-    def vae(self) -> Any:
-        return self._loaded_encoders().vae
+    def encoders(self) -> Any:
+        """A pipeline of everything but the denoiser, loaded at its first use. Raises BaseModelError."""
+        if self._encoders is None:
+            self._encoders = load_pipeline(self.base, torch.float32, "cpu", without=(self._name,))
+        return self._encoders
 
     @property
-    def text_encoder(self) -> Any:
-        return self._loaded_encoders().text_encoder
+    def text_encoders(self) -> dict[str, Any]:
+        """The text encoders by their names in the pipeline."""
+        parts = self.encoders.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
 
-    @property
-    def tokenizer(self) -> Any:
-        return self._loaded_encoders().tokenizer
+    def with_denoiser(self, network: Any) -> Any:
+        """The pipeline with `network` in it, for drawing."""
+        self.encoders.register_modules(**{self._name: network})
+        return self.encoders
 
-    def load_unet(self) -> Any:
-        """The frozen UNet on the CPU. Raises BaseModelError."""
-        from diffusers import UNet2DConditionModel
+    def load_denoiser(self) -> Any:
+        """The frozen denoiser on the CPU. Raises BaseModelError."""
+        import diffusers
 
-        path = self._base.path
+        path = self.base.path
+        kind = getattr(
+            diffusers, "ZImageTransformer2DModel" if self._name == "transformer" else "UNet2DConditionModel"
+        )
         with quiet_libraries(), _translated(path):
-            if self._base.layout == "folder":
-                unet: Any = UNet2DConditionModel.from_pretrained(
-                    path, subfolder="unet", torch_dtype=self._dtype, variant=self._base.variant or None,
+            if self.base.layout == "folder":
+                network: Any = kind.from_pretrained(
+                    path, subfolder=self._name, torch_dtype=self._dtype, variant=self.base.variant or None,
                     local_files_only=True, use_safetensors=True,
                 )  # fmt: skip
             else:
-                unet = UNet2DConditionModel.from_single_file(
+                network = kind.from_single_file(
                     read_tensors(path, _LDM_UNET, self._dtype),
-                    config=str(loading.CONFIGURATIONS / self._base.family),
-                    subfolder="unet", torch_dtype=self._dtype, local_files_only=True,
+                    config=str(loading.CONFIGURATIONS / self.base.configuration),
+                    subfolder=self._name, torch_dtype=self._dtype, local_files_only=True,
                 )  # fmt: skip
-        return unet.requires_grad_(False).eval()
+        return network.requires_grad_(False).eval()
 
     def release(self) -> None:
         """Lets go of the encoders; used again, they are loaded again."""
         self._encoders = None
 
-    def _loaded_encoders(self) -> Any:
-        if self._encoders is None:
-            self._encoders = load_pipeline(self._base, torch.float32, "cpu", without=("unet",))
-        return self._encoders
-
     def _configuration(self, name: str) -> dict[str, Any]:
         folder = (
-            self._base.path if self._base.layout == "folder" else loading.CONFIGURATIONS / self._base.family
+            self.base.path
+            if self.base.layout == "folder"
+            else loading.CONFIGURATIONS / self.base.configuration
         )
-        with _translated(self._base.path):
+        with _translated(self.base.path):
             values: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
         return values
 

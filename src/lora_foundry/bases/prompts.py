@@ -1,18 +1,51 @@
 """Prompts longer than the text encoder's window are encoded in pieces and joined, the way people know it from
 A1111 and sd-scripts, so that the end of a long caption is never silently dropped. Generator and trainer share
-this."""
+this, and with it what a prompt becomes for each family of base models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Condition = dict[str, Tensor]
+"""What a prompt becomes for the network: named tensors without a batch dimension. `text` is (length, width)."""
+
+
+class Prompts(Protocol):
+    """The prompts of one family."""
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """The text encoders that a LoRA can train, by the names that files have for them: te, te1, te2."""
+        ...
+
+    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
+        """The conditions of prompts of any length; gradients flow where the caller lets them."""
+        ...
+
+    def stack(self, conditions: Sequence[Condition]) -> Condition:
+        """Conditions of unlike length as one batch."""
+        ...
+
+    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
+        """The same as keyword arguments of the family's pipeline."""
+        ...
+
+
+def make_prompts(pipeline: Any) -> Prompts:
+    """The prompts of a loaded pipeline, by its parts."""
+    if hasattr(pipeline, "transformer"):
+        return ChatPrompts(pipeline.tokenizer, pipeline.text_encoder)
+    if hasattr(pipeline, "text_encoder_2"):
+        return PairPrompts(pipeline)
+    return PromptEncoder(pipeline.tokenizer, pipeline.text_encoder)
 
 
 class PromptEncoder:
-    """Encodes prompts with one tokenizer and one CLIP text encoder."""
+    """Prompts with one tokenizer and one CLIP text encoder: Stable Diffusion 1.x and 2.x."""
 
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
         self._tokenizer = tokenizer
@@ -20,37 +53,154 @@ class PromptEncoder:
         self._window = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
         self._empty: Tensor | None = None
 
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        return {"te": self._encoder}
+
     def pieces(self, text: str) -> list[list[int]]:
         """Token ids in windows of full length, each with its start, end and padding; at least one."""
-        tokens: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        room = self._window - 2
-        parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
-        start, end, pad = (
-            self._tokenizer.bos_token_id,
-            self._tokenizer.eos_token_id,
-            self._tokenizer.pad_token_id,
-        )
-        return [[start, *part, end, *[pad] * (room - len(part))] for part in parts]
+        return cut(self._tokenizer, text, self._window)
 
-    def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
+    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
         """For each text (windows x length, width): its windows, joined along the sequence. All windows go through the
-        encoder at once, and gradients flow where the caller lets them."""
+        encoder at once."""
         windows = [self.pieces(text) for text in texts]
         ids = torch.tensor([piece for pieces in windows for piece in pieces], device=self._encoder.device)
         states: Tensor = self._encoder(ids).last_hidden_state
         parts = torch.split(states, [len(pieces) for pieces in windows])
-        return [part.flatten(0, 1) for part in parts]
+        return [{"text": part.flatten(0, 1)} for part in parts]
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
-        """The same for one text, without gradients."""
-        return self.encode_all([text])[0]
+        """The embedding of one text, without gradients."""
+        return self.encode_all([text])[0]["text"]
 
     def empty(self) -> Tensor:
         """The empty prompt's single window, which fills up shorter prompts."""
         if self._empty is None:
             self._empty = self.encode("")
         return self._empty
+
+    def stack(self, conditions: Sequence[Condition]) -> Condition:
+        texts = [condition["text"] for condition in conditions]
+        return {"text": stack_prompts(texts, self.empty().to(texts[0].device))}
+
+    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
+        text = self.stack([*conditions, *negatives])["text"]
+        return {"prompt_embeds": text[: len(conditions)], "negative_prompt_embeds": text[len(conditions) :]}
+
+
+class PairPrompts:
+    """Prompts with SDXL's two text encoders: the last states but one of both side by side, and `pooled` (width), the
+    projection of the second one's first window. The last states but one have no final normalisation, as SDXL was
+    trained (Podell et al. 2023)."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pairs = (
+            (pipeline.tokenizer, pipeline.text_encoder),
+            (pipeline.tokenizer_2, pipeline.text_encoder_2),
+        )
+        self._window = min(
+            min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+            for tokenizer, encoder in self._pairs
+        )
+        self._empty: Tensor | None = None
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        return {"te1": self._pairs[0][1], "te2": self._pairs[1][1]}
+
+    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
+        states, pooled, counts = [], None, [0]
+        for tokenizer, encoder in self._pairs:
+            windows = [cut(tokenizer, text, self._window) for text in texts]
+            counts = [len(pieces) for pieces in windows]
+            ids = torch.tensor([piece for pieces in windows for piece in pieces], device=encoder.device)
+            answer = encoder(ids, output_hidden_states=True)
+            states.append(answer.hidden_states[-2])
+            pooled = getattr(answer, "text_embeds", None)
+        if pooled is None:
+            raise RuntimeError("SDXL's second text encoder gives no projection")
+        text_parts = torch.split(torch.cat(states, dim=-1), counts)
+        pooled_parts = torch.split(pooled, counts)
+        return [
+            {"text": part.flatten(0, 1), "pooled": first[0]}
+            for part, first in zip(text_parts, pooled_parts, strict=True)
+        ]
+
+    def stack(self, conditions: Sequence[Condition]) -> Condition:
+        texts = [condition["text"] for condition in conditions]
+        if self._empty is None:
+            with torch.no_grad():
+                self._empty = self.encode_all([""])[0]["text"]
+        return {
+            "text": stack_prompts(texts, self._empty.to(texts[0].device)),
+            "pooled": torch.stack([condition["pooled"] for condition in conditions]),
+        }
+
+    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
+        both, count = self.stack([*conditions, *negatives]), len(conditions)
+        return {
+            "prompt_embeds": both["text"][:count],
+            "negative_prompt_embeds": both["text"][count:],
+            "pooled_prompt_embeds": both["pooled"][:count],
+            "negative_pooled_prompt_embeds": both["pooled"][count:],
+        }
+
+
+class ChatPrompts:
+    """Prompts with a language model that reads them as a user's message (Z-Image): its last states but one, as long
+    as the prompt is."""
+
+    LONGEST = 512
+
+    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+        self._tokenizer, self._encoder = tokenizer, text_encoder
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]:
+        return {}
+
+    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
+        return [{"text": self._encode(text)} for text in texts]
+
+    def _encode(self, text: str) -> Tensor:
+        message = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+        ids = self._tokenizer(
+            message, truncation=True, max_length=self.LONGEST, return_tensors="pt"
+        ).input_ids
+        answer = self._encoder(input_ids=ids.to(self._encoder.device), output_hidden_states=True)
+        states: Tensor = answer.hidden_states[-2][0]
+        return states
+
+    @staticmethod
+    def stack(conditions: Sequence[Condition]) -> Condition:
+        """Side by side, the shorter ones filled up with zeros; `lengths` (n,) says how much of each is real."""
+        texts = [condition["text"] for condition in conditions]
+        return {
+            "text": nn.utils.rnn.pad_sequence(texts, batch_first=True),
+            "lengths": torch.tensor([len(text) for text in texts]),
+        }
+
+    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
+        return {
+            "prompt_embeds": [condition["text"] for condition in conditions],
+            "negative_prompt_embeds": [condition["text"] for condition in negatives],
+        }
+
+
+def cut(tokenizer: Any, text: str, window: int) -> list[list[int]]:
+    """Token ids in windows of full length, each with its start, end and padding; at least one."""
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    room = window - 2
+    parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    return [[start, *part, end, *[pad] * (room - len(part))] for part in parts]
 
 
 def stack_prompts(encoded: Sequence[Tensor], filler: Tensor) -> Tensor:

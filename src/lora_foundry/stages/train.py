@@ -10,11 +10,14 @@ from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.lora import MoreTraining, TrainedLora
 from lora_foundry.domain.run import Run, fingerprint
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
-from lora_foundry.errors import InputError, StageError
+from lora_foundry.errors import InputError, StageError, did_you_mean
 from lora_foundry.paths import CACHE, CHECKPOINTS, RunPaths
 from lora_foundry.pictures import PICTURES
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
+from lora_foundry.stages.captioned import PICTURES, read_caption
+from lora_foundry.stages.regularisation import regularisation_pictures
 from lora_foundry.storage import make_folder, read_model, remove_leftovers, require_model, write_model
 
 
@@ -26,7 +29,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(paths, tagged, run.recipe.train.repeats)
+    images = collect_images(paths, tagged, run.recipe.train)
+    images += regularisation_pictures(run, ports, progress)
     made_from, settings = _fingerprint(run, images, ports.trainer.model), run.recipe.train
     more = read_model(paths.more_training, MoreTraining)
     if more is not None and more.fingerprint == made_from:
@@ -57,7 +61,8 @@ def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     done already."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(paths, tagged, run.recipe.train.repeats)
+    images = collect_images(paths, tagged, run.recipe.train)
+    images += regularisation_pictures(run, ports, lambda event: None)
     stamp = _fingerprint(run, images, ports.trainer.model)
     earlier = read_model(paths.more_training, MoreTraining)
     done = earlier.times if earlier is not None and earlier.fingerprint == stamp else 0
@@ -70,12 +75,24 @@ def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     return True
 
 
-def collect_images(paths: RunPaths, tagged: TaggingResults, repeats: int) -> tuple[TrainingImage, ...]:
-    """Every picture in images/ that nobody has thrown out, with its caption, in the order of their names."""
-    files = sorted(
-        path for path in paths.images.glob("*") if path.suffix.lower() in PICTURES and path.name[0] != "."
-    )
+def collect_images(
+    paths: RunPaths, tagged: TaggingResults, settings: TrainSection
+) -> tuple[TrainingImage, ...]:
+    """Every picture in images/ that nobody has thrown out, with its caption, in the order of their names; then those
+    in folders named <repeats>_<anything> below it. Raises InputError, StageError."""
+    folders = [paths.images, *(path for path in sorted(paths.images.glob("*_*")) if _folder_repeats(path))]
+    files = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("*"))
+        if path.suffix.lower() in PICTURES and path.name[0] != "."
+    ]
     present = {path.name for path in files}
+    if unknown := sorted(settings.image_repeats.keys() - present):
+        raise InputError(
+            f"train.image_repeats names {unknown[0]!r}, which is not in {paths.images}; "
+            f"{did_you_mean(unknown[0], present)}"
+        )
     for caption in tagged.captions:
         if caption.file not in present:
             raise StageError(
@@ -89,33 +106,42 @@ def collect_images(paths: RunPaths, tagged: TaggingResults, repeats: int) -> tup
     ]
     if files and not kept:
         raise InputError(f"All pictures in {paths.images} are excluded; restore some.")
-    return tuple(TrainingImage(path, _caption(path), repeats) for path in kept)
+    return tuple(_training_image(path, paths, settings) for path in kept)
 
 
-def _caption(image: Path) -> str:
-    """What stands in the .txt beside the picture, on one line. Raises InputError where there is nothing."""
-    path = RunPaths.caption(image)
-    try:
-        text = " ".join(path.read_text(encoding="utf-8-sig").split())
-    except FileNotFoundError:
+def _training_image(path: Path, paths: RunPaths, settings: TrainSection) -> TrainingImage:
+    repeats = settings.image_repeats.get(path.name) or _folder_repeats(path.parent) or settings.repeats
+    return TrainingImage(path, read_caption(path), repeats, mask=_mask(path, paths, settings))
+
+
+def _folder_repeats(folder: Path) -> int:
+    """The repeats that a folder's name asks for, as sd-scripts reads it (10_elara); 0 where it asks for none."""
+    number, underscore, _ = folder.name.partition("_")
+    return int(number) if underscore and number.isdecimal() and folder.is_dir() else 0
+
+
+def _mask(image: Path, paths: RunPaths, settings: TrainSection) -> Path | None:
+    """Where a picture's mask is, if the settings ask for one. Raises InputError where it is not there."""
+    if settings.mask == "none":
+        return None
+    if settings.mask == "alpha":
+        return image
+    path = paths.masks / f"{image.stem}.png"
+    if not path.is_file():
         raise InputError(
-            f"{image} has no caption; write {path.name} beside it, or take the picture away."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"The caption {path} is not UTF-8 text; save it as UTF-8.") from error
-    except OSError as error:
-        raise InputError(f"The caption {path} cannot be read ({error.strerror or error}).") from error
-    if not text:
-        raise InputError(
-            f"The caption {path} is empty; write what the picture shows, or take the picture away."
+            f'{image} has no mask; put {path.name} into {paths.masks}, or set train.mask = "none".'
         )
-    return text
+    return path
 
 
 def _fingerprint(run: Run, images: tuple[TrainingImage, ...], model: str) -> str:
     """Of everything that decides the file: base, settings, pictures, captions and what its metadata says."""
     settings = run.recipe.train.model_dump(mode="json", exclude=set(WITHOUT_INFLUENCE))
-    contents = [(image.path.name, _hash(image.path), image.caption, image.repeats) for image in images]
+    contents = [
+        (image.path.name, _hash(image.path), image.caption, image.repeats, image.regular)
+        + ((_hash(image.mask),) if image.mask else ())
+        for image in images
+    ]
     return fingerprint("train-1", model, settings, contents, run.character, run.output_name)
 
 

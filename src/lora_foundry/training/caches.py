@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_foundry import storage
+from lora_foundry.bases.prompts import Condition
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.errors import InputError
-from lora_foundry.training.families import Condition, FamilyModel
+from lora_foundry.training.families import FamilyModel
 
 ENCODE_BATCH = 8
 _MEMORY_LIMIT = 2 * 1024**3

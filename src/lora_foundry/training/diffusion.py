@@ -1,9 +1,10 @@
-"""The noise process that Stable Diffusion and SDXL share: how a latent is noised, what the network is to
-predict, and how much each noise level counts. All of it is read from the scheduler's configuration, so that a
-v-prediction or zero-terminal-SNR base is trained as it was made."""
+"""The noise process that Stable Diffusion and SDXL share, and that of flow-matching transformers: how a latent is
+noised, what the network is to predict, and how much each noise level counts. It is read from the scheduler's
+configuration, so that a v-prediction or zero-terminal-SNR base is trained as it was made."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from lora_foundry.errors import BaseModelError
 
 _LEAST_SHOWN = 0.01  # a mask that shows next to nothing must not blow up the loss
+_EDGE = 1 - 1e-6  # the normal law's ends lie at infinity
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -57,6 +59,26 @@ class NoiseProcess:
     @staticmethod
     def _of(values: Tensor, timesteps: Tensor) -> Tensor:
         return values[timesteps].view(-1, 1, 1, 1)
+
+
+class FlowProcess:
+    """A straight line from picture to noise (rectified flow). How far along it a sample lies follows the logit-normal
+    law (Esser et al. 2024), moved towards noise by the `shift` that the base was made with."""
+
+    def __init__(self, shift: float) -> None:
+        self.shift = shift
+
+    def noise_shares(self, positions: Tensor) -> Tensor:
+        """Positions in 0..1 (n,), evenly spread, as shares of noise in 0..1."""
+        normal = math.sqrt(2) * torch.erfinv((2 * positions - 1).clamp(-_EDGE, _EDGE))
+        share = torch.sigmoid(normal)
+        return self.shift * share / (1 + (self.shift - 1) * share)
+
+    @staticmethod
+    def add_noise(latents: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
+        """The noised latents that the network sees."""
+        share = shares.view(-1, 1, 1, 1)
+        return (1 - share) * latents + share * noise
 
 
 def snr_weights(snr: Tensor, prediction: str, gamma: float) -> Tensor:

@@ -1,6 +1,6 @@
-"""loss.csv and log.txt of a training: appended while it runs, and cut back to the checkpoint when it goes on
-from one, so that each step stands in them once however often the training was interrupted. No times are in
-loss.csv: equal runs leave equal files."""
+"""loss.csv and log.txt of a training, and TensorBoard's events if wanted: appended while it runs, and cut back to the
+checkpoint when it goes on from one, so that each step stands in them once however often the training was interrupted.
+No times are in loss.csv: equal runs leave equal files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from lora_foundry import storage
+from lora_foundry.training.events import EventFile
 
 _HEADER = "step,loss,learning_rate\n"
 _LOG_LINE = re.compile(r"\S+ \S+ \[step (\d+)\] ")
@@ -21,8 +22,8 @@ _log = logging.getLogger(__name__)
 class Journal:
     """The two files, open for appending. Steps count from 1: row n is what step n gave."""
 
-    def __init__(self, loss_file: Path, log_file: Path, step: int) -> None:
-        self._loss_file, self._log_file = loss_file, log_file
+    def __init__(self, loss_file: Path, log_file: Path, step: int, events: EventFile | None = None) -> None:
+        self._loss_file, self._log_file, self._events = loss_file, log_file, events
         self.losses = _cut_losses(loss_file, step)
         _cut_log(log_file, step)
         with storage.storage_errors(loss_file):
@@ -35,6 +36,12 @@ class Journal:
         self.losses.append(float(text))
         with storage.storage_errors(self._loss_file):
             self._rows.write(f"{step},{text},{rate:.6g}\n")
+        self.show(step, {"loss": loss, "learning_rate": rate})
+
+    def show(self, step: int, scalars: dict[str, float]) -> None:
+        """Values for TensorBoard, where it was asked for."""
+        if self._events:
+            self._events.add(step, time.time(), scalars)
 
     def say(self, step: int, message: str) -> None:
         """One line of log.txt, and of the program's log."""
@@ -47,6 +54,8 @@ class Journal:
         """Hands the rows to the system, and to the disk itself before a checkpoint that relies on them."""
         with storage.storage_errors(self._loss_file):
             self._rows.flush()
+            if self._events:
+                self._events.flush()
             if to_disk:
                 os.fsync(self._rows.fileno())
 
@@ -66,6 +75,8 @@ class Journal:
         with storage.storage_errors(self._loss_file):
             self._rows.close()
             self._lines.close()
+            if self._events:
+                self._events.close()
 
 
 def _cut_losses(path: Path, step: int) -> list[float]:

@@ -19,6 +19,7 @@ from lora_foundry.training.families import FamilyModel
 from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.material import Material
+from lora_foundry.training.memory import StepWatch
 from lora_foundry.training.optimizers import set_rate
 from lora_foundry.training.schedule import rate_factor
 
@@ -49,13 +50,15 @@ class Loop:
     keeper: Keeper
     news: Callable[[int, float], None]
     examine: Callable[[int], None]
+    clock: Callable[[], float] = monotonic
+    watch: StepWatch = field(default_factory=StepWatch)
     _pending: list[Pending] = field(default_factory=list)
 
     def run(self, start: int) -> None:
         """Trains steps `start` to `total`, with a checkpoint every so often and after the last. Raises
         DivergedError for NaN, leaving the last good checkpoint."""
         self.keeper.begin(start)
-        told = monotonic()
+        told = self.clock()
         for step in range(start, self.total):
             self._pending.append(self._step(step))
             done = step + 1
@@ -65,26 +68,32 @@ class Loop:
                 checkpoint
                 or keep
                 or len(self._pending) >= _MOST_PENDING
-                or monotonic() - told >= NEWS_SECONDS
+                or self.clock() - told >= NEWS_SECONDS
             ):
+                count = len(self._pending)
                 self._settle()
-                self._tell(done, saved=checkpoint)
-                told = monotonic()
-            if keep:
-                self.keeper.keep(done)
-            if keep or checkpoint:
-                self.examine(done)
-            if checkpoint:
-                self._save(done)
+                if warning := self.watch.observe(count, self.clock() - told):
+                    self.journal.say(done, warning)
+                self._tell(done, keep)
+                self._put_away(done, keep, checkpoint)
+                told = self.clock()
 
-    def _tell(self, done: int, saved: bool) -> None:
+    def _tell(self, done: int, keep: bool) -> None:
         """News of a step. Who hears it may want the training to stop: then nothing of it is lost."""
         try:
             self.news(done, self.journal.mean_loss(20))
         except StopRequested:
-            if not saved:
-                self._save(done)
+            self._put_away(done, keep, checkpoint=True)
             raise
+
+    def _put_away(self, done: int, keep: bool, checkpoint: bool) -> None:
+        """What is due after a step: a kept export, a look at it, a checkpoint."""
+        if keep:
+            self.keeper.keep(done)
+        if keep or checkpoint:
+            self.examine(done)
+        if checkpoint:
+            self._save(done)
 
     def _step(self, step: int) -> Pending:
         optimizer, scaler = self.learner.optimizer, self.learner.scaler

@@ -15,6 +15,13 @@ from lora_foundry.bases.inspect import Base
 from lora_foundry.ports import TrainingJob
 from lora_foundry.training.schedule import total_steps
 
+_OPTIMIZERS = {
+    "adamw": "torch.optim.AdamW",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "prodigy": "pytorch_optimizer.Prodigy",
+    "adafactor": "transformers.optimization.Adafactor",
+    "schedule_free": "pytorch_optimizer.ScheduleFreeAdamW",
+}
 _SHORT_HASH_OFFSET, _SHORT_HASH_BYTES = 0x100000, 0x10000
 
 
@@ -69,11 +76,17 @@ def _modelspec(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
 
 def _network(job: TrainingJob) -> dict[str, str]:
     settings = job.settings
+    arguments: dict[str, object] = {"targets": list(settings.targets)}
+    if settings.conv_rank:
+        arguments |= {"conv_dim": settings.conv_rank, "conv_alpha": settings.conv_alpha}
+    if settings.network != "lora":
+        arguments["algo"] = settings.network
+    lycoris = settings.network in {"loha", "lokr"}
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": str(settings.alpha),
-        "ss_network_args": json.dumps({"targets": list(settings.targets)}),
+        "ss_network_args": json.dumps(arguments),
         "ss_network_dropout": "None",
     }
 
@@ -81,34 +94,41 @@ def _network(job: TrainingJob) -> dict[str, str]:
 def _training(job: TrainingJob, learned: Learned) -> dict[str, str]:
     settings = job.settings
     samples = sum(image.repeats for image in job.images)
+    a_step = settings.samples_per_step
     steps = total_steps(settings, job.images)
     return {
         "ss_learning_rate": str(settings.learning_rate),
         "ss_unet_lr": str(settings.learning_rate),
-        "ss_text_encoder_lr": "None",
-        "ss_optimizer": f"torch.optim.AdamW(weight_decay={settings.weight_decay})",
+        "ss_text_encoder_lr": str(settings.text_encoder_rate or None),
+        "ss_optimizer": f"{_OPTIMIZERS[settings.optimizer]}(weight_decay={settings.weight_decay})",
         "ss_lr_scheduler": settings.lr_schedule,
         "ss_lr_warmup_steps": str(settings.warmup_steps),
         "ss_max_train_steps": str(steps),
         "ss_steps": str(learned.step),
-        "ss_epoch": str(-(-learned.step * settings.batch_size // samples)),
-        "ss_num_epochs": str(-(-steps * settings.batch_size // samples)),
+        "ss_epoch": str(-(-learned.step * a_step // samples)),
+        "ss_num_epochs": str(-(-steps * a_step // samples)),
         "ss_num_batches_per_epoch": str(-(-samples // settings.batch_size)),
         "ss_batch_size_per_device": str(settings.batch_size),
-        "ss_total_batch_size": str(settings.batch_size),
-        "ss_gradient_accumulation_steps": "1",
+        "ss_total_batch_size": str(a_step),
+        "ss_gradient_accumulation_steps": str(settings.accumulation),
         "ss_gradient_checkpointing": str(settings.gradient_checkpointing),
         "ss_max_grad_norm": str(settings.max_grad_norm),
+        "ss_scale_weight_norms": str(settings.max_norm or None),
         "ss_mixed_precision": settings.precision.replace("fp32", "no"),
         "ss_seed": str(settings.seed),
         "ss_min_snr_gamma": str(settings.min_snr_gamma or None),
         "ss_noise_offset": str(settings.noise_offset or None),
+        "ss_multires_noise_discount": str(settings.multires_noise or None),
+        "ss_multires_noise_iterations": "6" if settings.multires_noise else "None",
         "ss_caption_dropout_rate": str(settings.caption_dropout),
         "ss_shuffle_caption": str(settings.shuffle_tags),
         "ss_keep_tokens": str(settings.keep_tokens),
+        "ss_prior_loss_weight": str(settings.regularisation_weight),
+        "ss_masked_loss": str(settings.mask != "none"),
         "ss_cache_latents": "True",
         "ss_training_comment": f"lora-foundry {__version__}",
         "lora_foundry.version": __version__,
+        "lora_foundry.ema": str(settings.ema or None),
         "lora_foundry.final_loss": f"{learned.loss:.6g}",
         "lora_foundry.parameters": str(learned.parameters),
     }
@@ -116,17 +136,18 @@ def _training(job: TrainingJob, learned: Learned) -> dict[str, str]:
 
 def _dataset(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
     folder = _folder(job)
-    repeats = max((image.repeats for image in job.images), default=1)
-    samples = sum(image.repeats for image in job.images)
+    own = [image for image in job.images if not image.regular]
+    repeats = max((image.repeats for image in own), default=1)
+    samples = sum(image.repeats for image in own)
     bucket = {"resolution": list(frame), "count": samples}
     return {
         "ss_num_train_images": str(samples),
-        "ss_num_reg_images": "0",
+        "ss_num_reg_images": str(len(job.images) - len(own)),
         "ss_resolution": f"({frame[0]}, {frame[1]})",
-        "ss_enable_bucket": "False",
+        "ss_enable_bucket": str(job.settings.buckets),
         "ss_bucket_info": json.dumps({"buckets": {"0": bucket}, "mean_img_ar_error": 0.0}),
         "ss_dataset_dirs": json.dumps(
-            {folder: {"n_repeats": repeats, "img_count": len(job.images)}}, ensure_ascii=False
+            {folder: {"n_repeats": repeats, "img_count": len(own)}}, ensure_ascii=False
         ),
         "ss_tag_frequency": json.dumps({folder: dict(_tag_counts(job))}, ensure_ascii=False),
     }
@@ -134,11 +155,12 @@ def _dataset(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
 
 def _folder(job: TrainingJob) -> str:
     """The name sd-scripts' folder for this set would have: repeats and trigger."""
-    repeats = max((image.repeats for image in job.images), default=1)
+    repeats = max((image.repeats for image in job.images if not image.regular), default=1)
     return f"{repeats}_" + re.sub(r"[^\w -]", "_", job.trigger)
 
 
 def _tag_counts(job: TrainingJob) -> Counter[str]:
     """How many captions hold each tag, the most frequent first."""
-    tags = Counter(tag.strip() for image in job.images for tag in image.caption.split(",") if tag.strip())
+    captions = [image.caption for image in job.images if not image.regular]
+    tags = Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip())
     return Counter(dict(sorted(tags.items(), key=lambda item: (-item[1], item[0]))))

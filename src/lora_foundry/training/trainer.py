@@ -4,6 +4,8 @@ again."""
 
 from __future__ import annotations
 
+import gc
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -18,11 +20,13 @@ from lora_foundry.bases.devices import choose_dtype, find_device, use_available_
 from lora_foundry.bases.inspect import Base
 from lora_foundry.domain.lora import SavedLora, TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.paths import (
     CACHE,
     CHECKPOINTS,
+    TENSORBOARD,
     TRAINING_CONFIG,
     TRAINING_LOG,
     TRAINING_LOSS,
@@ -33,6 +37,7 @@ from lora_foundry.training.adapter import NAME, Adapter
 from lora_foundry.training.caches import CaptionCache, TensorFile, cache_latents, hash_file, read_size
 from lora_foundry.training.checkpoints import Checkpoints, Learner
 from lora_foundry.training.draws import Draws, derive_seed
+from lora_foundry.training.events import EventFile
 from lora_foundry.training.export import kohya_tensors, write_lora
 from lora_foundry.training.families import FamilyModel, load_family
 from lora_foundry.training.fused import fuse
@@ -40,13 +45,17 @@ from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.loop import NEWS_SECONDS, Loop
 from lora_foundry.training.material import Material, group_pictures, hold_out, plan_frames
+from lora_foundry.training.memory import difference, fit, free_memory, step_down
 from lora_foundry.training.metadata import Learned, describe_lora
 from lora_foundry.training.optimizers import RunningMean, build_optimizer
 from lora_foundry.training.resident import Resident
+from lora_foundry.training.samples import draw_samples, sample_texts
 from lora_foundry.training.schedule import steps_per_epoch, total_steps
 from lora_foundry.training.validation import Validation, add_row
 
 _FINAL_LOSSES = 100
+# How a step is computed, which may change when memory runs out, and what it learns does not.
+_MACHINE = frozenset({"backend", "memory", "gradient_checkpointing", "batch_size", "accumulation"})
 _log = logging.getLogger(__name__)
 
 
@@ -65,11 +74,9 @@ class InProcessTrainer:
     def train(self, job: TrainingJob, progress: ProgressCallback) -> TrainedLora:
         """See `ports.Trainer`."""
         started = perf_counter()
-        base = self._base
         total = total_steps(job.settings, job.images)
         with _translated(job):
-            prepared = prepare(job, base, find_device(self._device_name), progress)
-            resumed, loss = prepared.run_loop(total)
+            prepared, resumed, loss = self._run(job, progress, total)
             digest = prepared.export(job.output, total, loss)
         return TrainedLora(
             path=job.output,
@@ -81,6 +88,42 @@ class InProcessTrainer:
             parameters=prepared.adapter.count(),
             saved=prepared.saved,
         )
+
+    def _run(
+        self, job: TrainingJob, progress: ProgressCallback, total: int
+    ) -> tuple[Preparation, int, float]:
+        """Runs the loop; where memory runs out, again from the newest checkpoint with settings that take less."""
+        device = find_device(self._device_name)
+        asked = job.settings
+        settings, note = plan_memory(job, self._base.family, device)
+        while True:
+            if note:
+                progress(ProgressEvent(stage="train", done=0, total=total, message=note))
+            try:
+                prepared = prepare(job._replace(settings=settings), self._base, device, progress)
+                return prepared, *prepared.run_loop(total, asked, note)
+            except torch.OutOfMemoryError:
+                smaller = step_down(settings)
+                if asked.memory == "as_set" or smaller is None:
+                    raise
+                note = f"the memory did not suffice; going on with {difference(settings, smaller)}"
+                settings = smaller
+            prepared = None  # type: ignore[assignment]  # the memory must be free before the next attempt
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def plan_memory(job: TrainingJob, family: str, device: torch.device) -> tuple[TrainSection, str]:
+    """The settings that fit the device, and what was changed, in words. A training that goes on keeps what it had."""
+    try:
+        earlier = json.loads((job.workdir / TRAINING_CONFIG).read_text(encoding="utf-8"))
+        if earlier.get("asked") == job.settings.model_dump(mode="json"):
+            return TrainSection.model_validate(earlier["settings"]), ""
+    except (OSError, ValueError):
+        _log.debug("no earlier plan in %s", job.workdir)
+    settings, changes = fit(job.settings, family, free_memory(device))
+    return settings, f"fitted to the memory: {changes}" if changes else ""
 
 
 def prepare(job: TrainingJob, base: Base, device: torch.device, progress: ProgressCallback) -> Preparation:
@@ -127,13 +170,17 @@ class Preparation:
         """The commonest shape that the pictures are trained at."""
         return Counter(self._material.frames).most_common(1)[0][0]
 
-    def run_loop(self, total: int) -> tuple[int, float]:
-        """Trains what is left to train; returns the step it went on from, and the final loss."""
+    def run_loop(self, total: int, asked: TrainSection, note: str = "") -> tuple[int, float]:
+        """Trains what is left to train; returns the step it went on from, and the final loss. `asked` is the recipe's
+        section before it was fitted to the memory, `note` what was changed."""
         job, workdir = self._job, self._job.workdir
-        self._write_config(total)
+        self._write_config(total, asked)
         checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint)
         start = checkpoints.restore(self.learner)
-        with Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start) as journal:
+        events = EventFile(workdir / TENSORBOARD, start) if job.settings.tensorboard else None
+        with Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start, events) as journal:
+            if note:
+                journal.say(start, note)
             journal.say(
                 start,
                 f"{'going on' if start else 'start'}: {total} steps, {len(job.images)} pictures at "
@@ -144,7 +191,7 @@ class Preparation:
                 total,
                 steps_per_epoch(job.settings, job.images),
                 workdir,
-                lambda path, step: self.export(path, step, journal.mean_loss(_FINAL_LOSSES)),
+                lambda path, step: self._keep(path, step, journal.mean_loss(_FINAL_LOSSES)),
             )
             Loop(
                 job.settings,
@@ -171,6 +218,15 @@ class Preparation:
         described = describe_lora(self._job, self._base, self.frame, self.model.metadata(), learned)
         return write_lora(path, tensors, described)
 
+    def _keep(self, path: Path, step: int, loss: float) -> str:
+        """Writes an export on the way, and draws what it draws."""
+        digest = self.export(path, step, loss)
+        with self.learner.as_exported():
+            draw_samples(
+                self.model, self._material, self._job.settings, self._job.trigger, self._job.workdir, step
+            )
+        return digest
+
     def _examine(self, step: int, journal: Journal) -> None:
         """The validation loss, with the weights as they are exported."""
         if self._job.settings.validation == 0:
@@ -178,9 +234,10 @@ class Preparation:
         with self.learner.as_exported():
             loss = self._validation.measure()
         add_row(self._job.workdir / VALIDATION_LOSS, step, loss)
+        journal.show(step, {"validation_loss": loss})
         journal.say(step, f"validation loss {loss:.4f}")
 
-    def _write_config(self, total: int) -> None:
+    def _write_config(self, total: int, asked: TrainSection) -> None:
         """What is trained, with everything that decides it, for people and for a later look."""
         job = self._job
         storage.write_json(
@@ -190,6 +247,7 @@ class Preparation:
                 "identity": self._base.identity,
                 "trigger": job.trigger,
                 "settings": job.settings,
+                "asked": asked,
                 "steps": total,
                 "images": {image.path.name: image.caption for image in job.images},
                 "frame": self.frame,
@@ -232,6 +290,7 @@ class Preparation:
         if not learning:
             # Captions that are shuffled come up one by one; those of held-out pictures never are.
             texts = [] if settings.shuffle_tags else [image.caption for image in job.images]
+            texts += sample_texts(settings, job.trigger)
             captions.prepare(
                 ["", *texts],
                 self._base.identity,
@@ -276,12 +335,12 @@ def _check(job: TrainingJob) -> None:
 
 def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
     """Of all that decides the weights: a checkpoint with another one belongs to another training."""
-    settings = job.settings.model_dump(mode="json", exclude={"backend", *WITHOUT_INFLUENCE})
+    settings = job.settings.model_dump(mode="json", exclude={*_MACHINE, *WITHOUT_INFLUENCE})
     images = [
         (digest, image.caption, image.repeats, image.regular, image.mask and hash_file(image.mask))
         for digest, image in zip(hashes, job.images, strict=True)
     ]
-    return fingerprint("training-2", base.identity, settings, images)
+    return fingerprint("training-3", base.identity, settings, job.settings.samples_per_step, images)
 
 
 @contextmanager

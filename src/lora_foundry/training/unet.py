@@ -1,24 +1,22 @@
-"""What the families with a UNet (Stable Diffusion, SDXL) have in common, as the trainer wants it: latents, captions,
-the modules that get a LoRA with kohya's names for them, the loss, and pictures drawn while training."""
+"""What the families with a UNet (Stable Diffusion, SDXL) have in common, as the trainer wants it: the modules that
+get a LoRA with kohya's names for them, and the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from PIL import Image
 from torch import Tensor, nn
 
-from lora_foundry.bases.devices import choose_dtype
-from lora_foundry.bases.loading import quiet_libraries
+from lora_foundry.bases.inspect import Base
+from lora_foundry.bases.prompts import Condition
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
 from lora_foundry.training.adapter import DENOISER, Target
 from lora_foundry.training.diffusion import NoiseProcess, mean_error
-from lora_foundry.training.families import Condition
+from lora_foundry.training.frozen import FrozenModel
 
 TARGETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
@@ -30,72 +28,25 @@ _CONVOLUTIONS = (".resnets.", ".downsamplers.", ".upsamplers.")
 _SMALL_SAMPLE = 32
 
 
-class UnetModel:
-    """A base with a UNet, frozen (`FamilyModel`). A family's own class says how captions become conditions."""
+class UnetModel(FrozenModel):
+    """A base with a UNet, frozen (`FamilyModel`). A family's own class adds what the UNet is told beside the text."""
 
-    def __init__(self, parts: Any, settings: TrainSection, device: torch.device) -> None:
-        """`parts`: a base by its parts (bases.parts), or a whole pipeline where pictures are to be drawn."""
-        self._device, self._settings = device, settings
-        self._dtype = choose_dtype(settings.precision, device)
-        self._parts = parts
-        whole = settings.sample_prompts
-        self._pipeline: Any = parts if whole else None
-        self._vae_loaded: Any = None
-        unet = parts.unet.config if whole else parts.unet_config
-        scheduler = parts.scheduler.config if whole else parts.scheduler_config
-        self._context = int(unet["cross_attention_dim"])
-        self.side_multiple = int(parts.vae_scale_factor) * 2 ** (len(unet["block_out_channels"]) - 1)
-        self._process = NoiseProcess(scheduler, settings.min_snr_gamma, device)
+    def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
+        super().__init__(base, settings, device)
+        blocks = len(self._parts.denoiser_config["block_out_channels"])
+        self.side_multiple = self._parts.vae_scale_factor * 2 ** (blocks - 1)
+        self._process = NoiseProcess(self._parts.scheduler_config, settings.min_snr_gamma, device)
 
     @cached_property
     def network(self) -> nn.Module:
-        """The UNet, loaded at its first use, which is after the encoders were let go."""
-        with quiet_libraries():
-            loaded = self._pipeline.unet if self._pipeline else self._parts.load_unet()
-            unet: Any = loaded.to(device=self._device, dtype=self._dtype)
-        if self._settings.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        if (
-            self._device.type == "cpu"
-            and self._dtype != torch.float32
-            and unet.config.sample_size <= _SMALL_SAMPLE
-        ):
+        """The UNet."""
+        unet: Any = super().network
+        small = self._parts.denoiser_config["sample_size"] <= _SMALL_SAMPLE
+        if self._device.type == "cpu" and self._dtype != torch.float32 and small:
             # torch's fused attention is slow backwards in bf16 on a CPU, and saves memory only for large pictures.
             unet.set_attn_processor(AttnProcessor())
         module: nn.Module = unet
         return module
-
-    @property
-    def _vae(self) -> Any:
-        if self._vae_loaded is None:
-            self._vae_loaded = self._parts.vae.to(self._device)
-        return self._vae_loaded
-
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """The UNet and the text encoders, by kohya's names for them."""
-        return {DENOISER: self.network, **self._text_encoders()}
-
-    def _text_encoders(self) -> Mapping[str, nn.Module]:
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Latents by the mean of the VAE's distribution: its spread is far below what training could
-        notice."""
-        mean: Tensor = self._vae.encode(pixels.to(self._device)).latent_dist.mean
-        config = self._vae.config
-        latents: Tensor = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
-        return latents.cpu()
-
-    def _release_vae(self) -> None:
-        """Drops the VAE, or lays it aside in the computer's memory where pictures are to be drawn."""
-        if self._pipeline is None:
-            self._vae_loaded = None
-        else:
-            self._vae.cpu()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def lora_targets(self, settings: TrainSection) -> list[Target]:
         """Layers of the attention blocks whose names belong to `targets`, convolutions and text encoders where the
@@ -121,7 +72,7 @@ class UnetModel:
                 "projection."
             )
         if settings.text_encoder_rate > 0:
-            for part, encoder in self._text_encoders().items():
+            for part, encoder in self._prompts.encoders.items():
                 found += [
                     Target(part, name)
                     for name, module in encoder.named_modules()
@@ -158,36 +109,6 @@ class UnetModel:
         text = condition["text"].to(self._device, self._dtype)
         answer: Tensor = self.network(noised, timesteps, text, return_dict=False)[0]
         return answer
-
-    @torch.no_grad()
-    def draw(
-        self, conditions: Sequence[Condition], frame: tuple[int, int], seed: int, steps: int, cfg: float
-    ) -> list[Image.Image]:
-        """Pictures of `frame` with the network as it stands, one a condition; the first condition is the negative
-        one."""
-        stacked = self.stack(conditions)
-        self._vae.to(self._device)
-        with quiet_libraries():
-            images: list[Image.Image] = self._pipeline(
-                **self._prompt_arguments(stacked),
-                generator=[torch.Generator().manual_seed(seed) for _ in conditions[1:]],
-                width=frame[0],
-                height=frame[1],
-                num_inference_steps=steps,
-                guidance_scale=cfg,
-            ).images
-        self._vae.cpu()
-        return images
-
-    def _prompt_arguments(self, stacked: Condition) -> dict[str, Tensor]:
-        """The pipeline's arguments for stacked conditions of which the first is the negative one."""
-        text = stacked["text"].to(self._device, self._dtype)
-        count = len(text) - 1
-        return {"prompt_embeds": text[1:], "negative_prompt_embeds": text[:1].expand(count, -1, -1)}
-
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
-        """Conditions of unlike length as one batch."""
-        raise NotImplementedError
 
     def metadata(self) -> dict[str, str]:
         """What an exported file says about how the base was trained to answer."""

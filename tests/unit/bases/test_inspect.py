@@ -129,10 +129,15 @@ def test_nonsense_headers_are_refused(tmp_path: Path, header: bytes) -> None:
         ("lycoris_unet_x.lokr_w1", "a LoRA"),
         ("first_stage_model.decoder.conv_in.weight", "a VAE"),
         ("decoder.conv_in.weight", "a VAE"),
-        ("conditioner.embedders.0.transformer.text_model.x", "an SDXL model"),
+        ("conditioner.embedders.0.transformer.text_model.x", "an SDXL model, without"),
         ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "a Flux"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "a Stable Diffusion 3"),
-        ("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight", "a Stable Diffusion 2"),
+        (
+            "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight",
+            "a Stable Diffusion 2.x model, without",
+        ),
+        ("noise_refiner.0.attention.to_q.weight", "a Z-Image"),
+        ("label_emb.0.0.weight", "an SDXL UNet alone"),
         ("control_model.input_blocks.0.0.weight", "a ControlNet"),
         ("emb_params", "a textual inversion"),
         ("down_blocks.0.resnets.0.conv1.weight", "a UNet alone"),
@@ -161,7 +166,7 @@ def test_an_inpainting_checkpoint_is_told_by_its_channels(tmp_path: Path, copy: 
 
 
 def damage_index(folder: Path) -> None:
-    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
 
 
 def drop_index(folder: Path) -> None:
@@ -183,7 +188,7 @@ def garble_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_index, "an SDXL model"),
+        (damage_index, "a Stable Diffusion 3 model"),
         (drop_index, r"no model_index\.json"),
         (drop_tokenizer, "no tokenizer"),
         (drop_vae, "no vae weights"),

@@ -30,7 +30,11 @@ def draw(pipeline: Any) -> np.ndarray[Any, Any]:
 def test_one_file_gives_the_folders_picture(tiny_file: Path, tiny_folder: Path) -> None:
     from_folder = loading.load_pipeline(find_base(str(tiny_folder)), torch.float32, "cpu")
     from_file = loading.load_pipeline(find_base(str(tiny_file)), torch.float32, "cpu")
-    assert np.array_equal(draw(from_file), draw(from_folder))
+    for part in ("unet", "vae", "text_encoder"):
+        wanted, found = getattr(from_folder, part).state_dict(), getattr(from_file, part).state_dict()
+        assert all(torch.equal(wanted[name], found[name]) for name in wanted), part
+    # Where a file's tensors lie in memory decides which of a processor's instructions add them up.
+    assert np.allclose(draw(from_file), draw(from_folder), atol=1e-5)
 
 
 def test_our_configuration_is_stable_diffusion_15s() -> None:

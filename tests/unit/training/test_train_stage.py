@@ -20,7 +20,7 @@ from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, InputError, StageError
 from lora_foundry.paths import RunPaths
-from lora_foundry.ports import Ports, ProgressCallback, TrainingJob
+from lora_foundry.ports import GeneratedImage, Ports, ProgressCallback, TrainingJob
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.stages import train
 from lora_foundry.storage import read_model, write_model
@@ -184,3 +184,79 @@ def test_leftovers_of_a_kill_are_cleared(ready: Run, trainer: CountingTrainer) -
     leftover.write_bytes(b"x")
     run_stage(ready, trainer)
     assert not leftover.exists()
+
+
+def test_repeats_come_from_the_folder_or_the_picture(ready: Run, trainer: CountingTrainer) -> None:
+    paths = paths_of(ready)
+    folder = paths.images / "5_close ups"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "green").save(folder / "own.png")
+    (folder / "own.txt").write_text("zoë van dijk, close-up", encoding="utf-8")
+    name = paths.image(1).name
+    run_stage(changed(ready, repeats=2, image_repeats={name: 7}), trainer)
+    found = {image.path.name: image.repeats for image in trainer.jobs[0].images}
+    assert found == {paths.image(0).name: 2, name: 7, paths.image(2).name: 2, "own.png": 5}
+    with pytest.raises(InputError, match=r"train\.image_repeats names 'zo_001\.png'"):
+        run_stage(changed(ready, image_repeats={"zo_001.png": 2}), trainer)
+
+
+def test_masks_lie_beside_the_pictures(ready: Run, trainer: CountingTrainer) -> None:
+    paths = paths_of(ready)
+    with pytest.raises(InputError, match="has no mask; put"):
+        run_stage(changed(ready, mask="folder"), trainer)
+    paths.masks.mkdir()
+    for index in range(3):
+        Image.new("L", (64, 64), 255).save(paths.masks / f"{paths.image(index).stem}.png")
+    run_stage(changed(ready, mask="folder"), trainer)
+    assert all(image.mask == paths.masks / f"{image.path.stem}.png" for image in trainer.jobs[0].images)
+
+
+class Painter:
+    """Draws a flat picture for every request, and remembers the prompts."""
+
+    model = "painter"
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def generate(self, batches: Any, lora: Any = None, reference: Any = None) -> Any:
+        for batch in batches:
+            for request in batch:
+                self.prompts.append(request.prompt)
+                yield GeneratedImage(request, Image.new("RGB", (64, 64), (request.seed % 255, 90, 30)))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_regularisation_pictures_are_drawn_once_and_know_neither_name_nor_looks(
+    ready: Run, trainer: CountingTrainer
+) -> None:
+    painter, run = Painter(), changed(ready, regularisation=3)
+    ports = cast(Ports, SimpleNamespace(trainer=trainer, generator=painter))
+    for _ in range(2):
+        train.run(run, ports, lambda event: None)
+    assert len(painter.prompts) == 3
+    assert len(trainer.jobs) == 1
+    drawn = [image for image in trainer.jobs[0].images if image.regular]
+    assert len(drawn) == 3
+    texts = [*painter.prompts, *(image.caption for image in drawn)]
+    assert not any("brown hair" in text or "zoë" in text for text in texts)
+    assert all(image.path.parent == paths_of(run).regularisation for image in drawn)
+
+
+def test_own_regularisation_pictures_are_read_with_their_captions(
+    ready: Run, trainer: CountingTrainer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "nobody"
+    run = changed(ready, regularisation_folder=str(folder))
+    with pytest.raises(InputError, match="does not exist"):
+        run_stage(run, trainer)
+    folder.mkdir()
+    with pytest.raises(InputError, match="holds no picture"):
+        run_stage(run, trainer)
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    (folder / "a.txt").write_text("1girl, running", encoding="utf-8")
+    run_stage(run, trainer)
+    (found,) = (image for image in trainer.jobs[0].images if image.regular)
+    assert found.caption == "1girl, running"

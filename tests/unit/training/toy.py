@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_foundry.bases.inspect import Base
+from lora_foundry.bases.prompts import Condition
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.training.adapter import DENOISER, Target
 from lora_foundry.training.diffusion import mean_error
-from lora_foundry.training.families import Condition
 
 BASE = Base(path=Path("toy"), layout="folder", family="toy", name="toy", identity="toy")
 

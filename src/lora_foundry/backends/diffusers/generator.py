@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_foundry.backends.diffusers.lora import APPLIED, check_lora
+from lora_foundry.backends.diffusers.lora import APPLIED, check_lora, lora_source
+from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
 from lora_foundry.backends.diffusers.reference import Guide, make_guide
 from lora_foundry.backends.diffusers.samplers import make_scheduler
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
-from lora_foundry.bases.loading import load_pipeline, quiet_libraries
-from lora_foundry.bases.prompts import PromptEncoder, stack_prompts
+from lora_foundry.bases.loading import denoiser, load_pipeline, quiet_libraries
+from lora_foundry.bases.prompts import Condition, Prompts, make_prompts
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
@@ -55,7 +56,8 @@ class DiffusersGenerator:
         self._loaded: Any = None
         self._base_schedule: Any = None
         self._applied: LoraUse | None = None
-        self._embeddings: dict[str, Tensor] = {}
+        self._lycoris: list[Any] = []
+        self._embeddings: dict[str, Condition] = {}
         self._seen_good = False
         self._guide: Guide | None = None
 
@@ -100,19 +102,25 @@ class DiffusersGenerator:
             return
         pipeline = self._pipeline()
         if self._applied is not None:
+            for module in self._lycoris:
+                module.restore()
+            self._lycoris.clear()
             pipeline.unload_lora_weights()
             self._applied = None
             self._embeddings.clear()
         if lora is None:
             return
-        check_lora(lora.path, pipeline)
+        keys = check_lora(lora.path, pipeline)
         self._embeddings.clear()
         self._applied = lora
         if lora.strength == 0:
             return  # exactly the base's picture, without adding zeros
         try:
+            if is_lycoris(keys):
+                self._lycoris = put_on(lora.path, pipeline, lora.strength)
+                return
             with quiet_libraries():
-                pipeline.load_lora_weights(str(lora.path), adapter_name=APPLIED)
+                pipeline.load_lora_weights(lora_source(lora.path, keys), adapter_name=APPLIED)
                 pipeline.set_adapters([APPLIED], [lora.strength])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -142,7 +150,8 @@ class DiffusersGenerator:
         return [GeneratedImage(request, made[place]) for place, request in enumerate(batch)]
 
     def _settings_of(self, request: ImageRequest) -> _Settings:
-        length = max(len(self._embed(request.prompt)), len(self._embed(request.negative)))
+        texts = (request.prompt, request.negative)
+        length = 0 if self._is_flow() else max(len(self._embed(text)["text"]) for text in texts)
         return _Settings(
             request.width,
             request.height,
@@ -174,26 +183,26 @@ class DiffusersGenerator:
     def _denoise(self, settings: _Settings, requests: Sequence[ImageRequest]) -> Tensor:
         """The latents of a group. Noise is drawn on the CPU in fp32 from each picture's own seed."""
         pipeline = self._pipeline()
+        network = denoiser(pipeline)
+        arguments: dict[str, Any] = self._prompt_arguments(requests)
         with quiet_libraries():
-            pipeline.scheduler = make_scheduler(self._base_schedule, settings.sampler, settings.scheduler)
+            if not self._is_flow():
+                pipeline.scheduler = make_scheduler(self._base_schedule, settings.sampler, settings.scheduler)
+                arguments["guidance_rescale"] = self._section.guidance_rescale
             guide = self._guide or Guide(pipeline)
             noises = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
             scale = pipeline.vae_scale_factor
-            shape = (1, pipeline.unet.config.in_channels, settings.height // scale, settings.width // scale)
+            shape = (1, network.config.in_channels, settings.height // scale, settings.width // scale)
             latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises])
-            dtype, device = pipeline.unet.dtype, pipeline.unet.device
             result: Tensor = guide.denoise(
-                prompt_embeds=self._stack([request.prompt for request in requests], settings.length),
-                negative_prompt_embeds=self._stack(
-                    [request.negative for request in requests], settings.length
-                ),
-                latents=latents.to(device, dtype),
+                **arguments,
+                latents=latents.to(network.device, torch.float32 if self._is_flow() else network.dtype),
                 generator=noises,
                 width=settings.width,
                 height=settings.height,
                 num_inference_steps=settings.steps,
-                guidance_scale=settings.cfg,
-                guidance_rescale=self._section.guidance_rescale,
+                # Z-Image's pipeline counts guidance from 0, everyone else from 1.
+                guidance_scale=settings.cfg - 1 if self._is_flow() else settings.cfg,
                 output_type="latent",
             ).images
         return result
@@ -202,7 +211,7 @@ class DiffusersGenerator:
     def _decode(self, latent: Tensor, request: ImageRequest) -> Image.Image:
         """A latent as a picture; one at a time, which a small memory can hold."""
         vae = self._pipeline().vae
-        latent = latent / vae.config.scaling_factor
+        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         pixels = vae.decode(latent.to(vae.dtype), return_dict=False)[0]
         if not pixels.isfinite().all() and vae.dtype != torch.float32 and latent.isfinite().all():
             # The VAE of Stable Diffusion 1.x overflows fp16 on some pictures. Widening and narrowing it
@@ -231,17 +240,28 @@ class DiffusersGenerator:
             )
         return Image.fromarray(np.ascontiguousarray(array))
 
+    def _is_flow(self) -> bool:
+        """Whether the base is a flow-matching transformer, which has one sampler of its own and takes prompts of
+        unlike length side by side."""
+        return hasattr(self._pipeline(), "transformer")
+
     @torch.no_grad()
-    def _embed(self, text: str) -> Tensor:
-        """The embedding of one prompt, (length, width), computed once for each text."""
+    def _embed(self, text: str) -> Condition:
+        """What one prompt becomes, computed once for each text."""
         if text not in self._embeddings:
             if len(self._embeddings) >= _MOST_PROMPTS_KEPT:
                 self._embeddings.clear()
-            pipeline = self._pipeline()
-            self._embeddings[text] = PromptEncoder(pipeline.tokenizer, pipeline.text_encoder).encode(text)
+            (self._embeddings[text],) = self._prompts().encode_all([text])
         return self._embeddings[text]
 
-    def _stack(self, texts: Sequence[str], length: int) -> Tensor:
-        """(n, length, width): embeddings filled up with windows of the empty prompt to one length."""
-        filler = self._embed("")
-        return stack_prompts([*map(self._embed, texts), filler.repeat(length // len(filler), 1)], filler)[:-1]
+    def _prompts(self) -> Prompts:
+        """The base's way with prompts, as it stands: a LoRA may have changed the text encoders."""
+        return make_prompts(self._pipeline())
+
+    @torch.no_grad()
+    def _prompt_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """The pipeline's arguments for prompts and negative prompts."""
+        return self._prompts().arguments(
+            [self._embed(request.prompt) for request in requests],
+            [self._embed(request.negative) for request in requests],
+        )

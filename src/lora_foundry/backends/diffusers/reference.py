@@ -99,6 +99,11 @@ class ImagePrompt(Guide):
 
 def make_guide(pipeline: Any, use: ReferenceUse, section: GenerateSection) -> Guide:
     """The guide that the recipe names. Raises InputError for a reference or an adapter that cannot be used."""
+    if hasattr(pipeline, "text_encoder_2") or hasattr(pipeline, "transformer"):
+        raise InputError(
+            "In this process a reference image is followed on Stable Diffusion 1.x and 2.x only; set "
+            "generate.backend = 'comfyui', or leave the reference out."
+        )
     if section.reference_method == "img2img":
         return ImageToImage(pipeline, use)
     if not section.ip_adapter:

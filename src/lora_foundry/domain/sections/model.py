@@ -16,6 +16,14 @@ class ModelSection(Section):
         description="Base model: `mini` (bundled), a diffusers folder, or one .safetensors file; a bare "
         "file name is looked for in the models folder and in ComfyUI's checkpoints folder."
     )
+    prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto",
+        description="What the base answers; `auto` reads it from the checkpoint's keys and metadata or its "
+        "configuration.",
+    )
+    zero_terminal_snr: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether the base's noise schedule ends in pure noise; `auto` reads it likewise."
+    )
     tagger: Literal["mini", "wd", "none"] = Field(
         description="Instrument that reads visible traits: the bundled one, or a WD v3 tagger; `none` leaves "
         "adherence unmeasured."

@@ -14,13 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_foundry.bases.inspect import Base
+from lora_foundry.bases.prompts import Condition
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BaseModelError, did_you_mean
 from lora_foundry.training.adapter import Target
-
-Condition = dict[str, Tensor]
-"""What a caption becomes for the network: named tensors (SD has one, SDXL three), without a batch
-dimension."""
 
 
 class FamilyModel(Protocol):
