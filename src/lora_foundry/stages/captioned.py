@@ -7,8 +7,6 @@ from pathlib import Path
 from lora_foundry.errors import InputError
 from lora_foundry.paths import RunPaths
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
 
 def read_caption(image: Path) -> str:
     """What stands in the .txt beside the picture, on one line. Raises InputError where there is nothing."""

@@ -19,7 +19,6 @@ from lora_foundry.errors import StageError
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import file_hash, own_pictures, read_record
 from lora_foundry.ports import Ports, ProgressCallback
-from lora_foundry.stages.captioned import PICTURES
 from lora_foundry.stages.drawing import Brush, Slot, make_pictures, record_of, slices
 from lora_foundry.stages.judging import Judge, Key, make_judge
 from lora_foundry.stages.rounds import last_brush

@@ -10,9 +10,9 @@ from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.shots import plan_shots
 from lora_foundry.errors import InputError
 from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import load_picture, read_record
+from lora_foundry.pictures import PICTURES, load_picture, read_record
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage
-from lora_foundry.stages.captioned import PICTURES, read_caption
+from lora_foundry.stages.captioned import read_caption
 from lora_foundry.stages.drawing import Brush, Slot, make_pictures, slices
 from lora_foundry.storage import make_folder, remove_leftovers
 

@@ -16,7 +16,7 @@ from lora_foundry.errors import InputError, StageError, did_you_mean
 from lora_foundry.paths import CACHE, CHECKPOINTS, RunPaths
 from lora_foundry.pictures import PICTURES
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
-from lora_foundry.stages.captioned import PICTURES, read_caption
+from lora_foundry.stages.captioned import read_caption
 from lora_foundry.stages.regularisation import regularisation_pictures
 from lora_foundry.storage import make_folder, read_model, remove_leftovers, require_model, write_model
 

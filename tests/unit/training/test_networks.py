@@ -1,4 +1,4 @@
-"""LoCon, DoRA, LoHa and LoKr: what a file says is what the trainer learned, for every reader there is."""
+"""LoCon, LoHa and LoKr: what a file says is what the trainer learned, for every reader there is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def answer(unet: Any, encoder: Any) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("network", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("network", ["lora", "loha", "lokr"])
 def test_the_file_does_what_was_learned(network: str, base: Base, tmp_path: Path) -> None:
     settings = short_section(network=network, conv_rank=2, text_encoder_rate=1e-3, alpha=3.0)
     model = sd.load(base, settings, torch.device("cpu"))

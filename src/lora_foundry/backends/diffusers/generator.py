@@ -57,6 +57,7 @@ class DiffusersGenerator:
         self._base_schedule: Any = None
         self._applied: LoraUse | None = None
         self._lycoris: list[Any] = []
+        self._known_prompts: Prompts | None = None
         self._embeddings: dict[str, Condition] = {}
         self._seen_good = False
         self._guide: Guide | None = None
@@ -256,7 +257,9 @@ class DiffusersGenerator:
 
     def _prompts(self) -> Prompts:
         """The base's way with prompts, as it stands: a LoRA may have changed the text encoders."""
-        return make_prompts(self._pipeline())
+        if self._known_prompts is None or not self._embeddings:
+            self._known_prompts = make_prompts(self._pipeline())
+        return self._known_prompts
 
     @torch.no_grad()
     def _prompt_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
