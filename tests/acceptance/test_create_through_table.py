@@ -46,7 +46,7 @@ def rows(home: Path) -> list[Task]:
 
 
 def wait(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not done():
         assert time.monotonic() < end
         time.sleep(0.05)
