@@ -81,7 +81,7 @@ def stop_at(step: int) -> Callable[[ProgressEvent], None]:
 CHOICES: dict[str, dict[str, object]] = {
     "text encoder": {"text_encoder_rate": 5e-3, "shuffle_tags": True, "caption_dropout": 0.2},
     "conv": {"conv_rank": 3, "conv_alpha": 2.0, "max_norm": 2.0},
-    "dora": {"network": "dora", "conv_rank": 2, "text_encoder_rate": 1e-3},
+    "dora": {"network": "dora", "conv_rank": 2},
     "loha": {"network": "loha", "conv_rank": 2},
     "lokr": {"network": "lokr", "text_encoder_rate": 1e-3},
     "buckets": {"buckets": True, "accumulation": 2, "batch_size": 1, "mask": "folder"},

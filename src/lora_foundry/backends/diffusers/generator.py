@@ -121,7 +121,7 @@ class DiffusersGenerator:
                 self._lycoris = put_on(lora.path, pipeline, lora.strength)
                 return
             with quiet_libraries():
-                pipeline.load_lora_weights(lora_source(lora.path, keys), adapter_name=APPLIED)
+                pipeline.load_lora_weights(lora_source(lora.path, keys, pipeline), adapter_name=APPLIED)
                 pipeline.set_adapters([APPLIED], [lora.strength])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,16 +47,42 @@ def check_lora(path: Path, pipeline: Any) -> list[str]:
     return list(keys)
 
 
-def lora_source(path: Path, keys: Iterable[str]) -> str | dict[str, Tensor]:
-    """What diffusers loads: the file, or of a DoRA its tensors with the magnitudes in the shape that the library wants.
-    Files have them as ComfyUI multiplies them, (out, 1) or (out, 1, 1, 1); peft as (out,) or (1, out, 1, 1)."""
+def lora_source(path: Path, keys: Iterable[str], pipeline: Any) -> str | dict[str, Tensor]:
+    """What diffusers loads: the file, or of a DoRA its tensors under peft's names.
+
+    Under kohya's names the library drops a DoRA's magnitudes and draws something else. Under peft's names it reads no
+    alpha and takes the commonest rank for it, so the scale alpha / r is folded into the up matrices and all are padded
+    with zeros to one rank, which leaves every update up @ down as it was.
+    """
     if not any(key.endswith(_MAGNITUDE) for key in keys):
         return str(path)
-    tensors: dict[str, Tensor] = load_file(path)
-    for key, tensor in tensors.items():
-        if key.endswith(_MAGNITUDE):
-            tensors[key] = tensor.flatten() if tensor.ndim <= 2 else tensor.reshape(1, -1, 1, 1)
+    places = {id(module): place for place, module in _places(pipeline)}
+    modules = dict(modules_by_name(pipeline))
+    file: dict[str, Tensor] = load_file(path)
+    rank = max(len(tensor) for key, tensor in file.items() if key.endswith(".lora_down.weight"))
+    tensors: dict[str, Tensor] = {}
+    for name in dict.fromkeys(_module_of(key) for key in file):
+        place, down = places[id(modules[name])], file[f"{name}.lora_down.weight"].float()
+        up = file[f"{name}.lora_up.weight"].float() * (float(file[f"{name}.alpha"]) / len(down))
+        missing = rank - len(down)
+        magnitude = file[f"{name}{_MAGNITUDE}"].float()
+        tensors[f"{place}.lora_A.weight"] = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
+        tensors[f"{place}.lora_B.weight"] = torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], 1)
+        # Files have magnitudes as ComfyUI multiplies them, (out, 1) or (out, 1, 1, 1); peft as (out,) or (1, out, 1, 1).
+        flat = magnitude.ndim <= 2
+        tensors[f"{place}.lora_magnitude_vector"] = (
+            magnitude.flatten() if flat else magnitude.reshape(1, -1, 1, 1)
+        )
     return tensors
+
+
+def _places(pipeline: Any) -> Iterator[tuple[str, Any]]:
+    """Every module of the pipeline by its path there."""
+    for part in _KOHYA:
+        if getattr(pipeline, part, None) is not None:
+            yield from (
+                (f"{part}.{path}", module) for path, module in getattr(pipeline, part).named_modules()
+            )
 
 
 def modules_by_name(pipeline: Any) -> Iterator[tuple[str, Any]]:

@@ -236,6 +236,11 @@ class TrainSection(KeepingSettings, MachineSettings, MaterialSettings, Optimizer
                 "train.regularisation draws pictures and train.regularisation_folder names some; set one of them",
             ),
             (
+                self.network == "dora" and self.text_encoder_rate > 0,
+                'train.network = "dora" leaves the text encoders alone, since diffusers reads no magnitudes for them; '
+                "set train.text_encoder_rate to 0",
+            ),
+            (
                 not self.targets and self.conv_rank == 0,
                 "train.targets is empty; name at least one group of modules",
             ),
