@@ -22,9 +22,10 @@ from lora_foundry.storage import make_folder, write_model
 
 
 class OnlyCaptions:
-    """Ports of which only the captioner is there."""
+    """Ports of which only the captioner is there, and nothing that looks at pictures."""
 
     captioner = PlanCaptioner()
+    lookers = ()
 
 
 def make_run(folder: Path, *settings: str) -> Run:
