@@ -79,9 +79,11 @@ class Server:
         return (self.home / "server.log").read_text(errors="replace")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium. Where there is none: a loud skip, or in CI a failure."""
+    """Chromium, for one module: Playwright keeps an event loop running, which other tests' asyncio.run() would meet.
+
+    Where there is no browser: a loud skip, or in CI a failure."""
     path = find_chromium()
     if path is None:
         if os.environ.get("CI"):

@@ -285,9 +285,11 @@ def test_tags_change_in_many_captions_at_once_or_in_none(
 def test_an_excluded_picture_is_not_trained_on_until_it_is_restored(
     client: TestClient, pipeline: str, paths: RunPaths
 ) -> None:
+    settings = require_model(paths.run_file, Run, "any").recipe.train
+
     def trained_on() -> list[str]:
         tagging = require_model(paths.tagging_results, TaggingResults, "caption")
-        return [image.path.name for image in collect_images(paths, tagging, 1)]
+        return [image.path.name for image in collect_images(paths, tagging, settings)]
 
     whole = trained_on()
     answer = client.post(f"{pipeline}/dataset/elara_002.png/exclude", json={"reason": HOSTILE}).json()

@@ -233,7 +233,8 @@ def test_regularisation_pictures_are_drawn_once_and_know_neither_name_nor_looks(
     ready: Run, trainer: CountingTrainer
 ) -> None:
     painter, run = Painter(), changed(ready, regularisation=3)
-    ports = cast(Ports, SimpleNamespace(trainer=trainer, generator=painter))
+    gpu = SimpleNamespace(room=lambda settings: nullcontext())
+    ports = cast(Ports, SimpleNamespace(trainer=trainer, generator=painter, gpu=gpu))
     for _ in range(2):
         train.run(run, ports, lambda event: None)
     assert len(painter.prompts) == 3

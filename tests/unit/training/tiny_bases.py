@@ -41,6 +41,7 @@ def vae(latents: int = 4) -> Any:
         block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=8, sample_size=64,
         latent_channels=latents, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, scaling_factor=0.13025,
+        shift_factor=0.1159 if latents == 16 else None,
     )  # fmt: skip
 
 
