@@ -199,15 +199,27 @@ class Worker:
                 self._options.json_log,
                 keep=self._options.pipeline is not None,
             )
-            outcome = await child.run(job)
-            if child.is_kept(job):
-                self._spare = child.process
+            outcome = await self._start(running, job)
         except FoundryError as error:
             outcome = Outcome(error=str(error), kind=type(error).__name__, permanent=not error.retryable)
         finally:
             reporter.cancel()
             await asyncio.gather(reporter, return_exceptions=True)
         return await self._settle(running, outcome)
+
+    async def _start(self, running: Running, job: Job) -> Outcome:
+        """Runs the child, if the row still is ours: a host that slept since it took the row may find it long done."""
+        try:
+            gone = await self._ledger.cancel_requests([running.admitted.ticket])
+        except (DBAPIError, OSError):
+            gone = set()  # a database that restarts must not cost the attempt; settling asks again
+        if gone:
+            running.cancel = True
+            return Outcome(error="The row was cancelled or taken away before its attempt began.")
+        outcome = await running.child.run(job)
+        if running.child.is_kept(job):
+            self._spare = running.child.process
+        return outcome
 
     async def _settle(self, running: Running, outcome: Outcome) -> str:
         """Writes the end of an attempt to its row, trying for as long as the row can still be ours."""
