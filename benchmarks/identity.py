@@ -332,16 +332,16 @@ def report(
         print("no character has all variants yet; run the same command again to go on")
         return
     figures = {
-        variant: {score: mean_of([rows[variant] for rows in whole.values()], lambda row, s=score: float(row[s]))  # type: ignore[misc]
+        variant: {score: mean_of([rows[variant] for rows in whole.values()], lambda row, s=score: float(row[s]))
                   for score in SCORES}
         for variant in options.variants
     }  # fmt: skip
     lines = []
     for variant in options.variants:
         rows = [each[variant] for each in whole.values()]
-        spreads = {score: mean_of(rows, lambda row, s=score: float(row["spread"][s])) for score in SCORES[:3]}  # type: ignore[misc]
+        spreads = {score: mean_of(rows, lambda row, s=score: float(row["spread"][s])) for score in SCORES[:3]}
         cells = [f"{figures[variant][score]:.3f} ±{spreads[score]:.3f}" for score in SCORES[:3]]
-        split = [mean_of(rows, lambda row, s=part: float(row[s])) for part in ("described", "open")]  # type: ignore[misc]
+        split = [mean_of(rows, lambda row, s=part: float(row[s])) for part in ("described", "open")]
         lines.append([f"({variant}) {VARIANTS[variant]}", *cells, *split, figures[variant]["minutes"]])
     table(["variant", *SCORES[:3], "described", "open", "minutes"], lines)
     chosen = [rows[variant] for rows in whole.values() for variant in "ef" if variant in rows]

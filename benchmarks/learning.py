@@ -80,7 +80,7 @@ def plain(run: Run, images: tuple[TrainingImage, ...], seed: int, folder: Path) 
         answer = unet(noised, steps, torch.cat([texts[index] for index in batch])).sample
         v = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(clean, noise, steps) if v else noise
-        functional.mse_loss(answer, target).backward()  # type: ignore[no-untyped-call]
+        functional.mse_loss(answer, target).backward()
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         optimizer.step()
         rates.step()
