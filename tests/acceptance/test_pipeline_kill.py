@@ -35,7 +35,7 @@ from lora_foundry.stage_job import ENTRY
 timing = Timing(beat=0.5, patience=3, dead_after=4)
 serve(sys.argv[1], Settings(home=Path(sys.argv[2])), WorkerOptions(ENTRY, timing=timing))
 """
-CHANGES = {
+CHANGES: dict[str, dict[str, int]] = {
     "generate": {"images": 12, "steps": 6, "batch_size": 1},
     "curate": {"budget": 1},
     "train": {"steps": 60, "batch_size": 2, "rank": 4, "checkpoint_every": 4},
@@ -105,6 +105,10 @@ class Workers:
             time.sleep(0.02)
 
 
+def newest_step(checkpoints: Path) -> int:
+    return max((int(path.stem.removeprefix("step-")) for path in checkpoints.glob("step-*.json")), default=0)
+
+
 def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, elara: Character) -> None:
     home.mkdir(parents=True)
     workers = Workers(home)
@@ -121,14 +125,25 @@ def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, 
     asyncio.run(put())
     try:
         workers.start()
-        workers.wait(lambda: len(list(paths.images.glob("*.png"))) >= 3, "pictures")
-        workers.end(signal.SIGKILL)
-        kept = {image.name: image.stat().st_mtime_ns for image in paths.images.glob("*.png")}
+        workers.wait(lambda: len(list(paths.images.glob("elara_*.png"))) >= 3, "pictures")
+        workers.end(signal.SIGKILL)  # perhaps while a picture is written aside, which counts for nothing
+        kept = {image.name: image.stat().st_mtime_ns for image in paths.images.glob("elara_*.png")}
         assert 3 <= len(kept) < 12
         workers.start()
         workers.wait(lambda: len(list(checkpoints.glob("*"))) >= 2, "checkpoint")
         workers.end(signal.SIGKILL)
         assert not paths.training_result.exists()
+        reached = newest_step(checkpoints)
+        workers.start()
+        workers.wait(lambda: newest_step(checkpoints) > reached, "further checkpoint")
+        workers.end(
+            signal.SIGTERM
+        )  # the polite way: the training writes where it is, and the row waits again
+        stopped_at = newest_step(checkpoints)
+        log = (paths.training / "log.txt").read_text()
+        assert f"[step {stopped_at}] checkpoint" in log.splitlines()[-1], log
+        assert stopped_at < CHANGES["train"]["steps"]
+        assert workers.rows()["train"].status == "pending"
         workers.start()
         workers.wait(paths.publication.exists, "published LoRA")
         workers.wait(lambda: workers.rows()["publish"].status == "completed", "completed row")
@@ -139,7 +154,7 @@ def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, 
     assert {task.retries for task in rows.values()} == {0}
     assert {name: (paths.images / name).stat().st_mtime_ns for name in kept} == kept
     trained = require_model(paths.training_result, TrainedLora, "train")
-    assert trained.resumed_from >= 4
+    assert trained.resumed_from == stopped_at
     sys.stdout.write(
         f"pictures not made again: {len(kept)} of 12; training went on from step {trained.resumed_from} of 60\n"
     )

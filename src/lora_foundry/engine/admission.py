@@ -52,8 +52,6 @@ async def admit(
 ) -> list[Admitted]:
     """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named."""
     room = {lane: number for lane, number in free.items() if number > 0}
-    if not await _anything_waits(ledger):  # an idle worker asks this every second, so it must cost nothing
-        return []
     while await _judge_dependents(ledger):
         pass
     taken: list[Admitted] = []
@@ -78,7 +76,8 @@ async def admit(
     return taken
 
 
-async def _anything_waits(ledger: Ledger) -> bool:
+async def anything_waits(ledger: Ledger) -> bool:
+    """Whether there is any row that might be ours and has not begun. An idle worker asks often: it costs little."""
     query = sa.select(tasks.c.id).where(tasks.c.status.in_(WAITING), _MAYBE_OURS).limit(1)
     async with ledger.reading() as connection:
         return (await connection.execute(query)).first() is not None

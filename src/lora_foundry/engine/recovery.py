@@ -15,11 +15,13 @@ import sqlalchemy as sa
 
 from lora_foundry.domain.task import OUR_TYPES, TaskStatus, TaskType
 from lora_foundry.engine.ledger import MAX_RESUMES, Ledger
-from lora_foundry.engine.schema import executors, moment, tasks
+from lora_foundry.engine.schema import clock, executors, moment, tasks
 
 
 class Timing(NamedTuple):
-    """Seconds. A child waits `patience` for a sign of life; `dead_after` must be longer than that."""
+    """Seconds. A child waits `patience` for a sign of life; `dead_after` must be longer than that. Rows that wait are
+    looked at every `poll` seconds, an empty table every `idle_poll`: what changes in it wakes the worker (see signals).
+    """
 
     beat: float = 2.0
     patience: float = 8.0
@@ -27,6 +29,7 @@ class Timing(NamedTuple):
     poll: float = 1.0
     report: float = 0.5
     grace: float = 30.0
+    idle_poll: float = 5.0
 
 
 class Lost(NamedTuple):
@@ -61,8 +64,8 @@ def _is_gone(process: str | None) -> bool:
 
 async def beat(ledger: Ledger, worker: str, lanes: str) -> bool:
     """Signs of life. False says that this worker was unknown: it is new, or was declared dead meanwhile."""
+    now = clock(ledger.dialect)
     async with ledger.writing() as connection:
-        now = await ledger.now(connection)
         known = await connection.execute(executors.update().where(executors.c.id == worker).values(beat=now))
         if not known.rowcount:
             new = {"id": worker, "host": this_process(), "lanes": lanes, "beat": now}
@@ -108,14 +111,16 @@ async def is_served(ledger: Ledger) -> bool:
 async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
     """Gives back the rows of workers that are dead or unknown, and forgets those workers."""
     ours = sa.func.lower(tasks.c.task_type).in_([*OUR_TYPES, TaskType.USER_REQUEST.value])
+    held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None) & ours
+    lost = sa.exists().where(held, tasks.c.worker.not_in(sa.select(executors.c.id)))
+    glanced = sa.select(clock(ledger.dialect).label("now"), lost.label("lost")).subquery()
+    look = sa.select(glanced, executors).select_from(glanced.outerjoin(executors, sa.true()))
     async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
-        limit = await ledger.now(connection) - dead_after
-        known = (await connection.execute(sa.select(executors))).all()
-        ended = [row.id for row in known if _is_gone(row.host)]
-        suspects = sa.select(tasks.c.id).where(_orphans(limit, ended) & ours).limit(1)
-        silent = any(row.beat < limit for row in known)
-        if not ended and not silent and (await connection.execute(suspects)).first() is None:
-            return []
+        seen = (await connection.execute(look)).all()
+    known = [row for row in seen if row.id is not None]
+    ended = [row.id for row in known if _is_gone(row.host)]
+    if not (ended or seen[0].lost or any(row.beat < row.now - dead_after for row in known)):
+        return []
     async with ledger.writing() as connection:
         now = await ledger.now(connection)
         locked = sa.select(tasks.c.id, tasks.c.ticket, tasks.c.resumes).where(
