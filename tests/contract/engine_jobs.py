@@ -30,6 +30,9 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     number = len(attempts.read_text().split())
     if order == "sleep":
         time.sleep(float(value))
+    elif order == "device":
+        (folder / "device").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+        time.sleep(float(value))
     elif order == "grandchild":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (folder / "grandchild").write_text(str(child.pid))

@@ -96,6 +96,25 @@ def test_tasks_run_one_at_a_time_on_the_gpu_and_children_after_parents(
     work(database_url, settings, scenario)
 
 
+def test_each_gpu_has_a_lane_and_its_attempt_sees_no_other(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        rows = await ledger.add(*(order(name, "device 1") for name in "abc"))
+        done = [await until(ledger, row, "completed", "failed") for row in rows]
+        assert [row.status for row in done] == ["completed"] * 3
+        seen = {name: (settings.datasets_dir / name / "device").read_text() for name in "abc"}
+        assert {seen["a"], seen["b"]} == {"3", "5"}
+        spans = [(row.started_at, row.completed_at) for row in done]
+        assert all(start and end for start, end in spans)
+        assert spans[1][0] < spans[0][1], "both GPUs work at once"
+        assert spans[2][0] >= min(spans[0][1], spans[1][1]), "the third waits for a free one"
+
+    work(database_url, settings, scenario, lanes=None)
+
+
 def test_a_failure_is_tried_again_and_its_last_error_is_kept(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
