@@ -20,6 +20,7 @@ from lora_foundry.bases.prompts import Condition
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.errors import InputError
 from lora_foundry.training.families import FamilyModel
+from lora_foundry.training.resident import Resident
 
 ENCODE_BATCH = 8
 _MEMORY_LIMIT = 2 * 1024**3
@@ -159,9 +160,11 @@ class CaptionCache:
     Each caption is encoded alone, so that its condition never depends on its neighbours in a batch.
     """
 
-    def __init__(self, model: FamilyModel, live: bool = False) -> None:
+    def __init__(self, model: FamilyModel, device: torch.device, live: bool = False) -> None:
         self._model = model
         self._live = live
+        self._device = device
+        self._resident = Resident(self._read, device)
         self._file: TensorFile | None = None
         self._index: dict[str, dict[str, str]] = {}
         self._fresh: dict[str, Condition] = {}
@@ -194,12 +197,16 @@ class CaptionCache:
         if self._live:
             return self._encode(caption)
         if self._file is not None and caption in self._index:
-            return {name: self._file[full] for name, full in self._index[caption].items()}
+            return {name: self._resident(full) for name, full in self._index[caption].items()}
         if caption not in self._fresh:
             if len(self._fresh) >= _SHUFFLED_KEPT:
                 self._fresh.pop(next(iter(self._fresh)))
             self._fresh[caption] = self._encode(caption)
-        return self._fresh[caption]
+        return {name: tensor.to(self._device) for name, tensor in self._fresh[caption].items()}
+
+    def _read(self, full: str) -> Tensor:
+        assert self._file is not None
+        return self._file[full]
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Condition:

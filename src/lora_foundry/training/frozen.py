@@ -24,17 +24,21 @@ class FrozenModel:
     """A base on its device, frozen; the part of `FamilyModel` that no family does otherwise. Each part is loaded at
     its first use: none that the caches make needless, and the denoiser after the encoders were let go."""
 
-    def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
+    def __init__(
+        self, base: Base, settings: TrainSection, device: torch.device, storage: torch.dtype | None = None
+    ) -> None:
+        """`storage`: the type in which the network's weights are kept, if not the one it computes in."""
         self._device, self._settings = device, settings
         self._dtype = choose_dtype(settings.precision, device)
-        self._parts = Parts(base, self._dtype)
+        self._storage = storage or self._dtype
+        self._parts = Parts(base, self._storage)
         self._known_prompts: Prompts | None = None
 
     @cached_property
     def network(self) -> nn.Module:
         """The denoiser."""
         with quiet_libraries():
-            network: Any = self._parts.load_denoiser().to(device=self._device, dtype=self._dtype)
+            network: Any = self._parts.load_denoiser().to(device=self._device, dtype=self._storage)
         if self._settings.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         module: nn.Module = network

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lora_foundry.training.frozen_layers import widened
+
 _Function: Any = torch.autograd.Function  # untyped in the library
 
 
 class FusedLora(_Function):  # type: ignore[misc]
-    """y = x W^T + b + scale (x A^T) B^T with W and b frozen; x (n, in), A (r, in), B (out, r)."""
+    """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r)."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -24,7 +26,9 @@ class FusedLora(_Function):  # type: ignore[misc]
     ) -> Tensor:
         low, high = down.to(x.dtype), up.to(x.dtype)
         narrow = x @ low.T
-        result = functional.linear(x, weight, bias).addmm_(narrow, high.T, alpha=scale)
+        wide = widened(weight, x.dtype)
+        result = functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
+        result.addmm_(narrow, high.T, alpha=scale)
         context.save_for_backward(x, weight, low, high, narrow)
         context.scale = scale
         return result
@@ -37,7 +41,7 @@ class FusedLora(_Function):  # type: ignore[misc]
         back *= context.scale
         to_input = None
         if context.needs_input_grad[0]:
-            to_input = (grad @ weight).addmm_(back, low)
+            to_input = (grad @ widened(weight, grad.dtype)).addmm_(back, low)
         to_up = (grad.T @ narrow).mul_(context.scale).float()
         return to_input, None, None, (back.T @ x).float(), to_up, None
 

@@ -286,7 +286,7 @@ class Preparation:
     def _cache_captions(self) -> CaptionCache:
         job, settings = self._job, self._job.settings
         learning = settings.text_encoder_rate > 0
-        captions = CaptionCache(self.model, live=learning)
+        captions = CaptionCache(self.model, self._device, live=learning)
         if not learning:
             # Captions that are shuffled come up one by one; those of held-out pictures never are.
             texts = [] if settings.shuffle_tags else [image.caption for image in job.images]

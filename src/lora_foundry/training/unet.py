@@ -17,6 +17,7 @@ from lora_foundry.errors import InputError
 from lora_foundry.training.adapter import DENOISER, Target
 from lora_foundry.training.diffusion import NoiseProcess, mean_error
 from lora_foundry.training.frozen import FrozenModel
+from lora_foundry.training.frozen_layers import lighten
 
 TARGETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),
@@ -32,7 +33,8 @@ class UnetModel(FrozenModel):
     """A base with a UNet, frozen (`FamilyModel`). A family's own class adds what the UNet is told beside the text."""
 
     def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
-        super().__init__(base, settings, device)
+        halved = settings.precision == "bf16" and settings.network == "lora"
+        super().__init__(base, settings, device, storage=torch.bfloat16 if halved else None)
         blocks = len(self._parts.denoiser_config["block_out_channels"])
         self.side_multiple = self._parts.vae_scale_factor * 2 ** (blocks - 1)
         self._process = NoiseProcess(self._parts.scheduler_config, settings.min_snr_gamma, device)
@@ -41,6 +43,8 @@ class UnetModel(FrozenModel):
     def network(self) -> nn.Module:
         """The UNet."""
         unet: Any = super().network
+        if self._device.type == "cpu" and self._dtype == torch.float32:
+            lighten(unet)
         small = self._parts.denoiser_config["sample_size"] <= _SMALL_SAMPLE
         if self._device.type == "cpu" and self._dtype != torch.float32 and small:
             # torch's fused attention is slow backwards in bf16 on a CPU, and saves memory only for large pictures.
