@@ -1,6 +1,7 @@
 """One character, or forty cousins? Characters of the miniature world whose description names only half of their traits;
 the rest is the pipeline's to settle on. Each variant adds one thing to the one before, all are judged by the attribute
-reader, which no variant may look at. Partial results are kept in `--work`, so a stopped run goes on where it was."""
+reader, which no variant may look at: what looks at pictures for (f) is another reader, trained apart
+(`mini_world/second_reader`). Partial results are kept in `--work`, so a stopped run goes on where it was."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.shots import plan_shots
 from lora_foundry.foundry import RecipePorts
 from lora_foundry.mini import world
+from lora_foundry.mini.instruments import AttributeReader
 from lora_foundry.paths import RunPaths
 from lora_foundry.pictures import load_picture
 from lora_foundry.ports import Trait
@@ -49,7 +52,7 @@ VARIANTS = {
     "c": "+ curation by identity",
     "d": "+ pruned captions",
     "e": "+ chosen checkpoint and strength",
-    "f": "+ rounds",
+    "f": "+ rounds that settle in words what is open",
 }
 # Alike for all variants: leaner than the shipped recipe, for a small machine. The judge is no instrument of the
 # pipeline: model.tagger is none.
@@ -64,11 +67,34 @@ UNCURATED = (
 KEPT, PRUNED = ("caption.prune_identity=false",), ("caption.prune_identity=true",)
 CURATED = ("curate.identity=true", "curate.fill=0.5")
 ROUNDS = (
-    "generate.rounds=3",
-    "generate.round_images=24",
-    "generate.round_keep=0.25",
-    "generate.round_steps=80",
+    "generate.rounds=4",
+    "generate.round_images=16",
+    "generate.round_keep=0.5",
+    "generate.round_steps=0",
+    "generate.settle=true",
 )
+SECOND_READER = Path(__file__).parents[1] / "mini_world" / "second_reader"
+
+
+class SecondEye(MiniTagger):
+    """Says which features pictures show, by the second reader."""
+
+    @cached_property
+    def _reader(self) -> AttributeReader:
+        return AttributeReader.load(folder=SECOND_READER)
+
+    def describe(
+        self, character: Character, pictures: Sequence[PictureRecord], folder: Path
+    ) -> list[list[str]]:
+        """See ports.Captioner."""
+        images = [load_picture(folder / picture.file) for picture in pictures]
+        tags = []
+        for row in self.read([image for image in images if image is not None]):
+            named = [row[name] for name in row if name in world().identity and name != "outfit_color"]
+            if {"outfit", "outfit_color"} <= row.keys():
+                named.append(f"{row['outfit_color']} {row['outfit']}")
+            tags.append(named)
+        return tags
 
 
 class Subject(NamedTuple):
@@ -111,7 +137,10 @@ class Bench:
             lora_dir=self.folder / "loras",
             output_name=self.subject.character.slug,
         )
-        return run, RecipePorts(recipe, find_base("mini"), self.settings)
+        ports = RecipePorts(recipe, find_base("mini"), self.settings)
+        if recipe.generate.settle:
+            ports.lookers = (SecondEye(),)
+        return run, ports
 
     def run(self, variant: str) -> dict[str, Any]:
         """The variant's figures, from its file where it was run before."""
@@ -194,6 +223,8 @@ class Bench:
         with Clock() as clock:
             for stage in (generate, curate, caption):
                 stage.run(run, ports, quiet)
+                if stage is curate:
+                    ports.lookers = ()  # so that (f) differs from (e) in one thing
         return run, ports, before + clock.seconds
 
     def _exam(
@@ -298,6 +329,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="draws the characters and fixes each run")
     parser.add_argument("--characters", type=int, default=8)
+    parser.add_argument(
+        "--first", type=int, default=0, help="begin with this one of them, for several processes"
+    )
     parser.add_argument("--variants", default="".join(VARIANTS), help="which of abcdef")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lora-foundry-identity")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further variant after so long")
@@ -307,7 +341,7 @@ def main() -> None:
     rng, started = random.Random(options.seed), time.perf_counter()
     subjects = [draw_subject(rng, options.seed * 1000 + index) for index in range(options.characters)]
     done: dict[str, dict[str, dict[str, Any]]] = {}
-    for subject in subjects:
+    for subject in subjects[options.first :]:
         bench = Bench(subject, options.work / f"seed-{options.seed}", options.settings)
         for variant in options.variants:
             if time.perf_counter() - started > options.minutes * 60:

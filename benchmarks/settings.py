@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +60,7 @@ VARIATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def prepare(character: Character, settings: tuple[str, ...], seed: int, home: Path) -> tuple[Run, Any]:
+def prepare(character: Character, settings: Sequence[str], seed: int, home: Path) -> tuple[Run, Any]:
     """The run of one variation on a set that is made once for each way of captioning."""
     recipe = load_recipe("mini", [*PROMPTS, f"seed={seed}", f"train.seed={seed}", "train.saves=8", *settings])
     pruned = "pruned" if recipe.caption.prune_identity else "whole"
@@ -131,6 +132,9 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=9, help="begin no training after so many minutes")
     parser.add_argument("--only", nargs="*", default=None, help="these variations alone")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", help="for all variations alike"
+    )
     parser.add_argument("--home", type=Path, required=True, help="where the sets and the trainings are kept")
     options = parser.parse_args()
     options.home.mkdir(parents=True, exist_ok=True)
@@ -144,7 +148,8 @@ def main() -> None:
             done = results.setdefault(name, [])
             if len(done) > index or time.monotonic() - started > 60 * options.minutes:
                 continue
-            run, ports = prepare(character, VARIATIONS[name], options.seed + index, options.home)
+            changes = (*options.settings, *VARIATIONS[name])
+            run, ports = prepare(character, changes, options.seed + index, options.home)
             done.append(measure(run, ports, options.home / "trainings" / f"{name}-{index}"))
             store.write_text(json.dumps(results, indent=1))
             print(name, character.name, done[-1]["saves"][-1], flush=True)
@@ -154,7 +159,10 @@ def main() -> None:
     complete = all(len(results.get(name, [])) >= options.characters for name in VARIATIONS)
     figures = {str(row[0]): dict(zip(header[1:], row[1:], strict=True)) for row in rows}
     finish(
-        "settings", figures, {"seed": options.seed, "complete": complete, "runs": results}, RESULTS.is_dir()
+        "settings",
+        figures,
+        {"seed": options.seed, "alike": options.settings, "complete": complete, "runs": results},
+        RESULTS.is_dir(),
     )
 
 

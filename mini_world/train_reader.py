@@ -1,6 +1,8 @@
 """The attribute reader: fourteen small classifiers on one trunk. It is trained on clean pictures and on
 pictures harmed the way generated ones are (blurred, noisy, through the autoencoder with noise on the
-latents), because its work is to judge what the diffusion model draws.
+latents), because its work is to judge what the diffusion model draws. With `--second` another reader is
+trained, from the encoder's trunk and on the encoder's pictures: where the first one judges, what reads
+traits on the way must be another eye.
 """
 
 from __future__ import annotations
@@ -13,11 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lora_foundry.bases.devices import cpu_has_bf16
+from lora_foundry.mini import MODEL_DIR
 from lora_foundry.mini.networks import AttributeNetwork
-from mini_world.data import ATTRIBUTE_NAMES, Shard, open_shard, shard_folders, to_tensor
+from mini_world.data import (
+    ATTRIBUTE_NAMES,
+    Shard,
+    group_scenes,
+    labels_of,
+    open_shard,
+    shard_folders,
+    to_tensor,
+)
 from mini_world.optimizer import Average, Both, save_whole
 from mini_world.vocabulary import ATTRIBUTES, tag
 
@@ -69,6 +81,41 @@ def restored_images(vae: nn.Module, images: np.ndarray, rng: np.random.Generator
         y = vae.decode(z + strength * torch.randn_like(z) * z.std()).sample.clamp(-1, 1)
         out.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(out)
+
+
+def group_shards(work: Path) -> list[Shard]:
+    """The encoder's groups as shards, but for the first hundred, with all that each picture shows."""
+    shards = []
+    for file in sorted((work / "groups").glob("groups-?????.npy"))[1:]:
+        images, first = np.load(file, mmap_mode="r"), int(file.stem[-5:])
+        scenes = [
+            scene for place in range(len(images)) for row in group_scenes(31, first + place) for scene in row
+        ]
+        labels = np.array([labels_of(scene) for scene in scenes], np.int8)
+        flat = images.reshape(-1, *images.shape[-3:])
+        shards.append(Shard(flat, np.ones(flat.shape[:3], np.uint8), labels, 31, first))
+    return shards
+
+
+def pictures_of(options: argparse.Namespace) -> list[Shard]:
+    if options.second:
+        return group_shards(options.work)
+    return [open_shard(folder) for folder in shard_folders(options.work / "pictures")]
+
+
+def restored_groups(work: Path, shards: list[Shard]) -> list[Shard]:
+    """The first of these shards as the finished autoencoder gives them back, made once."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(work / "vae" / "final").eval()
+    found = []
+    for shard in shards[:3]:
+        kept = work / "groups" / f"restored-{shard.first:05d}.npy"
+        if not kept.exists():
+            np.save(kept, restored_images(vae, shard.images, np.random.default_rng(shard.first), 0.35))
+        images = np.load(kept, mmap_mode="r").reshape(shard.images.shape)
+        found.append(Shard(images, shard.weights, shard.labels, shard.seed, shard.first))
+    return found
 
 
 def restored_shards(work: Path, count: int) -> list[Shard]:
@@ -131,13 +178,20 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed + int(options.again))
     network = AttributeNetwork.from_config(config())
-    checkpoint = options.work / "reader" / "checkpoint.pt"
+    if (
+        options.second
+    ):  # the encoder's trunk has seen the same pictures, and the first reader has no part in it
+        encoder = load_file(MODEL_DIR / "encoder" / "model.safetensors")
+        known = {name: value for name, value in encoder.items() if name.startswith("trunk.")}
+        network.load_state_dict(known, strict=False)
+    checkpoint = options.work / folder_of(options) / "checkpoint.pt"
     if checkpoint.exists():
         network.load_state_dict(torch.load(checkpoint)["average"])
     optimizer = Both(network, options.rate, muon=False, betas=(0.9, 0.98))
     average = Average(network, 0.998)
-    clean = [open_shard(folder) for folder in shard_folders(options.work / "pictures")]
+    clean = pictures_of(options)
     restored = restored_shards(options.work, 3) if options.again else []
+    restored += restored_groups(options.work, clean) if options.second else []
     begun, shown, step = time.time(), time.time(), 0
     while (spent := time.time() - begun) < options.minutes * 60:
         progress = spent / (options.minutes * 60)
@@ -146,7 +200,7 @@ def train(options: argparse.Namespace) -> None:
         shard = source[int(rng.integers(len(source)))]
         rows = np.sort(rng.integers(len(shard.images), size=options.batch))
         x = harmed(to_tensor(shard.images[rows]), rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has_bf16()):
             outputs = network.train()(x)
         loss = loss_of(outputs, torch.from_numpy(shard.labels[rows].astype(np.int64)))
         loss.backward()
@@ -154,22 +208,29 @@ def train(options: argparse.Namespace) -> None:
         average.update(network)
         step += 1
         if time.time() - shown > 60:
-            clean = [open_shard(folder) for folder in shard_folders(options.work / "pictures")]
+            clean = clean if options.second else pictures_of(options)
             report(
                 average,
                 options.work,
+                folder_of(options),
                 f"{time.strftime('%H:%M:%S')} step {step} loss {loss.item():.4f}",
                 quick=True,
             )
             shown = time.time()
-    report(average, options.work, f"finished, {step} steps of {options.batch}", quick=False)
+    report(
+        average, options.work, folder_of(options), f"finished, {step} steps of {options.batch}", quick=False
+    )
 
 
-def report(average: Average, work: Path, line: str, quick: bool) -> None:
+def folder_of(options: argparse.Namespace) -> str:
+    return "second_reader" if options.second else "reader"
+
+
+def report(average: Average, work: Path, name: str, line: str, quick: bool) -> None:
     """Save the averaged network, say how well it reads, and at the end write it as the runtime loads it."""
     network = AttributeNetwork.from_config(config()).eval()
     network.load_state_dict(average.values)
-    folder = work / "reader"
+    folder = work / name
     save_whole({"average": average.values}, folder / "checkpoint.pt")
     if quick:
         held = open_shard(shard_folders(work / "held-out")[0])
@@ -194,6 +255,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument(
         "--again", action="store_true", help="go on, with pictures from the finished autoencoder"
+    )
+    parser.add_argument(
+        "--second", action="store_true", help="the second reader, from the encoder's pictures"
     )
     parser.add_argument("--seed", type=int, default=5)
     train(parser.parse_args())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_foundry.backends.vlm import VisionCaptioner, parse_answer
-from lora_foundry.domain.captions import corrected, merge, own_features
+from lora_foundry.domain.captions import corrected, merge, open_features, own_features
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.tags import GROUPS, booru, without_contradictions
@@ -114,3 +114,30 @@ def test_a_vision_model_that_fails_is_told(
 def test_a_vision_model_without_an_address_is_asked_for() -> None:
     with pytest.raises(InputError, match="LORA_FOUNDRY_VLM_URL"):
         VisionCaptioner(None, "")
+
+
+@pytest.mark.parametrize(
+    ("description", "settled"),
+    [
+        ("1girl", ("green eyes", "long hair", "red dress", "crown")),
+        ("a woman with brown eyes and long black hair", ("red dress", "crown")),
+        ("1girl, short hair, armor, crown", ("green eyes", "red hair")),
+    ],
+)
+def test_only_what_the_description_leaves_open_is_settled(description: str, settled: tuple[str, ...]) -> None:
+    seen = [
+        ["1girl", "green eyes", "long hair", "red dress", "crown", "smile"],
+        ["1girl", "green eyes", "long hair", "red dress", "crown", "red hair"],
+        ["1girl", "blue eyes", "red hair", "blue dress", "blue hair"],
+    ]
+    found = open_features(description, seen, 0.5)
+    assert set(settled) <= set(found)
+    assert not {"smile", "blue eyes", "blue dress", "1girl", "blue hair"} & set(found)
+    assert len(found) == len(set(found))
+
+
+def test_clothes_are_settled_first_and_their_color_where_they_agree() -> None:
+    seen = [["dress", "red dress"], ["dress", "blue dress"], ["robe", "red robe"], ["dress", "blue dress"]]
+    assert open_features("1girl", seen, 0.5) == ("dress", "blue dress")
+    assert open_features("1girl, robe", seen, 0.5) == ()
+    assert open_features("1girl, dress", seen, 0.5) == ("blue dress",)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.pictures import read_record
@@ -121,3 +123,52 @@ def test_finished_rounds_are_not_done_again_and_a_stopped_one_goes_on(tmp_path: 
 def test_rounds_need_an_eye(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="embedder"):
         generate.run(make_run(tmp_path, *SETTINGS), PaintedPorts(Painter()), quiet)
+
+
+class Looker:
+    """Sees the tags that it is told to, picture by picture."""
+
+    def __init__(self, *tags: list[str]) -> None:
+        self.tags = list(tags)
+        self.looked: list[str] = []
+
+    def describe(
+        self, character: Character, pictures: Sequence[PictureRecord], folder: Path
+    ) -> list[list[str]]:
+        self.looked += [str(folder / picture.file) for picture in pictures]
+        return [self.tags[number % len(self.tags)] for number in range(len(pictures))]
+
+
+SETTLED = (*SETTINGS, "generate.settle=true", "generate.round_steps=0", "generate.rounds=2")
+
+
+def test_what_the_cluster_shows_is_added_to_the_description(tmp_path: Path) -> None:
+    painter, looker = Painter(), Looker(["green eyes", "smile", "blonde hair"], ["green eyes", "sitting"])
+    given = ports(painter, 0.8)
+    given.lookers = (looker,)
+    run = make_run(tmp_path, *SETTLED)
+    result = generate.run(run, given, quiet)
+    assert result.rounds[0].settled == ("green eyes",), (
+        "the description says the hair's colour, a smile is no feature"
+    )
+    assert result.rounds[0].lora == ""
+    assert not given.trainer.jobs
+    assert {Path(path).name for path in looker.looked} == set(result.rounds[0].kept)
+    first, last = [prompt for prompt, _ in painter.uses[:8]], [prompt for prompt, _ in painter.uses[8:]]
+    assert not any("green eyes" in prompt for prompt in first)
+    assert all(f"{run.character.description}, green eyes" in prompt for prompt in last)
+    again = ports(Painter(breaks_after=0))
+    again.lookers = (looker,)
+    assert generate.run(run, again, quiet) == result
+
+
+def test_nothing_left_open_ends_the_rounds(tmp_path: Path) -> None:
+    given = ports(Painter(), 0.8, 0.3, 0.2)
+    given.lookers = (Looker(["smile"]),)
+    result = generate.run(make_run(tmp_path, *SETTLED, "generate.rounds=4"), given, quiet)
+    assert len(result.rounds) == 1
+
+
+def test_settling_needs_an_instrument_that_looks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"caption\.look"):
+        generate.run(make_run(tmp_path, *SETTLED), ports(Painter(), 0.8), quiet)

@@ -6,7 +6,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from lora_foundry.domain.tags import GROUPS, booru, describes_identity, same, without_contradictions
+from lora_foundry.domain.tags import (
+    CLOTHES,
+    GROUPS,
+    booru,
+    describes_identity,
+    same,
+    topics,
+    topics_of,
+    without_contradictions,
+)
 
 
 def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
@@ -14,6 +23,27 @@ def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]
     counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags) if describes_identity(tag))
     least = share * len(seen)
     return tuple(tag for tag, count in counts.most_common() if count >= least)
+
+
+def open_features(description: str, seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
+    """What pictures of a character settle of what its description leaves open: of each feature the value that most of
+    them have, where it is that of two pictures and of `share` of those that show the feature at all."""
+    counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags))
+    shown = Counter(topic for tags in seen for topic in {topic for tag in tags for topic in topics(tag)})
+    settled, words = topics_of(description), set(description.lower().replace(",", " ").split())
+    found: list[str] = []
+    for tag, count in counts.most_common():
+        own, kind = topics(tag), tag.lower().split()[-1]
+        enough = count >= 2 and all(count >= share * shown[topic] for topic in own)
+        # "red dress" says more of a "dress" that is settled already, and nothing else of it.
+        open_still = not own & settled or (
+            own == CLOTHES and "clothes color" not in settled and kind in words
+        )
+        if own and enough and open_still:
+            found.append(tag)
+            settled |= own
+            words.add(kind)
+    return tuple(found)
 
 
 def corrected(asked: Sequence[str], seen: Sequence[str]) -> list[str]:

@@ -62,7 +62,8 @@ class Round(BaseModel):
     """One gallery before the last: how far its pictures lie apart, which of them a short LoRA was trained on.
 
     distance: mean pairwise cosine distance of the whole gallery; cohesion: mean cosine of the kept ones. lora: its
-    SHA-256; empty where the distance had stopped falling, so that none was trained.
+    SHA-256; empty where none was trained, as where the distance had stopped falling. settled: what the next gallery's
+    description has more than this one's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +75,7 @@ class Round(BaseModel):
     cohesion: float
     kept: tuple[str, ...]
     lora: str = ""
+    settled: tuple[str, ...] = ()
     seconds: float = 0.0
 
 

@@ -71,14 +71,21 @@ class PicturePlan(BaseModel):
         )
 
 
-def plan_pictures(
-    character: Character, recipe: Recipe, model: str, trigger: str = "", gallery: int = 0, count: int = 0
+def plan_pictures(  # noqa: PLR0917
+    character: Character,
+    recipe: Recipe,
+    model: str,
+    trigger: str = "",
+    gallery: int = 0,
+    count: int = 0,
+    settled: tuple[str, ...] = (),
 ) -> PicturePlan:
     """The plan of a whole set, or of an earlier gallery of `count` pictures with seeds of its own. A LoRA that knows
-    the `trigger` is called by it. Raises InputError if the recipe's shots allow none."""
+    the `trigger` is called by it; `settled` is added to the description. Raises InputError if the recipe's shots allow
+    none."""
     return PicturePlan(
         slug=character.slug,
-        description=f"{trigger}, {character.description}" if trigger else character.description,
+        description=", ".join(filter(None, (trigger, character.description, *settled))),
         seed=recipe.seed,
         model=model,
         settings=recipe.generate,

@@ -51,6 +51,18 @@ _CLOTHES = (
     "dress", "armor", "robe", "suit", "hoodie", "uniform", "shirt", "jacket", "skirt", "coat", "cape", "kimono",
     "sweater", "pants", "shorts", "boots", "gloves",
 )  # fmt: skip
+_ACCESSORIES = (
+    "glasses", "hat", "crown", "scarf", "bow", "ribbon", "headphones", "tiara", "earrings", "necklace", "choker",
+    "hairband", "mask", "eyepatch",
+)  # fmt: skip
+_COLORS = frozenset(
+    {"black", "brown", "blonde", "red", "orange", "pink", "purple", "blue", "green", "white", "grey", "gray", "silver",
+     "yellow", "aqua", "golden", "auburn"}
+)  # fmt: skip
+_PEOPLE = frozenset({"1girl", "1boy", "girl", "boy", "woman", "man", "female", "male"})
+_HAIRSTYLES = ("ponytail", "twintails", "braid", "bun", "bob cut", "bangs", "ahoge")
+_LONGEST_TAG = 3
+CLOTHES = {"clothes", "clothes color"}
 
 
 def booru(word: str) -> str:
@@ -84,3 +96,30 @@ def without_contradictions(tags: Iterable[str]) -> list[str]:
             continue
         kept.append(tag)
     return kept
+
+
+def topics(tag: str) -> set[str]:
+    """What of a character a tag settles, so that no other tag may say otherwise: "long blue hair" the colour and the
+    cut of the hair, "glasses" only itself; nothing where it is no feature."""
+    plain = booru(tag)
+    words = plain.split(" ")
+    last, colored = words[-1], any(word in _COLORS for word in words)
+    if last == "hair":
+        cut = any(word not in _COLORS and word not in {"hair", "and"} for word in words)
+        return ({"hair color"} if colored else set()) | ({"haircut"} if cut else set())
+    if plain.endswith(_HAIRSTYLES):
+        return {"haircut"}
+    if last in {"eyes", "skin"}:
+        return {last}
+    if words[0] in _PEOPLE and len(words) == 1:
+        return {"gender"}
+    if last in _CLOTHES:
+        return CLOTHES if colored else {"clothes"}
+    return {last} if last in _ACCESSORIES or plain.endswith(_ENDINGS) else set()
+
+
+def topics_of(text: str) -> set[str]:
+    """What a description settles, tags or prose."""
+    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+    runs = (words[start : start + size] for size in range(1, _LONGEST_TAG + 1) for start in range(len(words)))
+    return {topic for run in runs for topic in topics(" ".join(run))}

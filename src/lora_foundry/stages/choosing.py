@@ -19,6 +19,7 @@ from lora_foundry.pictures import file_hash
 from lora_foundry.storage import write_bytes
 
 WORSE = 0.05  # by so much a later checkpoint scores less where training went on too long
+CLEARLY = 0.03  # by less than so much an exam's few pictures cannot tell two checkpoints apart
 
 
 class Choice(NamedTuple):

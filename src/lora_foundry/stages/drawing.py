@@ -20,7 +20,7 @@ from lora_foundry.storage import write_aside
 
 class Brush(NamedTuple):
     """What a set's pictures are drawn with: the generator, and what is put on it. A LoRA is called by `trigger`;
-    `rounds` are the galleries that led to it."""
+    `rounds` are the galleries that led to it, `settled` what they added to the description."""
 
     generator: Generator
     lora: LoraUse | None = None
@@ -28,6 +28,7 @@ class Brush(NamedTuple):
     notes: str = ""
     trigger: str = ""
     rounds: tuple[Round, ...] = ()
+    settled: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -37,7 +38,7 @@ class Brush(NamedTuple):
     def plan(self, run: Run, gallery: int | None = None, count: int = 0) -> PicturePlan:
         """The plan of the last gallery, or of an earlier one of `count` pictures."""
         number = len(self.rounds) if gallery is None else gallery
-        return plan_pictures(run.character, run.recipe, self.model, self.trigger, number, count)
+        return plan_pictures(run.character, run.recipe, self.model, self.trigger, number, count, self.settled)
 
     def draw(self, batches: Iterable[Sequence[ImageRequest]]) -> Iterator[GeneratedImage]:
         return self.generator.generate(batches, self.lora, self.reference)

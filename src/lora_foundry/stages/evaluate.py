@@ -24,6 +24,7 @@ from lora_foundry.ports import Ports, ProgressCallback, Tagger, Trait
 from lora_foundry.stages import train
 from lora_foundry.stages.before_after import draw_before_after
 from lora_foundry.stages.choosing import (
+    CLEARLY,
     Choice,
     Yardstick,
     best_of,
@@ -175,12 +176,12 @@ class Sitting(NamedTuple):
         return rows, drawn
 
     def run_off(self, rows: Mapping[Side, ScoreRow], best: Choice, last: Choice) -> Choice:
-        """The chosen checkpoint, unless the last one did better in the exam."""
+        """The chosen checkpoint where it did clearly better in the exam than the last one, else that."""
         if "last" not in rows or self.run.recipe.evaluate.step:
             return best
         yardstick = Yardstick(self.own, rows["before"].variety, self.run.recipe.evaluate)
         kept, other = rate(best, rows["after"], yardstick), rate(last, rows["last"], yardstick)
-        return last if other.score > kept.score else best
+        return best if kept.score > other.score + CLEARLY else last
 
 
 _MESSAGES: dict[Side, str] = {

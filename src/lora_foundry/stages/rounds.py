@@ -1,6 +1,7 @@
 """Rounds before the last gallery, after The Chosen One (arXiv 2311.10093): a description leaves much of a character
 open, so forty pictures of it show forty cousins. Each round keeps the most cohesive ones of a gallery and trains a
-short LoRA on them, with which the next gallery is drawn, until the pictures do not move closer together any more."""
+short LoRA on them, with which the next gallery is drawn, until the pictures do not move closer together any more. Or it
+puts into words what they settle (`generate.settle`): a base obeys a full description better than a half one."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from time import perf_counter
 
 from PIL import Image
 
+from lora_foundry.domain.captions import open_features
 from lora_foundry.domain.dataset import PictureRecord, Round
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.picture_plan import PicturePlan
@@ -37,19 +39,21 @@ def last_brush(run: Run, ports: Ports, progress: ProgressCallback) -> Brush:
         return brush
     if ports.embedder is None:
         raise InputError("generate.rounds needs an embedder; set model.embedder, or rounds to 1.")
+    if run.recipe.generate.settle and not ports.lookers:
+        raise InputError("generate.settle needs an instrument that looks at pictures; set caption.look.")
     plain = brush
     for number in range(1, wanted + 1):
         place = paths.round(number)
         done = _one_round(run, ports, ports.embedder, brush, place, progress)
-        rounds = (*brush.rounds, done)
-        if not done.lora:
-            return brush._replace(rounds=rounds)
-        brush = plain._replace(
-            lora=LoraUse(path=place.lora),
-            notes=f"{plain.notes} + round {number} LoRA {done.lora[:16]}",
-            trigger=run.character.trigger,
-            rounds=rounds,
-        )
+        brush = brush._replace(rounds=(*brush.rounds, done), settled=(*brush.settled, *done.settled))
+        if done.lora:
+            brush = brush._replace(
+                lora=LoraUse(path=place.lora),
+                notes=f"{plain.notes} + round {number} LoRA {done.lora[:16]}",
+                trigger=run.character.trigger,
+            )
+        elif not done.settled:
+            break
     return brush
 
 
@@ -68,9 +72,10 @@ def _one_round(
     vectors = embedder.embed(images)
     core = _core(vectors, run.recipe.generate.round_keep)
     distance = mean_distance(vectors)
-    lora = ""
-    if not brush.rounds or distance < brush.rounds[-1].distance:
-        lora = _train(run, ports, plan, place, core, progress)
+    settled = _settle(run, ports, plan, place, core) if run.recipe.generate.settle else ()
+    closer = not brush.rounds or distance < brush.rounds[-1].distance
+    train = run.recipe.generate.round_steps > 0 and closer
+    lora = _train(run, ports, plan, place, core, progress) if train else ""
     result = Round(
         number=number,
         fingerprint=stamp,
@@ -79,6 +84,7 @@ def _one_round(
         cohesion=round(core.cohesion, 4),
         kept=tuple(place.image(index).name for index in core.members),
         lora=lora,
+        settled=settled,
         seconds=round(perf_counter() - started, 3),
     )
     write_model(place.result, result)
@@ -87,6 +93,16 @@ def _one_round(
 
 def _core(vectors: FloatArray, share: float) -> Core:
     return find_core(vectors, max(_FEWEST, round(share * len(vectors))))
+
+
+def _settle(run: Run, ports: Ports, plan: PicturePlan, place: RoundPaths, core: Core) -> tuple[str, ...]:
+    """What the core shows and the description so far leaves open."""
+    records = [plan.record(index) for index in core.members]
+    seen: list[list[str]] = [[] for _ in records]
+    for looker in ports.lookers:
+        for tags, more in zip(seen, looker.describe(run.character, records, place.images), strict=True):
+            tags.extend(more)
+    return open_features(plan.description, seen, run.recipe.caption.identity_share)
 
 
 def _draw(

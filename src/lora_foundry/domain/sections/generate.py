@@ -51,8 +51,14 @@ class GenerateSection(Section):
         0, description="Pictures of a gallery before the last; 0 is as many as `images`."
     )
     round_keep: Share = Field(0.25, description="Share of such a gallery that the short LoRA is trained on.")
-    round_steps: Annotated[int, Field(ge=1)] = Field(
-        150, description="Optimizer steps of the short LoRA between two galleries."
+    round_steps: Annotated[int, Field(ge=0)] = Field(
+        150, description="Optimizer steps of the short LoRA between two galleries; 0 trains none."
+    )
+    settle: bool = Field(
+        False,
+        description="Between two galleries, look at that cluster and add to the description what it leaves open, such as "
+        "the colour of the eyes: the value that most have, at least `caption.identity_share` of those that show any. "
+        "Needs `caption.look`.",
     )
     reference_method: Literal["img2img", "ip_adapter"] = Field(
         "img2img",
