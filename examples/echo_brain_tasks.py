@@ -23,8 +23,8 @@ from lora_foundry.stage_job import ENTRY
 SMALL = {
     "generate": {"images": 6, "steps": 4, "batch_size": 3},
     "curate": {"budget": 1},
-    "train": {"steps": 12, "batch_size": 2, "rank": 4},
-    "evaluate": {"prompts": 2, "seeds": 1},
+    "train": {"steps": 12, "batch_size": 2, "rank": 4, "saves": 2},
+    "evaluate": {"prompts": 2, "seeds": 1, "choice_prompts": 2},
     "publish": {"min_change": 0},
 }
 LOOKS = "1girl, brown hair, long hair, blue eyes, red dress"

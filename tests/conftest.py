@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # The whole pipeline on the real model in a few seconds: what is small here is small in number, never in kind.
 SMALL = ("generate.images=6", "generate.steps=4", "generate.batch_size=3", "train.steps=12", "train.batch_size=2",
          "train.rank=4", "train.checkpoint_every=4", "evaluate.prompts=2", "evaluate.seeds=1", "publish.min_change=0",
-         "curate.budget=1")  # fmt: skip
+         "curate.budget=1", "train.saves=2", "evaluate.choice_prompts=2")  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

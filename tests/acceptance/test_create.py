@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from lora_foundry import Character, Foundry
+from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.paths import RunPaths
+from lora_foundry.storage import require_model
 from tests.conftest import SMALL
 
 
@@ -179,3 +182,22 @@ def test_other_settings_redo_only_what_they_touch(home: Path, elara: Character) 
     foundry.create(elara, "mini", settings=[*SMALL, "train.steps=16"])
     assert before == {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     assert weights != (home / "loras" / "elara_mini.safetensors").read_bytes()
+
+
+def test_too_little_identity_is_trained_longer_once_and_then_said(home: Path, elara: Character) -> None:
+    """Nobody reaches an identity of 1 in a dozen steps: half as many more are taken, then the run ends unpublished."""
+    demanding = [*SMALL, "evaluate.min_identity=1", "evaluate.more_training=1", "evaluate.choose=false"]
+    told: list[str] = []
+    result = Foundry(home).create(
+        elara, "mini", settings=demanding, progress=lambda event: told.append(event.message)
+    )
+    assert any("training longer" in message for message in told)
+    paths = RunPaths(result.dataset_dir, elara.slug)
+    assert require_model(paths.training_result, TrainedLora, "train").steps == 18
+    assert not result.published
+    assert result.verdict.startswith("not published: identity")
+    before = paths.trained_lora.stat().st_mtime_ns
+    assert not Foundry(home).create(elara, "mini", settings=demanding).published
+    assert paths.trained_lora.stat().st_mtime_ns == before, (
+        "it was trained longer as often as the recipe allows"
+    )

@@ -39,7 +39,7 @@ CHANGES: dict[str, dict[str, int]] = {
     "generate": {"images": 12, "steps": 6, "batch_size": 1},
     "curate": {"budget": 1},
     "train": {"steps": 60, "batch_size": 2, "rank": 4, "checkpoint_every": 4},
-    "evaluate": {"prompts": 2, "seeds": 1},
+    "evaluate": {"prompts": 2, "seeds": 1, "choose": False},
     "publish": {"min_change": 0},
 }
 

@@ -147,3 +147,30 @@ def test_a_queue_hands_tasks_out_and_takes_them_back(
 
     asyncio.run(scenario())
     redis.shutdown()
+
+
+def test_a_host_runs_the_real_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old payloads in the old order, in the host's own worker."""
+    monkeypatch.setenv("LORA_FOUNDRY_HOME", str(tmp_path / "home"))
+    settings = Settings()
+    small: dict[str, dict[str, Any]] = {
+        "generate": {"images": 3, "steps": 2, "batch_size": 3},
+        "curate": {"budget": 1, "fill": 1},
+    }
+    tasks = (
+        echo.create_lora_generation_task("Elara", "1girl, brown hair"),
+        echo.create_lora_tagging_task("Elara", "Elara/images", ["1girl"], "1girl, brown hair"),
+    )
+
+    async def scenario() -> None:
+        host = HostWorker()
+        echo.register_lora_handlers(host, settings)
+        for key, task in zip((TaskType.GENERATION, TaskType.TAGGING), tasks, strict=True):
+            assert isinstance(task.payload, dict)
+            task.payload["settings"] = small
+            done = await host.task_handlers[key](task)
+            assert done["stages"], key
+
+    asyncio.run(scenario())
+    images = settings.datasets_dir / "Elara" / "images"
+    assert len(list(images.glob("elara_*.png"))) == len(list(images.glob("elara_*.txt"))) == 3
