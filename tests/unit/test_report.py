@@ -12,7 +12,7 @@ from PIL import Image
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.curation import CurationResult, Reason, Verdict
-from lora_foundry.domain.dataset import Caption, PictureRecord, TaggingResults
+from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, Round, TaggingResults
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.publication import Publication
@@ -194,3 +194,22 @@ def test_the_columns_are_spread_and_pictures_keep_their_shape() -> None:
     assert enlarge(Image.new("RGB", (100, 50)), 192).size == (192, 96)
     checks = Image.frombytes("RGB", (2, 1), bytes([0, 0, 0, 255, 255, 255]))
     assert len(enlarge(checks, 64).getcolors() or []) == 2
+
+
+def test_the_rounds_are_told_with_what_they_settled(tmp_path: Path) -> None:
+    run, paths = make_run(tmp_path), RunPaths(tmp_path, "zoë")
+    place = paths.round(1)
+    make_folder(place.images)
+    Image.new("RGB", (8, 8), "red").save(place.image(0))
+    done = Round(number=1, fingerprint="x", model="base", distance=0.4, cohesion=0.9,
+                 kept=(place.image(0).name, "gone.png"), settled=(HOSTILE, "green eyes"))  # fmt: skip
+    last = done.model_copy(update={"number": 2, "kept": (), "settled": (), "lora": "ab"})
+    metadata = GenerationMetadata(character="Zoë", trigger="zoë", description="", recipe="mini", seed=1, model="base",
+                                  fingerprint="x", pictures=(), rounds=(done, last), seconds=1.0)  # fmt: skip
+    write_model(paths.generation_metadata, metadata)
+    write_report(run, paths, make_scores())
+    text = paths.report.read_text(encoding="utf-8")
+    assert "Gallery 1: mean distance 0.40, of those kept 0.10; settled: &lt;img" in text
+    assert "green eyes." in text
+    assert "a short LoRA was trained on them" in text
+    assert len(Reader(text).sources) == 1

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from pydantic import BaseModel
 
 from lora_foundry.domain.curation import CurationResult, Verdict
-from lora_foundry.domain.dataset import Caption, GenerationMetadata, TaggingResults
+from lora_foundry.domain.dataset import Caption, GenerationMetadata, Round, TaggingResults
 from lora_foundry.domain.evaluation import Candidate, Evaluation, EvaluationPicture
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
@@ -60,6 +60,13 @@ class Comparison(NamedTuple):
     value: str = ""
 
 
+class Gallery(NamedTuple):
+    """A round before the last gallery: what was found, and the pictures that it kept as data URIs."""
+
+    text: str
+    sources: list[str]
+
+
 def write_report(
     run: Run, paths: RunPaths, scores: Evaluation, publication: Publication | None = None
 ) -> None:
@@ -83,6 +90,7 @@ def write_report(
             [(each.step, each.score) for each in scores.candidates if each.strength == scores.strength]
         ),
         loss=draw_loss(read_losses(paths.training / TRAINING_LOSS)),
+        rounds=[_gallery(paths, each) for each in (generation.rounds if generation else ())],
         dataset=[_captioned(paths, caption) for caption in (tagging.captions if tagging else ())],
         edited=sum(caption.source == "edited" for caption in (tagging.captions if tagging else ())),
         rejected=[_rejected(paths, verdict) for verdict in (curation.rejected if curation else ())],
@@ -169,6 +177,17 @@ def _tried(paths: RunPaths, candidate: Candidate) -> Figure:
     detail = f"{shares} · copies of training pictures {_share(candidate.memorised)}"
     caption = f"step {candidate.step} at {candidate.strength:g}: score {candidate.score:.2f}"
     return Figure(_thumbnail(files[0]) if files else "", caption, detail)
+
+
+def _gallery(paths: RunPaths, done: Round) -> Gallery:
+    """A round with the pictures it kept, and what came of them."""
+    folder = paths.round(done.number).images
+    settled = f"settled: {', '.join(done.settled)}" if done.settled else ""
+    outcome = "; ".join(filter(None, (settled, "a short LoRA was trained on them" if done.lora else "")))
+    text = f"Gallery {done.number}: mean distance {done.distance:.2f}, of those kept {1 - done.cohesion:.2f}"
+    return Gallery(
+        f"{text}; {outcome or 'nothing more to settle'}.", [_thumbnail(folder / name) for name in done.kept]
+    )
 
 
 def _captioned(paths: RunPaths, caption: Caption) -> Figure:
