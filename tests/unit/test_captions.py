@@ -141,3 +141,12 @@ def test_clothes_are_settled_first_and_their_color_where_they_agree() -> None:
     assert open_features("1girl", seen, 0.5) == ("dress", "blue dress")
     assert open_features("1girl, robe", seen, 0.5) == ()
     assert open_features("1girl, dress", seen, 0.5) == ("blue dress",)
+
+
+def test_extras_are_settled_together_only_where_they_are_seen_together() -> None:
+    apart = [["glasses", "tan skin"], ["glasses"], ["cat ears", "tan skin"], ["cat ears"], ["glasses"]]
+    assert set(open_features("1girl", apart, 0.35)) == {"glasses", "tan skin"}
+    both = [["glasses", "hat"], ["glasses", "hat"], ["glasses"]]
+    assert open_features("1girl", both, 0.35) == ("glasses", "hat")
+    assert open_features("1girl, hat", apart, 0.35) == ("glasses", "tan skin"), "no picture shows a hat"
+    assert open_features("1girl, hat", [["hat"], ["hat"], ["horns"], ["horns"]], 0.35) == ()

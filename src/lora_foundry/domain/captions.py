@@ -11,6 +11,7 @@ from lora_foundry.domain.tags import (
     GROUPS,
     booru,
     describes_identity,
+    is_extra,
     same,
     topics,
     topics_of,
@@ -27,10 +28,12 @@ def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]
 
 def open_features(description: str, seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
     """What pictures of a character settle of what its description leaves open: of each feature the value that most of
-    them have, where it is that of two pictures and of `share` of those that show the feature at all."""
+    them have, where it is that of two pictures and of `share` of those that show the feature at all. Extras (glasses,
+    a hat) are settled together only if they are seen together."""
     counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags))
     shown = Counter(topic for tags in seen for topic in {topic for tag in tags for topic in topics(tag)})
     settled, words = topics_of(description), set(description.lower().replace(",", " ").split())
+    extras = [tag for tag in counts if is_extra(tag) and topics(tag) <= settled]
     found: list[str] = []
     for tag, count in counts.most_common():
         own, kind = topics(tag), tag.lower().split()[-1]
@@ -39,11 +42,18 @@ def open_features(description: str, seen: Sequence[Sequence[str]], share: float)
         open_still = not own & settled or (
             own == CLOTHES and "clothes color" not in settled and kind in words
         )
-        if own and enough and open_still:
+        if own and enough and open_still and (not is_extra(tag) or _together(tag, extras, seen)):
             found.append(tag)
+            extras += [tag] if is_extra(tag) else []
             settled |= own
             words.add(kind)
     return tuple(found)
+
+
+def _together(tag: str, others: Sequence[str], seen: Sequence[Sequence[str]]) -> bool:
+    """Whether at least half of the pictures that show `tag` show each of `others` too."""
+    showing = [tags for tags in seen if tag in tags]
+    return all(2 * sum(other in tags for tags in showing) >= len(showing) for other in others)
 
 
 def corrected(asked: Sequence[str], seen: Sequence[str]) -> list[str]:

@@ -63,6 +63,7 @@ _PEOPLE = frozenset({"1girl", "1boy", "girl", "boy", "woman", "man", "female", "
 _HAIRSTYLES = ("ponytail", "twintails", "braid", "bun", "bob cut", "bangs", "ahoge")
 _LONGEST_TAG = 3
 CLOTHES = {"clothes", "clothes color"}
+_EVERYBODYS = {"hair color", "haircut", "eyes", "skin", "gender", *CLOTHES}
 
 
 def booru(word: str) -> str:
@@ -116,6 +117,11 @@ def topics(tag: str) -> set[str]:
     if last in _CLOTHES:
         return CLOTHES if colored else {"clothes"}
     return {last} if last in _ACCESSORIES or plain.endswith(_ENDINGS) else set()
+
+
+def is_extra(tag: str) -> bool:
+    """Whether a tag is of something that not everybody has: glasses, a hat, cat ears."""
+    return bool(topics(tag) - _EVERYBODYS)
 
 
 def topics_of(text: str) -> set[str]:
