@@ -51,7 +51,7 @@ VARIATIONS: dict[str, tuple[str, ...]] = {
     "lr 2e-3": ("train.learning_rate=2e-3",),
     "caption dropout 0.1": ("train.caption_dropout=0.1",),
     "min-SNR 5": ("train.min_snr_gamma=5",),
-    "batch 4": ("train.batch_size=4",),
+    "batch 8": ("train.batch_size=8",),
     "rank 32": ("train.rank=32", "train.alpha=32"),
     "captions not pruned": ("caption.prune_identity=false",),
     "text encoder 1e-4": ("train.text_encoder_rate=1e-4",),
