@@ -119,6 +119,13 @@ def best_of(rated: Sequence[tuple[Choice, Candidate]]) -> Choice:
     return max(rated, key=lambda pair: (pair[1].score, -pair[0].step, -abs(pair[0].use.strength - 1)))[0]
 
 
+def clearly_best_of(rated: Sequence[tuple[Choice, Candidate]]) -> Choice:
+    """The best, or the last where that is not clearly worse."""
+    best, (last, candidate) = best_of(rated), rated[-1]
+    score = next(each.score for choice, each in rated if choice == best)
+    return best if score > candidate.score + CLEARLY else last
+
+
 def overfit_from(candidates: Sequence[Candidate], step: int, strength: float) -> int | None:
     """The first step after the chosen one at which the score had fallen clearly, or more than half of the pictures
     were training pictures again."""

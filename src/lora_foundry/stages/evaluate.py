@@ -27,8 +27,8 @@ from lora_foundry.stages.choosing import (
     CLEARLY,
     Choice,
     Yardstick,
-    best_of,
     choices,
+    clearly_best_of,
     demanded,
     overfit_from,
     rate,
@@ -150,7 +150,7 @@ class Sitting(NamedTuple):
             files = [f"choice/{option.name}/{each.file}" for each in asked]
             row = score(files, asked, images, self.judge)
             rated.append((option, rate(option, row, Yardstick(self.own, variety, section))))
-        return named or best_of(rated), tuple(candidate for _, candidate in rated)
+        return named or clearly_best_of(rated), tuple(candidate for _, candidate in rated)
 
     def examine(
         self, shots: Sequence[Shot], best: Choice, last: Choice
