@@ -136,6 +136,8 @@ def test_a_caption_that_is_edited_reaches_its_file_and_another_tab_cannot_undo_i
 ) -> None:
     first, second = (settled(open_page(f"{run_address}/dataset")) for _ in range(2))
     name, file = "Caption of elara_001.png", data_of(server) / "images" / "elara_001.txt"
+    for page in (first, second):  # a tab that reads only after the other has saved has nothing to undo
+        expect(page.get_by_label(name)).not_to_have_value("")
     first.get_by_label(name).fill("elara, a caption of my own")
     first.get_by_role("button", name="Save").click()
     expect(first.locator("#done")).to_contain_text("elara_001.png")
