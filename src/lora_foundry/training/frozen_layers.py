@@ -7,6 +7,8 @@ backward, so that the memory holds half of what a base in fp32 takes."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional, grad
 
-# Untyped in the library.
-_Function: Any = torch.autograd.Function
-_conv2d_input: Any = grad.conv2d_input
+_conv2d_input: Any = grad.conv2d_input  # untyped in the library
 _WIDE = 8_000_000  # weights of a convolution from which their layout costs more than the patches
 _FEW = 256  # places of all pictures of a batch up to which it does
 
@@ -40,7 +40,7 @@ def widened(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return room[:count].view(weight.shape).copy_(weight)
 
 
-class FrozenConvolution(_Function):  # type: ignore[misc]
+class FrozenConvolution(torch.autograd.Function):
     """y = conv(x, W) + b, W and b frozen: x (n, in, h, w), W (out, in, k, k) in any float type. Nothing of x is kept
     for the way back."""
 
@@ -75,7 +75,7 @@ class FrozenConvolution(_Function):  # type: ignore[misc]
         return below, None, None, None
 
 
-class FrozenLinear(_Function):  # type: ignore[misc]
+class FrozenLinear(torch.autograd.Function):
     """y = x W^T + b, W and b frozen: x (..., in), W (out, in) in any float type."""
 
     @staticmethod
@@ -90,33 +90,39 @@ class FrozenLinear(_Function):  # type: ignore[misc]
         return (above @ widened(weight, above.dtype) if context.needs_input_grad[0] else None), None, None
 
 
+# Untyped in the library.
+_convolve: Any = FrozenConvolution.apply
+_multiply: Any = FrozenLinear.apply
+
+
 def lighten(network: nn.Module) -> None:
     """Gives the frozen linear layers and convolutions of `network` the forms above, in whatever type their weights are;
     all other weights become fp32, in which the network then computes. What a subclass changed is left alone."""
     for layer in network.modules():
-        plain = type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.groups == 1)
-        if plain and not any(weight.requires_grad for weight in layer.parameters()):
-            if isinstance(layer, nn.Conv2d) or layer.weight.dtype != torch.float32:
-                layer.forward = _Forward(layer)  # type: ignore[arg-type]
-            continue
-        for weight in layer.parameters(recurse=False):
-            weight.data = weight.data.float()
+        frozen = not any(weight.requires_grad for weight in layer.parameters())
+        if frozen and type(layer) is nn.Conv2d and layer.groups == 1:
+            _compute(layer, partial(_convolution, layer))
+        elif frozen and type(layer) is nn.Linear:
+            if layer.weight.dtype != torch.float32:
+                _compute(layer, partial(_linear, layer))
+        else:
+            for weight in layer.parameters(recurse=False):
+                weight.data = weight.data.float()
 
 
-class _Forward:
-    """What stands in for the forward of one layer."""
+def _compute(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+    """Has one layer compute by `forward`."""
+    layer.forward = forward
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
-        self._layer = layer
 
-    def __call__(self, x: Tensor) -> Tensor:
-        layer = self._layer
-        result: Tensor = (
-            FrozenConvolution.apply(x, layer.weight, layer.bias, layer)
-            if isinstance(layer, nn.Conv2d)
-            else FrozenLinear.apply(x, layer.weight, layer.bias)
-        )
-        return result
+def _convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    result: Tensor = _convolve(x, layer.weight, layer.bias, layer)
+    return result
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    result: Tensor = _multiply(x, layer.weight, layer.bias)
+    return result
 
 
 def _side_by_side(columns: Tensor) -> Tensor:

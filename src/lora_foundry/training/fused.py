@@ -14,10 +14,8 @@ from torch.nn import functional
 
 from lora_foundry.training.frozen_layers import widened
 
-_Function: Any = torch.autograd.Function  # untyped in the library
 
-
-class FusedLora(_Function):  # type: ignore[misc]
+class FusedLora(torch.autograd.Function):
     """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r)."""
 
     @staticmethod
@@ -46,6 +44,9 @@ class FusedLora(_Function):  # type: ignore[misc]
         return to_input, None, None, (back.T @ x).float(), to_up, None
 
 
+_apply: Any = FusedLora.apply  # untyped in the library
+
+
 def fuse(network: nn.Module, name: str) -> int:
     """Gives every plain LoRA on a linear layer of `network` (peft's adapter `name`) the fused form; returns how many
     there were. Others (DoRA, convolutions, dropout) stay as they are."""
@@ -72,7 +73,7 @@ class _Forward:
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        result: Tensor = FusedLora.apply(
+        result: Tensor = _apply(
             flat, self._base.weight, self._base.bias, self._down.weight, self._up.weight, self._scale
         )
         return result.view(*x.shape[:-1], -1)

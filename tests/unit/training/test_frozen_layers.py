@@ -38,7 +38,7 @@ def test_a_convolution_answers_as_before(
 ) -> None:
     monkeypatch.setattr(frozen_layers, "_WIDE", 0)
     monkeypatch.setattr(frozen_layers, "_FEW", few)
-    network = network_of(nn.Conv2d(4, 8, **shape))  # type: ignore[arg-type]
+    network = network_of(nn.Conv2d(4, 8, **shape))
     x = torch.randn(count, 4, 6, 5)
     before = answers(network, x)
     lighten(network)
