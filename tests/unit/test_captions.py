@@ -15,7 +15,7 @@ from lora_foundry.backends.vlm import VisionCaptioner, parse_answer
 from lora_foundry.domain.captions import corrected, merge, open_features, own_features
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
-from lora_foundry.domain.tags import GROUPS, booru, without_contradictions
+from lora_foundry.domain.tags import GROUPS, booru, topics_of, without_contradictions
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.pictures import save_picture
 from lora_foundry.recipe_files import load_recipe
@@ -150,3 +150,25 @@ def test_extras_are_settled_together_only_where_they_are_seen_together() -> None
     assert open_features("1girl", both, 0.35) == ("glasses", "hat")
     assert open_features("1girl, hat", apart, 0.35) == ("glasses", "tan skin"), "no picture shows a hat"
     assert open_features("1girl, hat", [["hat"], ["hat"], ["horns"], ["horns"]], 0.35) == ()
+
+
+@pytest.mark.parametrize(
+    ("description", "told"),
+    [
+        ("1girl, brown hair, armor", {"gender", "hair color", "clothes"}),
+        ("1girl, black hair, red dress", {"gender", "hair color", "clothes", "clothes color"}),
+        (
+            "a woman with red hair and green eyes. She wears a blue dress",
+            {"gender", "hair color", "eyes", "clothes", "clothes color"},
+        ),
+        ("long silver hair", {"hair color", "haircut"}),
+        ("somebody", set()),
+    ],
+)
+def test_what_a_description_tells(description: str, told: set[str]) -> None:
+    assert topics_of(description) == told
+
+
+def test_a_taggers_own_spelling_and_empty_tags_are_borne() -> None:
+    seen = [["white_shirt", "shirt", ""], ["white_shirt", "shirt", " "]]
+    assert set(open_features("1girl", seen, 0.35)) == {"white_shirt"}

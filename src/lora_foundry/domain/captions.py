@@ -36,7 +36,7 @@ def open_features(description: str, seen: Sequence[Sequence[str]], share: float)
     extras = [tag for tag in counts if is_extra(tag) and topics(tag) <= settled]
     found: list[str] = []
     for tag, count in counts.most_common():
-        own, kind = topics(tag), tag.lower().split()[-1]
+        own, kind = topics(tag), booru(tag).split(" ")[-1]
         enough = count >= 2 and all(count >= share * shown[topic] for topic in own)
         # "red dress" says more of a "dress" that is settled already, and nothing else of it.
         open_still = not own & settled or (

@@ -3,6 +3,7 @@ exclude each other, and which ones describe who somebody is. Plain data, for cap
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 # Shot words of the recipes, as booru taggers say them. What is the same in both is not listed.
@@ -61,8 +62,11 @@ _COLORS = frozenset(
 )  # fmt: skip
 _PEOPLE = frozenset({"1girl", "1boy", "girl", "boy", "woman", "man", "female", "male"})
 _HAIRSTYLES = ("ponytail", "twintails", "braid", "bun", "bob cut", "bangs", "ahoge")
+_CUTS = frozenset(
+    {"short", "medium", "long", "curly", "wavy", "straight", "spiky", "messy", "shaved", "braided"}
+)
 _LONGEST_TAG = 3
-CLOTHES = {"clothes", "clothes color"}
+CLOTHES = frozenset({"clothes", "clothes color"})
 _EVERYBODYS = {"hair color", "haircut", "eyes", "skin", "gender", *CLOTHES}
 
 
@@ -106,7 +110,7 @@ def topics(tag: str) -> set[str]:
     words = plain.split(" ")
     last, colored = words[-1], any(word in _COLORS for word in words)
     if last == "hair":
-        cut = any(word not in _COLORS and word not in {"hair", "and"} for word in words)
+        cut = any(word in _CUTS for word in words)
         return ({"hair color"} if colored else set()) | ({"haircut"} if cut else set())
     if plain.endswith(_HAIRSTYLES):
         return {"haircut"}
@@ -115,7 +119,7 @@ def topics(tag: str) -> set[str]:
     if words[0] in _PEOPLE and len(words) == 1:
         return {"gender"}
     if last in _CLOTHES:
-        return CLOTHES if colored else {"clothes"}
+        return set(CLOTHES) if colored else {"clothes"}
     return {last} if last in _ACCESSORIES or plain.endswith(_ENDINGS) else set()
 
 
@@ -125,7 +129,12 @@ def is_extra(tag: str) -> bool:
 
 
 def topics_of(text: str) -> set[str]:
-    """What a description settles, tags or prose."""
-    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
-    runs = (words[start : start + size] for size in range(1, _LONGEST_TAG + 1) for start in range(len(words)))
-    return {topic for run in runs for topic in topics(" ".join(run))}
+    """What a description settles, tags or prose. Words that a comma or a full stop parts say nothing together."""
+    found: set[str] = set()
+    for part in re.split(r"[,.;\n]", text.lower()):
+        words = re.findall(r"\w+", part)
+        runs = (
+            words[start : start + size] for size in range(1, _LONGEST_TAG + 1) for start in range(len(words))
+        )
+        found |= {topic for run in runs for topic in topics(" ".join(run))}
+    return found
