@@ -74,7 +74,12 @@ def test_create_makes_everything_the_contract_names(home: Path) -> None:
         assert preview.width > 400
 
     # Nothing is made twice: no picture, caption or weight is written again.
-    made = [*folder.glob("images/*"), *folder.glob("checkpoints/*"), *folder.glob("evaluation/**/*.png"), lora]
+    made = [
+        *folder.glob("images/*"),
+        *folder.glob("checkpoints/*"),
+        *folder.glob("evaluation/**/*.png"),
+        lora,
+    ]
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) > 2 * 12
     again = json.loads(lora_foundry(home, "create", "Zoë van Dijk", "-d", "1girl, brown hair, blue eyes, armor",

@@ -1,10 +1,15 @@
 """Where to compute: which device, in which number format, and on how many cores.
 
-More threads than cores make torch several times slower, and inside a container it sees the host's cores."""
+More threads than cores make torch several times slower, and inside a container it sees the host's cores. And the
+system's way with freed memory, which costs a computation on a CPU a few percent of its time."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +17,8 @@ import torch
 from lora_foundry.errors import InputError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
+_USUAL_TRIM, _USUAL_MMAP, _MOST = 128 << 10, 32 << 20, (1 << 31) - 1
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
@@ -70,6 +77,25 @@ def use_available_cores() -> int:
     if not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(available_cores())
     return torch.get_num_threads()
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """While it lasts, the C library keeps what is freed for the next allocation. It would give every large block back
+    to the system, and each step of a computation on a CPU then waits while the pages come anew, filled with zeros.
+    Does nothing for other devices, nor where the C library is not glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" and device.type == "cpu" else None
+    if library is None or not hasattr(library, "mallopt"):
+        yield
+        return
+    library.mallopt(_MMAP_THRESHOLD, _MOST)
+    library.mallopt(_TRIM_THRESHOLD, _MOST)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
+        library.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
+        library.malloc_trim(0)
 
 
 def _quota() -> float | None:

@@ -1,17 +1,20 @@
 """A base model by its parts, each loaded when it is first used: a training whose latents and captions are cached needs
-neither VAE nor text encoder, and one that does needs them before its UNet, so that the computer's memory never holds
-all at once. Offers what the trainer uses of a diffusers pipeline, under the same names."""
+neither VAE nor text encoder, and one that does needs them before its UNet, so that a small computer's memory never
+holds all at once; in a large one the UNet's file is read while the encoders work. Offers what the trainer uses of a
+diffusers pipeline, under the same names."""
 
 from __future__ import annotations
 
 import json
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -31,6 +34,7 @@ _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+_PLENTY = 4  # times the checkpoint's size: as much free memory as reading ahead asks for
 
 
 class Parts:
@@ -40,6 +44,18 @@ class Parts:
         self.base, self._dtype = base, dtype
         self._name = denoiser_name(base)
         self._encoders: Any = None
+        self._ahead: Future[dict[str, Tensor]] | None = None
+
+    def read_ahead(self) -> None:
+        """Begins to read a checkpoint file's denoiser in a thread: libraries are imported and encoders work meanwhile.
+        Does nothing where the computer's memory would be short of both."""
+        if self.base.layout != "file" or not self.base.path.is_file():
+            return
+        if psutil.virtual_memory().available < _PLENTY * self.base.path.stat().st_size:
+            return
+        reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead = reader.submit(read_tensors, self.base.path, _LDM_UNET, self._dtype)
+        reader.shutdown(wait=False)
 
     @cached_property
     def denoiser_config(self) -> dict[str, Any]:
@@ -90,11 +106,15 @@ class Parts:
                 )  # fmt: skip
             else:
                 network = kind.from_single_file(
-                    read_tensors(path, _LDM_UNET, self._dtype),
+                    self._denoiser_tensors(),
                     config=str(loading.CONFIGURATIONS / self.base.configuration),
                     subfolder=self._name, torch_dtype=self._dtype, local_files_only=True,
                 )  # fmt: skip
         return network.requires_grad_(False).eval()
+
+    def _denoiser_tensors(self) -> dict[str, Tensor]:
+        ahead, self._ahead = self._ahead, None
+        return ahead.result() if ahead else read_tensors(self.base.path, _LDM_UNET, self._dtype)
 
     def release(self) -> None:
         """Lets go of the encoders; used again, they are loaded again."""
@@ -122,8 +142,10 @@ def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tenso
         for name, entry in sorted(wanted, key=lambda item: item[1]["data_offsets"][0]):
             begin, end = entry["data_offsets"]
             file.seek(8 + length + begin)
-            raw = torch.frombuffer(bytearray(file.read(end - begin)), dtype=_KINDS[entry["dtype"]])
-            tensor = raw.view(entry["shape"])
+            raw = torch.empty(end - begin, dtype=torch.uint8)
+            if file.readinto(raw.numpy().data) != end - begin:
+                raise ValueError(f"the file ends within {name}")
+            tensor = raw.view(_KINDS[entry["dtype"]]).view(entry["shape"])
             tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return tensors
 

@@ -19,6 +19,8 @@ from lora_foundry.bases.prompts import Condition, Prompts, make_prompts
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.training.adapter import DENOISER
 
+_ENCODED_ON_CPU = 1 << 16  # pixels at once: with more, pictures push each other out of the processor's cache
+
 
 class FrozenModel:
     """A base on its device, frozen; the part of `FamilyModel` that no family does otherwise. Each part is loaded at
@@ -32,6 +34,7 @@ class FrozenModel:
         self._dtype = choose_dtype(settings.precision, device)
         self._storage = storage or self._dtype
         self._parts = Parts(base, self._storage)
+        self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
 
     @cached_property
@@ -96,8 +99,12 @@ class FrozenModel:
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Latents by the mean of the VAE's distribution: its spread is far below what training could
         notice."""
-        mean: Tensor = self._vae.encode(pixels.to(self._device)).latent_dist.mean
-        config = self._vae.config
+        vae, config = self._vae, self._vae.config
+        count = len(pixels)
+        if self._device.type == "cpu":
+            count = max(1, _ENCODED_ON_CPU // pixels[0, 0].numel())
+        parts = torch.split(pixels.to(self._device), count)
+        mean: Tensor = torch.cat([vae.encode(part).latent_dist.mean for part in parts])
         latents: Tensor = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
         return latents.cpu()
 

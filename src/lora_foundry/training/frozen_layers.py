@@ -19,6 +19,9 @@ from torch.nn import functional, grad
 _conv2d_input: Any = grad.conv2d_input  # untyped in the library
 _WIDE = 8_000_000  # weights of a convolution from which their layout costs more than the patches
 _FEW = 256  # places of all pictures of a batch up to which it does
+_NARROW = (
+    16  # columns below which the product with the transposed weights is far slower than that from the left
+)
 
 
 class _Scratch(threading.local):
@@ -52,12 +55,11 @@ class FrozenConvolution(torch.autograd.Function):
         bias = None if bias is None else bias.to(x.dtype)
         if not _by_patches(layer, x.shape):
             return functional.conv2d(x, wide, bias, layer.stride, layer.padding, layer.dilation)
-        count, _, height, width = x.shape
-        patches = _side_by_side(functional.unfold(x, 3, padding=1))
+        patches = _side_by_side(functional.unfold(x, 3, padding=1, stride=layer.stride))
         result = wide.flatten(1) @ patches
         if bias is not None:
             result += bias[:, None]
-        return _one_by_one(result, count).reshape(count, -1, height, width)
+        return _one_by_one(result, len(x)).reshape(len(x), -1, *_size(layer, x.shape))
 
     @staticmethod
     @once_differentiable
@@ -68,8 +70,11 @@ class FrozenConvolution(torch.autograd.Function):
         layer, shape = context.layer, context.shape
         wide = widened(weight, above.dtype)
         if _by_patches(layer, shape):
-            patches = wide.flatten(1).T @ _side_by_side(above.flatten(2))
-            below = functional.fold(_one_by_one(patches, len(above)), shape[2:], 3, padding=1)
+            flat, columns = wide.flatten(1), _side_by_side(above.flatten(2))
+            narrow = columns.shape[1] < _NARROW
+            patches = (columns.T @ flat).T if narrow else flat.T @ columns
+            patches = _one_by_one(patches, len(above))
+            below = functional.fold(patches, shape[2:], 3, padding=1, stride=layer.stride)
             return below, None, None, None
         below = _conv2d_input(shape, wide, above, layer.stride, layer.padding, layer.dilation)
         return below, None, None, None
@@ -132,11 +137,17 @@ def _side_by_side(columns: Tensor) -> Tensor:
 
 def _one_by_one(columns: Tensor, count: int) -> Tensor:
     """(rows, n * columns) as (n, rows, columns)."""
-    return columns.view(len(columns), count, -1).transpose(0, 1)
+    return columns.reshape(len(columns), count, -1).transpose(0, 1)
 
 
 def _by_patches(layer: nn.Conv2d, shape: torch.Size) -> bool:
     """Whether one product over the patches is the faster way; see above."""
-    usual = layer.kernel_size == (3, 3) and layer.padding == (1, 1) and layer.stride == (1, 1)
-    places = shape[0] * shape[2] * shape[3]
-    return usual and layer.dilation == (1, 1) and layer.weight.numel() > _WIDE and places <= _FEW
+    usual = layer.kernel_size == (3, 3) and layer.padding == (1, 1) and layer.dilation == (1, 1)
+    height, width = _size(layer, shape)
+    return usual and layer.weight.numel() > _WIDE and shape[0] * height * width <= _FEW
+
+
+def _size(layer: nn.Conv2d, shape: torch.Size) -> tuple[int, int]:
+    """The result's height and width, of a 3x3 convolution with a margin of 1."""
+    down, across = layer.stride
+    return (shape[2] - 1) // down + 1, (shape[3] - 1) // across + 1

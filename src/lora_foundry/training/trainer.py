@@ -16,7 +16,12 @@ from time import monotonic, perf_counter
 import torch
 
 from lora_foundry import storage
-from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
+from lora_foundry.bases.devices import (
+    choose_dtype,
+    find_device,
+    freed_memory_kept,
+    use_available_cores,
+)
 from lora_foundry.bases.inspect import Base
 from lora_foundry.domain.lora import SavedLora, TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
@@ -101,7 +106,8 @@ class InProcessTrainer:
                 progress(ProgressEvent(stage="train", done=0, total=total, message=note))
             try:
                 prepared = prepare(job._replace(settings=settings), self._base, device, progress)
-                return prepared, *prepared.run_loop(total, asked, note)
+                with freed_memory_kept(device):
+                    return prepared, *prepared.run_loop(total, asked, note)
             except torch.OutOfMemoryError:
                 smaller = step_down(settings)
                 if asked.memory == "as_set" or smaller is None:

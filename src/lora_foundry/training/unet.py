@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from lora_foundry.bases.inspect import Base
@@ -47,6 +46,8 @@ class UnetModel(FrozenModel):
             lighten(unet)
         small = self._parts.denoiser_config["sample_size"] <= _SMALL_SAMPLE
         if self._device.type == "cpu" and self._dtype != torch.float32 and small:
+            from diffusers.models.attention_processor import AttnProcessor
+
             # torch's fused attention is slow backwards in bf16 on a CPU, and saves memory only for large pictures.
             unet.set_attn_processor(AttnProcessor())
         module: nn.Module = unet

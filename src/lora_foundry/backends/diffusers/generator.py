@@ -1,12 +1,13 @@
 """Makes pictures in this process with a Stable Diffusion base: no server, any machine with torch. What
 decides a picture is in its request alone, so that it does not matter when, how often or beside which others
-it is made."""
+it is made. The library, which takes seconds to import, is imported with the first picture: a set that is whole already
+needs none."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,6 @@ from torch import Tensor
 
 from lora_foundry.backends.diffusers.lora import APPLIED, check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
-from lora_foundry.backends.diffusers.reference import Guide, make_guide
-from lora_foundry.backends.diffusers.samplers import make_scheduler
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import denoiser, load_pipeline, quiet_libraries
@@ -27,9 +26,13 @@ from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
 from lora_foundry.ports import GeneratedImage
 
+if TYPE_CHECKING:
+    from lora_foundry.backends.diffusers.reference import Guide
+
 logger = logging.getLogger(__name__)
 
 _MOST_PROMPTS_KEPT = 512
+_DECODED_PIXELS = 1 << 20  # at once: what the VAE needs for one picture of SDXL's size
 _BLACK = 8  # a picture without a brighter value than this, of 255, shows nothing
 
 
@@ -136,6 +139,8 @@ class DiffusersGenerator:
             self._guide = None
         elif reference is not None and (self._guide is None or self._guide.use != reference):
             self._follow(None)
+            from lora_foundry.backends.diffusers.reference import make_guide
+
             self._guide = make_guide(self._pipeline(), reference, self._section)
 
     def _make(self, batch: Sequence[ImageRequest]) -> list[GeneratedImage]:
@@ -166,9 +171,9 @@ class DiffusersGenerator:
     def _compute(self, settings: _Settings, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         try:
             latents = self._denoise(settings, requests)
-            return [
-                self._decode(latent[None], request) for latent, request in zip(latents, requests, strict=True)
-            ]
+            count = max(1, _DECODED_PIXELS // (settings.width * settings.height))
+            pixels = [picture for part in torch.split(latents, count) for picture in self._decode(part)]
+            return [self._report(*made) for made in zip(pixels, requests, strict=True)]
         except torch.OutOfMemoryError as error:
             raise BackendError(
                 f"The memory of the device does not hold {len(requests)} pictures of {settings.width}x"
@@ -183,6 +188,8 @@ class DiffusersGenerator:
     @torch.no_grad()
     def _denoise(self, settings: _Settings, requests: Sequence[ImageRequest]) -> Tensor:
         """The latents of a group. Noise is drawn on the CPU in fp32 from each picture's own seed."""
+        from lora_foundry.backends.diffusers.samplers import make_scheduler
+
         pipeline = self._pipeline()
         network = denoiser(pipeline)
         arguments: dict[str, Any] = self._prompt_arguments(requests)
@@ -190,12 +197,12 @@ class DiffusersGenerator:
             if not self._is_flow():
                 pipeline.scheduler = make_scheduler(self._base_schedule, settings.sampler, settings.scheduler)
                 arguments["guidance_rescale"] = self._section.guidance_rescale
-            guide = self._guide or Guide(pipeline)
+            denoise = self._guide.denoise if self._guide else pipeline
             noises = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
             scale = pipeline.vae_scale_factor
             shape = (1, network.config.in_channels, settings.height // scale, settings.width // scale)
             latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises])
-            result: Tensor = guide.denoise(
+            result: Tensor = denoise(
                 **arguments,
                 latents=latents.to(network.device, torch.float32 if self._is_flow() else network.dtype),
                 generator=noises,
@@ -209,18 +216,27 @@ class DiffusersGenerator:
         return result
 
     @torch.no_grad()
-    def _decode(self, latent: Tensor, request: ImageRequest) -> Image.Image:
-        """A latent as a picture; one at a time, which a small memory can hold."""
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, c, h, w) as pictures (n, 3, H, W) in fp32 on the CPU."""
         vae = self._pipeline().vae
-        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels = vae.decode(latent.to(vae.dtype), return_dict=False)[0]
-        if not pixels.isfinite().all() and vae.dtype != torch.float32 and latent.isfinite().all():
-            # The VAE of Stable Diffusion 1.x overflows fp16 on some pictures. Widening and narrowing it
-            # loses nothing.
-            narrow = vae.dtype
-            pixels = vae.to(torch.float32).decode(latent.float(), return_dict=False)[0]
-            vae.to(narrow)
-        return self._report(pixels[0].float().cpu(), request)
+        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        pixels: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+        if vae.dtype != torch.float32:
+            self._mend(pixels, latents)
+        return pixels.cpu()
+
+    def _mend(self, pixels: Tensor, latents: Tensor) -> None:
+        """Decodes in fp32 what came out as NaN: the VAE of Stable Diffusion 1.x overflows fp16 on some pictures.
+        Widening and narrowing it loses nothing."""
+        damaged = ~pixels.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)
+        if not damaged.any():
+            return
+        vae = self._pipeline().vae
+        narrow = vae.dtype
+        vae.to(torch.float32)
+        for place in damaged.nonzero().flatten().tolist():
+            pixels[place] = vae.decode(latents[place : place + 1].float(), return_dict=False)[0][0]
+        vae.to(narrow)
 
     def _report(self, pixels: Tensor, request: ImageRequest) -> Image.Image:
         """The picture, with a warning where there is nothing to see on it. Raises BackendError where the

@@ -24,15 +24,15 @@ _ImageToImagePipeline: Any = diffusers.StableDiffusionImg2ImgPipeline
 
 
 class Guide:
-    """Denoises without a reference: the pipeline as it is."""
+    """A pipeline that follows a reference."""
 
-    def __init__(self, pipeline: Any, use: ReferenceUse | None = None) -> None:
+    def __init__(self, pipeline: Any, use: ReferenceUse) -> None:
         self._pipeline = pipeline
         self.use = use
 
     def denoise(self, **options: Any) -> Any:
         """What the pipeline returns for `options`, guided by the reference."""
-        return self._pipeline(**options)
+        raise NotImplementedError
 
     def close(self) -> None:
         """Leaves the pipeline as it was."""
@@ -46,7 +46,6 @@ class ImageToImage(Guide):
         self._image = _load(use.path)
 
     def denoise(self, **options: Any) -> Any:
-        assert self.use is not None
         latents: Tensor = options.pop("latents")
         size = options.pop("width"), options.pop("height")
         del options["guidance_rescale"]  # the library's image-to-image knows none
