@@ -95,6 +95,7 @@ def make_job(options: argparse.Namespace, base: Path, folder: Path, **changes: o
         "rank": options.rank, "alpha": options.rank / 2, "steps": options.steps, "batch_size": options.batch,
         "learning_rate": 1e-4, "lr_schedule": "constant", "warmup_steps": 0, "resolution": options.res,
         "precision": options.precision, "checkpoint_every": options.steps, "min_snr_gamma": 5.0,
+        "saves": 0,  # sd-scripts keeps none but with its checkpoints, and this many steps are no training
     }  # fmt: skip
     return {
         "base": str(base), "images": images, "settings": settings | changes, "folder": str(folder / "training"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora_foundry.backends.diffusers import DiffusersGenerator
+from lora_foundry.backends.diffusers import generator as generators
+from lora_foundry.backends.diffusers import merging
 from lora_foundry.backends.diffusers.samplers import SAMPLERS, make_scheduler
 from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.dataset import ImageRequest
@@ -255,6 +259,15 @@ def test_the_lora_acts_as_in_plain_diffusers(generator: DiffusersGenerator, lora
     assert apart(np.asarray(plain), pixels(generator, asked, lora=LoraUse(path=lora))[0]) < 0.5
 
 
+def test_merged_or_beside_the_weights_it_draws_the_same(
+    generator: DiffusersGenerator, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = LoraUse(path=lora, strength=0.7)
+    merged = pixels(generator, request(1), lora=use)
+    monkeypatch.setattr(merging, "_fits", lambda pipeline: False)
+    assert apart(merged, pixels(generator, request(1), lora=use)) < 0.5
+
+
 def test_two_generations_at_once_do_not_mix_their_loras(generator: DiffusersGenerator, lora: Path) -> None:
     batches = [[request(0)], [request(1)]]
     expected = [np.asarray(made.image) for made in generator.generate(batches)]
@@ -354,6 +367,58 @@ def test_a_vae_that_overflows_half_precision_is_widened_for_that_picture(
     assert apart(pixels(narrow, request(0)), pixels(generator, request(0))) < 3
     assert vae.dtype == torch.bfloat16
     assert all(torch.equal(value, kept[name]) for name, value in vae.state_dict().items())
+
+
+def test_only_the_picture_that_overflowed_is_decoded_anew(generator: DiffusersGenerator) -> None:
+    narrow = make_generator()
+    vae = narrow._pipeline().vae.to(torch.bfloat16)
+    whole, decoded = type(vae).decode, []
+
+    def overflowing(self: Any, latent: torch.Tensor, **options: Any) -> Any:
+        decoded.append((len(latent), latent.dtype))
+        (pixels,) = whole(self, latent, **options)
+        if latent.dtype == torch.bfloat16:
+            pixels[1] = float("nan")
+        return (pixels,)
+
+    vae.decode = overflowing.__get__(vae)
+    together = list(narrow.generate([[request(0), request(1), request(2)]]))
+    assert decoded == [(3, torch.bfloat16), (1, torch.float32)]
+    for made in together:
+        (alone,) = generator.generate([[made.request]])
+        assert apart(np.asarray(made.image), np.asarray(alone.image)) < 3
+
+
+def test_large_pictures_are_decoded_one_by_one(
+    generator: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    decode = generator._decode
+
+    def noted(latents: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(latents))
+        return decode(latents)
+
+    monkeypatch.setattr(generator, "_decode", noted)
+    for most, expected in ((64 * 64 * 2, [2, 1]), (64 * 64 - 1, [1, 1, 1])):
+        sizes.clear()
+        monkeypatch.setattr(generators, "_DECODED_PIXELS", most)
+        assert len(list(generator.generate([[request(0), request(1), request(2)]]))) == 3
+        assert sizes == expected
+
+
+def test_the_library_is_imported_with_the_first_picture() -> None:
+    """A run whose pictures are all there only asks for the model's name, and must not wait for seconds."""
+    code = (
+        "import sys\n"
+        "from lora_foundry.backends.diffusers import DiffusersGenerator\n"
+        "from lora_foundry.bases.inspect import find_base\n"
+        "from lora_foundry.recipe_files import load_recipe\n"
+        "DiffusersGenerator(find_base('mini'), load_recipe('mini').generate).model\n"
+        "print('diffusers' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_closing_gives_the_model_back_and_the_next_call_loads_again() -> None:

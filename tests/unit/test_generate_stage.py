@@ -4,17 +4,20 @@ lost."""
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from lora_foundry.domain.dataset import GenerationMetadata
+from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.errors import BackendError
-from lora_foundry.pictures import file_hash, read_record
-from lora_foundry.stages import generate
+from lora_foundry.errors import BackendError, StorageError
+from lora_foundry.pictures import file_hash, read_record, save_picture
+from lora_foundry.ports import GeneratedImage
+from lora_foundry.stages import drawing, generate
 from lora_foundry.storage import read_model
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, paint, quiet, tree
 
@@ -74,6 +77,37 @@ def test_batches_are_fixed_slices_of_the_plan(tmp_path: Path) -> None:
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
     untouched = {name: stamp for name, stamp in now.items() if name in kept}
     assert untouched == kept, "pictures that are whole are not written again"
+
+
+def test_a_batch_is_on_the_disk_before_the_next_is_begun(tmp_path: Path) -> None:
+    there: list[int] = []
+
+    class Watching(PaintedGenerator):
+        def generate(
+            self, batches: Iterable[Sequence[ImageRequest]], *others: Any
+        ) -> Iterator[GeneratedImage]:
+            for batch in batches:
+                there.append(len(names(tmp_path / "images")))
+                yield from super().generate([batch], *others)
+
+    generate.run(make_run(tmp_path, "generate.batch_size=16"), PaintedPorts(Watching()), quiet)
+    assert there == [0, 16, 32]
+
+
+def test_a_picture_that_cannot_be_written_ends_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(path: Path, *others: Any) -> PictureRecord:
+        if path.name.endswith("_005.png"):
+            raise StorageError("The disk is full.")
+        return save_picture(path, *others)
+
+    monkeypatch.setattr(drawing, "save_picture", save)
+    painter = PaintedGenerator()
+    with pytest.raises(StorageError, match="The disk is full"):
+        generate.run(make_run(tmp_path), PaintedPorts(painter), quiet)
+    assert len(painter.batches) == 1
+    assert len(names(tmp_path / "images")) == 7
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "pixels"])

@@ -106,16 +106,16 @@ def lighten(network: nn.Module) -> None:
     for layer in network.modules():
         frozen = not any(weight.requires_grad for weight in layer.parameters())
         if frozen and type(layer) is nn.Conv2d and layer.groups == 1:
-            _compute(layer, partial(_convolution, layer))
+            compute_by(layer, partial(_convolution, layer))
         elif frozen and type(layer) is nn.Linear:
             if layer.weight.dtype != torch.float32:
-                _compute(layer, partial(_linear, layer))
+                compute_by(layer, partial(_linear, layer))
         else:
             for weight in layer.parameters(recurse=False):
                 weight.data = weight.data.float()
 
 
-def _compute(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+def compute_by(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
     """Has one layer compute by `forward`."""
     layer.forward = forward
 

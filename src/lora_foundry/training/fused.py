@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lora_foundry.training.frozen_layers import widened
+from lora_foundry.training.frozen_layers import compute_by, widened
 
 
 class FusedLora(torch.autograd.Function):
@@ -59,7 +59,7 @@ def fuse(network: nn.Module, name: str) -> int:
         base = layer.get_base_layer()
         plain = type(base) is nn.Linear and isinstance(layer.lora_dropout[name], nn.Identity)
         if plain and list(layer.active_adapters) == [name]:
-            layer.forward = _Forward(layer, base, name)  # type: ignore[method-assign]
+            compute_by(layer, _Forward(layer, base, name))
             count += 1
     return count
 

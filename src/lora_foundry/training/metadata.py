@@ -8,6 +8,8 @@ import hashlib
 import json
 import re
 from collections import Counter
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from lora_foundry import __version__
@@ -54,11 +56,19 @@ def _base_hashes(base: Base) -> dict[str, str]:
     """A checkpoint file's hashes by which model managers find it: SHA-256, and the short one of old."""
     if base.layout != "file":
         return {}
-    with base.path.open("rb") as file:
+    stat = base.path.stat()
+    short, whole = _file_hashes(base.path, stat.st_size, stat.st_mtime_ns)
+    return {"ss_sd_model_hash": short, "ss_new_sd_model_hash": whole}
+
+
+@lru_cache(maxsize=8)
+def _file_hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
+    """The short hash and the whole one, remembered while the file stays as it is: several GB are read for them, and
+    every export of a training names them."""
+    with path.open("rb") as file:
         whole = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(_SHORT_HASH_OFFSET)
-        short = hashlib.sha256(file.read(_SHORT_HASH_BYTES)).hexdigest()[:8]
-    return {"ss_sd_model_hash": short, "ss_new_sd_model_hash": whole}
+        return hashlib.sha256(file.read(_SHORT_HASH_BYTES)).hexdigest()[:8], whole
 
 
 def _modelspec(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:

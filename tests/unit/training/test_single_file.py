@@ -15,6 +15,7 @@ from safetensors import safe_open
 from lora_foundry.bases.inspect import find_base
 from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.ports import TrainingJob
+from lora_foundry.training import metadata
 from lora_foundry.training.trainer import InProcessTrainer
 from tests.unit.bases.conftest import own_configuration, tiny_file, tiny_folder
 
@@ -39,12 +40,12 @@ def test_a_checkpoint_file_is_trained_and_its_lora_loads(
     job = make_job(tmp_path, min_snr_gamma=5.0, learning_rate=0.1, precision="fp16", steps=3)
     result = InProcessTrainer(base, "cpu").train(job, lambda event: None)
     with safe_open(result.path, "pt") as file:
-        metadata, names = file.metadata(), set(file.keys())
+        written, names = file.metadata(), set(file.keys())
     data = tiny_file.read_bytes()
-    assert metadata["ss_new_sd_model_hash"] == hashlib.sha256(data).hexdigest()
-    assert metadata["ss_sd_model_hash"] == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
-    assert metadata["modelspec.prediction_type"] == "epsilon"
-    assert metadata["ss_sd_model_name"] == "tiny.safetensors"
+    assert written["ss_new_sd_model_hash"] == hashlib.sha256(data).hexdigest()
+    assert written["ss_sd_model_hash"] == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    assert written["modelspec.prediction_type"] == "epsilon"
+    assert written["ss_sd_model_name"] == "tiny.safetensors"
     assert len(names) == 3 * 192
 
     pipeline: Any = load_pipeline(base, torch.float32, "cpu")
@@ -52,3 +53,27 @@ def test_a_checkpoint_file_is_trained_and_its_lora_loads(
     with quiet_libraries():
         pipeline.load_lora_weights(result.path)
     assert np.abs(draw(pipeline) - before).max() > 0.01
+
+
+@pytest.mark.usefixtures("own_configuration")
+def test_the_checkpoint_is_hashed_once_for_all_exports(
+    tiny_file: Path,
+    make_job: Callable[..., TrainingJob],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several gigabytes are read for it, so each export that did so again would cost seconds."""
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def noted(file: Any, name: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    metadata._file_hashes.cache_clear()
+    trained = InProcessTrainer(find_base(str(tiny_file)), "cpu").train(
+        make_job(tmp_path, steps=3, saves=3), lambda event: None
+    )
+    assert len(trained.saved) == 3
+    assert [Path(name).name for name in hashed].count(tiny_file.name) == 1

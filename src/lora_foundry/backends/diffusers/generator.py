@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lora_foundry.backends.diffusers.lora import APPLIED, check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
+from lora_foundry.backends.diffusers.merging import Kept, merge, restore
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import denoiser, load_pipeline, quiet_libraries
@@ -60,6 +61,7 @@ class DiffusersGenerator:
         self._base_schedule: Any = None
         self._applied: LoraUse | None = None
         self._lycoris: list[Any] = []
+        self._merged: list[Kept] = []
         self._known_prompts: Prompts | None = None
         self._embeddings: dict[str, Condition] = {}
         self._seen_good = False
@@ -87,7 +89,8 @@ class DiffusersGenerator:
 
     def close(self) -> None:
         self._loaded = self._base_schedule = self._applied = None
-        self._embeddings.clear()
+        for kept in (self._embeddings, self._lycoris, self._merged):
+            kept.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -109,6 +112,7 @@ class DiffusersGenerator:
             for module in self._lycoris:
                 module.restore()
             self._lycoris.clear()
+            restore(self._merged)
             pipeline.unload_lora_weights()
             self._applied = None
             self._embeddings.clear()
@@ -126,6 +130,7 @@ class DiffusersGenerator:
             with quiet_libraries():
                 pipeline.load_lora_weights(lora_source(lora.path, keys, pipeline), adapter_name=APPLIED)
                 pipeline.set_adapters([APPLIED], [lora.strength])
+            self._merged = merge(pipeline)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise VerificationError(

@@ -1,0 +1,83 @@
+"""A base by its parts: reading ahead changes when a file is read, and nothing else."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+from threading import current_thread
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from lora_foundry.bases import parts
+from lora_foundry.bases.inspect import find_base
+from lora_foundry.bases.parts import Parts
+from lora_foundry.errors import BaseModelError
+
+Memory = namedtuple("Memory", "available")
+pytestmark = pytest.mark.usefixtures("own_configuration")
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads that read tensors, by name."""
+    seen: list[str] = []
+    read = parts.read_tensors
+
+    def noted(*arguments: Any) -> dict[str, Tensor]:
+        seen.append(current_thread().name)
+        return read(*arguments)
+
+    monkeypatch.setattr(parts, "read_tensors", noted)
+    return seen
+
+
+def test_what_was_read_ahead_is_what_would_be_read(tiny_file: Path, readers: list[str]) -> None:
+    ahead, plain = (Parts(find_base(str(tiny_file)), torch.bfloat16) for _ in range(2))
+    ahead.read_ahead()
+    one, other = ahead.load_denoiser().state_dict(), plain.load_denoiser().state_dict()
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [name.startswith("read-ahead") for name in readers] == [True, False]
+
+
+def test_it_is_read_once_for_each_time_it_is_loaded(tiny_file: Path, readers: list[str]) -> None:
+    base = Parts(find_base(str(tiny_file)), torch.float32)
+    base.read_ahead()
+    first, second = base.load_denoiser(), base.load_denoiser()
+    assert len(readers) == 2
+    with torch.no_grad():
+        next(first.parameters()).fill_(7)
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+
+
+def test_a_small_computer_reads_when_it_must(
+    tiny_file: Path, readers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Memory(3 * tiny_file.stat().st_size)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: short)
+    base = Parts(find_base(str(tiny_file)), torch.float32)
+    base.read_ahead()
+    assert readers == []
+    base.load_denoiser()
+    assert len(readers) == 1
+
+
+def test_a_folder_is_not_read_ahead(tiny_folder: Path, readers: list[str]) -> None:
+    base = Parts(find_base(str(tiny_folder)), torch.float32)
+    base.read_ahead()
+    base.load_denoiser()
+    assert readers == []
+
+
+def test_a_file_that_was_cut_meanwhile_is_named(tiny_file: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "tiny.safetensors"
+    whole.write_bytes(tiny_file.read_bytes())
+    base = Parts(find_base(str(whole)), torch.float32)
+    whole.write_bytes(whole.read_bytes()[:-4096])
+    base.read_ahead()
+    with pytest.raises(BaseModelError, match=r"tiny\.safetensors cannot be loaded: the file ends within"):
+        base.load_denoiser()
