@@ -113,7 +113,7 @@ class DiffusersGenerator:
                 module.restore()
             self._lycoris.clear()
             restore(self._merged)
-            pipeline.unload_lora_weights()
+            pipeline.unload_lora_weights()  # what was not merged
             self._applied = None
             self._embeddings.clear()
         if lora is None:

@@ -23,8 +23,8 @@ class Kept(NamedTuple):
 
 @torch.no_grad()
 def merge(pipeline: Any) -> list[Kept]:
-    """Merges the adapters that are on; returns what `restore` needs. Nothing on a GPU that could not hold both: by its
-    size and not by what is free, so that a picture is the same whoever else uses the GPU."""
+    """Merges the adapters that are on and takes them off; returns what `restore` needs. Does nothing on a GPU that could
+    not hold both: by its size and not by what is free, so that a picture is the same whoever else uses the GPU."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not _fits(pipeline):
@@ -39,6 +39,7 @@ def merge(pipeline: Any) -> list[Kept]:
                 kept.append(Kept(weight, weight.data))
                 weight.data = weight.data.clone()
                 layer.merge()
+    pipeline.unload_lora_weights()
     return kept
 
 
