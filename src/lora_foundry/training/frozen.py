@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_foundry.bases.devices import choose_dtype
+from lora_foundry.bases.devices import choose_dtype, freed_memory_kept
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import quiet_libraries
 from lora_foundry.bases.parts import Parts
@@ -104,7 +104,8 @@ class FrozenModel:
         if self._device.type == "cpu":
             count = max(1, _ENCODED_ON_CPU // pixels[0, 0].numel())
         parts = torch.split(pixels.to(self._device), count)
-        mean: Tensor = torch.cat([vae.encode(part).latent_dist.mean for part in parts])
+        with freed_memory_kept(self._device):
+            mean: Tensor = torch.cat([vae.encode(part).latent_dist.mean for part in parts])
         latents: Tensor = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
         return latents.cpu()
 
