@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lora_foundry.backends.diffusers import DiffusersGenerator
+from lora_foundry.backends.diffusers import DiffusersGenerator, merging
 from lora_foundry.backends.diffusers import generator as generators
-from lora_foundry.backends.diffusers import merging
 from lora_foundry.backends.diffusers.samplers import SAMPLERS, make_scheduler
 from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.dataset import ImageRequest
