@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -267,6 +268,43 @@ def test_merged_or_beside_the_weights_it_draws_the_same(
     assert apart(merged, pixels(generator, request(1), lora=use)) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), BackendError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_an_error_while_merging_leaves_the_base_as_it_was(
+    generator: DiffusersGenerator,
+    lora: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    expected: type[BaseException],
+) -> None:
+    before = pixels(generator, request(1))
+    whole, merged = Linear.merge, []
+
+    def failing(self: Any, *arguments: Any, **options: Any) -> None:
+        if len(merged) == 3:
+            raise fault
+        merged.append(self)
+        whole(self, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Linear, "merge", failing)
+        with pytest.raises(expected):
+            pixels(generator, request(1), lora=LoraUse(path=lora))
+    assert np.array_equal(before, pixels(generator, request(1)))
+
+
+def test_a_computer_of_little_memory_does_not_merge(
+    generator: DiffusersGenerator, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "total_memory", lambda: 1 << 20)
+    drawing = generator.generate([[request(1)], [request(2)]], LoraUse(path=lora))
+    next(drawing)
+    assert generator._merged == []
+    drawing.close()
+
+
 def test_two_generations_at_once_do_not_mix_their_loras(generator: DiffusersGenerator, lora: Path) -> None:
     batches = [[request(0)], [request(1)]]
     expected = [np.asarray(made.image) for made in generator.generate(batches)]
@@ -401,9 +439,24 @@ def test_large_pictures_are_decoded_one_by_one(
     monkeypatch.setattr(generator, "_decode", noted)
     for most, expected in ((64 * 64 * 2, [2, 1]), (64 * 64 - 1, [1, 1, 1])):
         sizes.clear()
-        monkeypatch.setattr(generators, "_DECODED_PIXELS", most)
+        monkeypatch.setattr(generators, "_DECODED_ON_CPU", most)
         assert len(list(generator.generate([[request(0), request(1), request(2)]]))) == 3
         assert sizes == expected
+
+
+def test_a_memory_that_does_not_hold_several_decodes_one_by_one(
+    generator: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pixels(generator, request(0), request(1))
+    decode = generator._decode
+
+    def small(latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents)
+
+    monkeypatch.setattr(generator, "_decode", small)
+    assert apart(before, pixels(generator, request(0), request(1))) < 0.5
 
 
 def test_the_library_is_imported_with_the_first_picture() -> None:

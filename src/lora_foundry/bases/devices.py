@@ -12,13 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 from lora_foundry.errors import InputError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
-_USUAL_TRIM, _USUAL_MMAP, _MOST = 128 << 10, 32 << 20, (1 << 31) - 1
+_MOST = (1 << 31) - 1
+_LARGE = (
+    32 << 20
+)  # the largest block that glibc before 2.35 can be told to keep, and what it comes to by itself
+_MEMORY_V2 = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_MEMORY_V1 = (
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
@@ -79,6 +88,29 @@ def use_available_cores() -> int:
     return torch.get_num_threads()
 
 
+def total_memory() -> int:
+    """Bytes of main memory that this process could ever have: the computer's, cut by a container's limit."""
+    whole: int = psutil.virtual_memory().total
+    return min([whole, *(limit for limit, _ in _memory_limits())])
+
+
+def available_memory() -> int:
+    """Bytes of main memory that are free for this process, in a container less what it uses, caches too."""
+    free: int = psutil.virtual_memory().available
+    return max(0, min([free, *(limit - used for limit, used in _memory_limits())]))
+
+
+def _memory_limits() -> list[tuple[int, int]]:
+    """The control group's limit and use, where there is one."""
+    found = []
+    for limit, used in (_MEMORY_V2, _MEMORY_V1):
+        try:
+            found.append((int(limit.read_text()), int(used.read_text())))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return found
+
+
 @contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
     """While it lasts, the C library keeps what is freed for the next allocation. It would give every large block back
@@ -88,13 +120,14 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     if library is None or not hasattr(library, "mallopt"):
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _MOST)
-    library.mallopt(_TRIM_THRESHOLD, _MOST)
     try:
+        if not library.mallopt(_MMAP_THRESHOLD, _MOST):
+            library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_TRIM_THRESHOLD, _MOST)
         yield
     finally:
-        library.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
-        library.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE)
         library.malloc_trim(0)
 
 

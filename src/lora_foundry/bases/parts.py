@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from lora_foundry.bases import loading
+from lora_foundry.bases.devices import available_memory
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import (
     FAULTS,
@@ -51,7 +51,7 @@ class Parts:
         Does nothing where the computer's memory would be short of both."""
         if self.base.layout != "file" or not self.base.path.is_file():
             return
-        if psutil.virtual_memory().available < _PLENTY * self.base.path.stat().st_size:
+        if available_memory() < _PLENTY * self.base.path.stat().st_size:
             return
         reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead = reader.submit(read_tensors, self.base.path, _LDM_UNET, self._dtype)

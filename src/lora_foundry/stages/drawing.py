@@ -111,16 +111,17 @@ def make_pictures(
                 )
             if (path := place(slot)) is not None:
                 writing.append((slot, path, writers.submit(save_picture, path, image, record)))
-            if request.key in last:
-                yield from _finished(writing)
-        yield from _finished(writing)
+            yield from _finished(writing, wait=request.key in last)
+        yield from _finished(writing, wait=True)
     if records:
         raise BackendError(f"The generator left out {len(records)} pictures; run the same command again.")
 
 
-def _finished(writing: list[tuple[Slot, Path, Future[PictureRecord]]]) -> Iterator[tuple[Slot, Path]]:
-    """Waits for what is being written, in order, and forgets it. Raises StorageError."""
-    while writing:
+def _finished(
+    writing: list[tuple[Slot, Path, Future[PictureRecord]]], wait: bool
+) -> Iterator[tuple[Slot, Path]]:
+    """What is written, in order, or with `wait` all of what is being written; it is forgotten. Raises StorageError."""
+    while writing and (wait or writing[0][2].done()):
         slot, path, written = writing.pop(0)
         written.result()
         yield slot, path

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from pathlib import Path
 from threading import current_thread
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +15,6 @@ from lora_foundry.bases.inspect import find_base
 from lora_foundry.bases.parts import Parts
 from lora_foundry.errors import BaseModelError
 
-Memory = namedtuple("Memory", "available")
 pytestmark = pytest.mark.usefixtures("own_configuration")
 
 
@@ -57,8 +54,7 @@ def test_it_is_read_once_for_each_time_it_is_loaded(tiny_file: Path, readers: li
 def test_a_small_computer_reads_when_it_must(
     tiny_file: Path, readers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Memory(3 * tiny_file.stat().st_size)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: short)
+    monkeypatch.setattr(parts, "available_memory", lambda: 3 * tiny_file.stat().st_size)
     base = Parts(find_base(str(tiny_file)), torch.float32)
     base.read_ahead()
     assert readers == []

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_PROMPTS_KEPT = 512
 _DECODED_PIXELS = 1 << 20  # at once: what the VAE needs for one picture of SDXL's size
+_DECODED_ON_CPU = 1 << 16  # where more, side by side, are slower than one by one
 _BLACK = 8  # a picture without a brighter value than this, of 255, shows nothing
 
 
@@ -88,7 +89,7 @@ class DiffusersGenerator:
             self._use(None)
 
     def close(self) -> None:
-        self._loaded = self._base_schedule = self._applied = None
+        self._loaded = self._base_schedule = self._applied = self._known_prompts = None
         for kept in (self._embeddings, self._lycoris, self._merged):
             kept.clear()
         if torch.cuda.is_available():
@@ -131,6 +132,11 @@ class DiffusersGenerator:
                 pipeline.load_lora_weights(lora_source(lora.path, keys, pipeline), adapter_name=APPLIED)
                 pipeline.set_adapters([APPLIED], [lora.strength])
             self._merged = merge(pipeline)
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"The memory of the device does not hold {self._base.name} with the LoRA {lora.path.name}; close other "
+                "programs that use it and run again."
+            ) from error
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise VerificationError(
@@ -176,8 +182,8 @@ class DiffusersGenerator:
     def _compute(self, settings: _Settings, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         try:
             latents = self._denoise(settings, requests)
-            count = max(1, _DECODED_PIXELS // (settings.width * settings.height))
-            pixels = [picture for part in torch.split(latents, count) for picture in self._decode(part)]
+            most = _DECODED_ON_CPU if latents.device.type == "cpu" else _DECODED_PIXELS
+            pixels = self._decode_all(latents, max(1, most // (settings.width * settings.height)))
             return [self._report(*made) for made in zip(pixels, requests, strict=True)]
         except torch.OutOfMemoryError as error:
             raise BackendError(
@@ -220,6 +226,15 @@ class DiffusersGenerator:
             ).images
         return result
 
+    def _decode_all(self, latents: Tensor, count: int) -> list[Tensor]:
+        """Pictures as `_decode` gives them, `count` at once; one by one where the memory does not hold so many."""
+        try:
+            return [picture for part in torch.split(latents, count) for picture in self._decode(part)]
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+        return self._decode_all(latents, 1)
+
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) as pictures (n, 3, H, W) in fp32 on the CPU."""
@@ -238,10 +253,12 @@ class DiffusersGenerator:
             return
         vae = self._pipeline().vae
         narrow = vae.dtype
-        vae.to(torch.float32)
-        for place in damaged.nonzero().flatten().tolist():
-            pixels[place] = vae.decode(latents[place : place + 1].float(), return_dict=False)[0][0]
-        vae.to(narrow)
+        try:
+            vae.to(torch.float32)
+            for place in damaged.nonzero().flatten().tolist():
+                pixels[place] = vae.decode(latents[place : place + 1].float(), return_dict=False)[0][0]
+        finally:
+            vae.to(narrow)
 
     def _report(self, pixels: Tensor, request: ImageRequest) -> Image.Image:
         """The picture, with a warning where there is nothing to see on it. Raises BackendError where the

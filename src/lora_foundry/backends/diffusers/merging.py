@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_PLENTY = (
-    4  # times the network's size: the memory of a GPU that holds the changed weights beside the base's own
-)
+from lora_foundry.bases.devices import total_memory
+
+_PLENTY = 4  # times the network's size: the memory that holds the changed weights beside the base's own
 
 
 class Kept(NamedTuple):
@@ -23,23 +23,28 @@ class Kept(NamedTuple):
 
 @torch.no_grad()
 def merge(pipeline: Any) -> list[Kept]:
-    """Merges the adapters that are on and takes them off; returns what `restore` needs. Does nothing on a GPU that could
-    not hold both: by its size and not by what is free, so that a picture is the same whoever else uses the GPU."""
+    """Merges the adapters that are on and takes them off; returns what `restore` needs. Does nothing where the memory
+    could not hold both: by its size and not by what is free, so that a picture is the same whoever else uses it. An
+    error leaves the base as it was."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not _fits(pipeline):
         return []
     kept: list[Kept] = []
-    for part in pipeline.components.values():
-        if not isinstance(part, torch.nn.Module):
-            continue
-        for layer in part.modules():
-            if isinstance(layer, BaseTunerLayer):
-                weight: Any = layer.get_base_layer().weight
-                kept.append(Kept(weight, weight.data))
-                weight.data = weight.data.clone()
-                layer.merge()
-    pipeline.unload_lora_weights()
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    layers: list[Any] = [
+        layer for part in parts for layer in part.modules() if isinstance(layer, BaseTunerLayer)
+    ]
+    try:
+        for layer in layers:
+            weight: Any = layer.get_base_layer().weight
+            kept.append(Kept(weight, weight.data))
+            weight.data = weight.data.clone()
+            layer.merge()
+        pipeline.unload_lora_weights()
+    except BaseException:
+        restore(kept)
+        raise
     return kept
 
 
@@ -52,7 +57,7 @@ def restore(kept: list[Kept]) -> None:
 
 def _fits(pipeline: Any) -> bool:
     network = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+    size: int = sum(weight.nbytes for weight in network.parameters())
     if network.device.type != "cuda":
-        return True
-    size = sum(weight.nbytes for weight in network.parameters())
+        return total_memory() >= _PLENTY * size
     return bool(torch.cuda.get_device_properties(network.device).total_memory >= _PLENTY * size)
