@@ -30,8 +30,10 @@ def start(home: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
     command = [sys.executable, "-m", "lora_foundry", *WORDS, *changes, *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        # A shell's background job ignores Ctrl-C, and with it all that it starts; a person's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def rows(home: Path) -> list[Task]:

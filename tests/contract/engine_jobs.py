@@ -65,5 +65,7 @@ def _steps(folder: Path, total: int, tell: Callable[[dict[str, Any]], None]) -> 
         tell({"progress": event})
         time.sleep(0.1)
         done += 1
-        state.write_text(json.dumps(done))
+        aside = state.with_suffix(".part")  # it may be killed at any moment
+        aside.write_text(json.dumps(done))
+        aside.replace(state)
     tell({"progress": {"stage": "train", "done": done, "total": total, "unit": "step"}})

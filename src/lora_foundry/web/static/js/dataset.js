@@ -78,8 +78,9 @@ function updateTile(node, each, open) {
   say(node.querySelector(".edited"), each.edited ? "edited" : "");
   const text = node.querySelector("textarea");
   const untouched = text.dataset.stored === undefined || text.value === text.dataset.stored;
-  text.dataset.stored = each.caption ?? "";
-  if (untouched) text.value = each.caption ?? ""; // what somebody is writing here is not taken away
+  // What somebody is writing here is not taken away, and stays a change of the text that they saw: a change by somebody else
+  // meanwhile is then a conflict when it is saved, and not undone unseen.
+  if (untouched) text.value = text.dataset.stored = each.caption ?? "";
 }
 
 async function saveCaption(file, text, save) {
