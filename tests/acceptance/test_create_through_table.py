@@ -22,18 +22,23 @@ from lora_foundry.settings import Settings
 from tests.conftest import SMALL
 from tests.contract.test_ledger import execute
 
+# As a person starts it: a shell's background job ignores Ctrl-C, and with it everything that it starts.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from lora_foundry.cli import main
+main()
+"""
 WORDS = ["create", "Elara", "-d", "1girl, brown hair"]
 
 
 def start(home: Path, *more: str) -> subprocess.Popen[str]:
     changes = [part for setting in SMALL for part in ("--set", setting)]
     environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
-    command = [sys.executable, "-m", "lora_foundry", *WORDS, *changes, *more]
+    command = [sys.executable, "-c", PROGRAM, *WORDS, *changes, *more]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        # A shell's background job ignores Ctrl-C, and with it all that it starts; a person's command does not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def rows(home: Path) -> list[Task]:

@@ -92,7 +92,15 @@ async function saveCaption(file, text, save) {
     refresh();
   } catch (problem) {
     complain(problem);
+    if (problem.status === 409) await takeNote(file, text);
   }
+}
+
+// The complaint says what somebody else has written; who saves again means to replace it.
+async function takeNote(file, text) {
+  const now = await getIfThere(pipelinePath("dataset"));
+  const theirs = now?.images.find((each) => each.file === file);
+  if (theirs) text.dataset.stored = theirs.caption ?? "";
 }
 
 async function change(what, file) {
