@@ -73,7 +73,7 @@ def faults():
     for number in range(40):
         if number == 30:  # by then the heap has found its size
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(25 << 20)  # 100 MB, freed at once
+        torch.ones(25 << 20)  # 100 MB, freed at once: more than glibc ever keeps by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 for around in (nullcontext(), freed_memory_kept(torch.device("cpu"))):
@@ -82,7 +82,8 @@ for around in (nullcontext(), freed_memory_kept(torch.device("cpu"))):
 """
 
 
-@pytest.mark.skipif(GLIBC < (2, 35), reason="no glibc, or one that keeps no block of this size")
+# What the call says is tested below on every system; its effect shows at this size only where glibc can be told of it.
+@pytest.mark.skipif(GLIBC < (2, 35), reason="no glibc, or one before 2.35, which keeps no block over 32 MB")
 def test_freed_memory_is_kept_while_it_is_asked_for() -> None:
     """Pages that came back from the system in ten allocations of 25,600: all of them without it, none with it."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
@@ -90,6 +91,59 @@ def test_freed_memory_is_kept_while_it_is_asked_for() -> None:
     assert within < 100 < without
 
 
-def test_other_devices_have_memory_of_their_own() -> None:
-    with devices.freed_memory_kept(torch.device("meta")):
+class Library:
+    """A C library that notes what it is told, and refuses thresholds above `most` as glibc before 2.35 does."""
+
+    def __init__(self, most: int = 1 << 31) -> None:
+        self.most, self.told, self.trims = most, dict[int, int](), 0
+
+    def mallopt(self, name: int, value: int) -> int:
+        if name == devices._MMAP_THRESHOLD and value > self.most:
+            return 0
+        self.told[name] = value
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.trims += 1
+        return 1
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1 << 31, (1 << 31) - 1), (32 << 20, 32 << 20)])
+def test_what_the_c_library_is_told_is_taken_back_even_after_an_error(
+    most: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(most)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: library)
+
+    def break_off() -> None:
+        with devices.freed_memory_kept(torch.device("cpu")):
+            assert library.told == {devices._MMAP_THRESHOLD: kept, devices._TRIM_THRESHOLD: (1 << 31) - 1}
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_off()
+    assert library.told == {devices._MMAP_THRESHOLD: 32 << 20, devices._TRIM_THRESHOLD: 64 << 20}
+    assert library.trims == 1
+
+
+@pytest.mark.parametrize(("system", "device"), [("linux", "meta"), ("darwin", "cpu"), ("win32", "cpu")])
+def test_other_devices_and_systems_are_told_nothing(
+    system: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library()
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: library)
+    with devices.freed_memory_kept(torch.device(device)):
         pass
+    assert (library.told, library.trims) == ({}, 0)
+
+
+def test_a_c_library_without_the_call_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As musl is: it has no mallopt."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    asked: list[object] = []
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: asked.append(name) or object())
+    with devices.freed_memory_kept(torch.device("cpu")):
+        pass
+    assert asked == [None]

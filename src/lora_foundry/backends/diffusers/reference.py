@@ -3,6 +3,7 @@ IP-Adapter, which takes the look and leaves the pose free."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,18 @@ from lora_foundry.pictures import load_picture
 _ImageToImagePipeline: Any = diffusers.StableDiffusionImg2ImgPipeline
 
 
-class Guide:
+class Guide(ABC):
     """A pipeline that follows a reference."""
 
     def __init__(self, pipeline: Any, use: ReferenceUse) -> None:
         self._pipeline = pipeline
         self.use = use
 
+    @abstractmethod
     def denoise(self, **options: Any) -> Any:
         """What the pipeline returns for `options`, guided by the reference."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Leaves the pipeline as it was."""
 
@@ -56,6 +58,9 @@ class ImageToImage(Guide):
         # At least one step is taken, or the library would refuse.
         share = min(1.0, max(1.0 - self.use.strength, 1.0 / steps + 1e-6))
         return twin(image=[image] * len(latents), strength=share, **options)
+
+    def close(self) -> None:
+        """Nothing to undo: the twin is made for one call and shares the pipeline's parts."""
 
 
 class ImagePrompt(Guide):
