@@ -92,15 +92,18 @@ async function saveCaption(file, text, save) {
     refresh();
   } catch (problem) {
     complain(problem);
-    if (problem.status === 409) await takeNote(file, text);
+    if (problem.status === 409) await showTheirs(file, text).catch(complain);
   }
 }
 
-// The complaint says what somebody else has written; who saves again means to replace it.
-async function takeNote(file, text) {
+// Shows what somebody else has written. Only the text that is shown may be replaced by saving again: had a third one changed
+// it since, that is a conflict again.
+async function showTheirs(file, text) {
   const now = await getIfThere(pipelinePath("dataset"));
-  const theirs = now?.images.find((each) => each.file === file);
-  if (theirs) text.dataset.stored = theirs.caption ?? "";
+  const theirs = now?.images.find((each) => each.file === file)?.caption ?? text.dataset.stored;
+  if (theirs === text.dataset.stored) return;
+  text.dataset.stored = theirs;
+  complain(new Error(`Somebody has changed the caption of ${file} meanwhile; it now is: ${theirs} (Save again to replace it, or press Escape in the field to keep it.)`));
 }
 
 async function change(what, file) {
