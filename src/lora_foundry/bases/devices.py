@@ -20,9 +20,7 @@ from lora_foundry.errors import InputError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
 _MOST = (1 << 31) - 1
-_LARGE = (
-    32 << 20
-)  # the largest block that glibc before 2.35 can be told to keep, and what it comes to by itself
+_LARGE = 32 << 20  # the largest block that glibc before 2.35 can be told to keep, and what it comes to alone
 _MEMORY_V2 = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 _MEMORY_V1 = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),

@@ -18,9 +18,7 @@ from lora_foundry.pictures import file_hash, load_picture, read_record, save_pic
 from lora_foundry.ports import GeneratedImage, Generator, Ports
 from lora_foundry.storage import write_aside
 
-_WRITERS = (
-    4  # pictures of a batch packed and written side by side; packing one takes a tenth of a second and more
-)
+_WRITERS = 4  # pictures of a batch written side by side; packing one takes a tenth of a second and more
 
 
 class Brush(NamedTuple):

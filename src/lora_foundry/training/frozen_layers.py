@@ -19,9 +19,7 @@ from torch.nn import functional, grad
 _conv2d_input: Any = grad.conv2d_input  # untyped in the library
 _WIDE = 8_000_000  # weights of a convolution from which their layout costs more than the patches
 _FEW = 256  # places of all pictures of a batch up to which it does
-_NARROW = (
-    16  # columns below which the product with the transposed weights is far slower than that from the left
-)
+_NARROW = 16  # columns below which the product with the transposed weights is far the slower one
 
 
 class _Scratch(threading.local):
