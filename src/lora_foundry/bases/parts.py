@@ -144,7 +144,7 @@ def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tenso
             file.seek(8 + length + begin)
             raw = torch.empty(end - begin, dtype=torch.uint8)
             if file.readinto(raw.numpy().data) != end - begin:
-                raise ValueError(f"the file ends within {name}")
+                raise ValueError(f"the file ends within {name}; download or copy it again")
             tensor = raw.view(_KINDS[entry["dtype"]]).view(entry["shape"])
             tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return tensors
