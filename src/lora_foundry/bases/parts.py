@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.bases import loading
+from lora_foundry.bases.convolutions import quicken
 from lora_foundry.bases.devices import available_memory
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import (
@@ -77,6 +78,7 @@ class Parts:
         """A pipeline of everything but the denoiser, loaded at its first use. Raises BaseModelError."""
         if self._encoders is None:
             self._encoders = load_pipeline(self.base, torch.float32, "cpu", without=(self._name,))
+            quicken(self._encoders.vae)
         return self._encoders
 
     @property

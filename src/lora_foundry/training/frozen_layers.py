@@ -1,13 +1,13 @@
 """Frozen layers as a CPU computes them best. torch lays every convolution's weights out anew at each call, forward and
 backward: where the weights are large and the picture small (a UNet's inner levels), that takes longer than the sums,
-and one matrix product over the picture's patches is up to four times faster. And a base that the recipe wants in bf16
-is kept in bf16 on a CPU that cannot compute in it: each layer widens its own weights while it runs, forward and
-backward, so that the memory holds half of what a base in fp32 takes."""
+and one matrix product over the picture's patches is up to four times faster; where the picture is large, see
+`bases.convolutions`. And a base that the recipe wants in bf16 is kept in bf16 on a CPU that cannot compute in it: each
+layer widens its own weights while it runs, forward and backward, so that the memory holds half of what a base in fp32
+takes."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional, grad
+
+from lora_foundry.bases.convolutions import compute_by, convolve_large, is_large, is_plain
 
 _conv2d_input: Any = grad.conv2d_input  # untyped in the library
 _WIDE = 8_000_000  # weights of a convolution from which their layout costs more than the patches
@@ -51,6 +53,8 @@ class FrozenConvolution(torch.autograd.Function):
         context.layer, context.shape = layer, x.shape
         wide = widened(weight, x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
+        if is_plain(layer) and is_large(x, wide):
+            return convolve_large(x, wide, bias)
         if not _by_patches(layer, x.shape):
             return functional.conv2d(x, wide, bias, layer.stride, layer.padding, layer.dilation)
         patches = _side_by_side(functional.unfold(x, 3, padding=1, stride=layer.stride))
@@ -67,6 +71,9 @@ class FrozenConvolution(torch.autograd.Function):
         (weight,) = context.saved_tensors
         layer, shape = context.layer, context.shape
         wide = widened(weight, above.dtype)
+        if is_plain(layer) and is_large(above, wide):
+            # The way back is the same convolution with the kernels turned by half a circle.
+            return convolve_large(above, wide.flip(2, 3).transpose(0, 1), None), None, None, None
         if _by_patches(layer, shape):
             flat, columns = wide.flatten(1), _side_by_side(above.flatten(2))
             narrow = columns.shape[1] < _NARROW
@@ -111,11 +118,6 @@ def lighten(network: nn.Module) -> None:
         else:
             for weight in layer.parameters(recurse=False):
                 weight.data = weight.data.float()
-
-
-def compute_by(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-    """Has one layer compute by `forward`."""
-    layer.forward = forward
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:

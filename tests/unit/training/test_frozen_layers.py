@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_foundry.bases import convolutions
 from lora_foundry.training import frozen_layers
 from lora_foundry.training.frozen_layers import lighten
 
@@ -44,6 +45,31 @@ def test_a_convolution_answers_as_before(
     lighten(network)
     for one, other in zip(before, answers(network, x), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not convolutions._available(), reason="this torch has no NNPACK here")
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+def test_a_large_convolution_answers_as_before(
+    shape: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolutions, "_PLACES", 1)
+    monkeypatch.setattr(convolutions, "_CHANNELS", 4)
+    taken: list[int] = []
+    whole = convolutions._whole
+
+    def note(picture: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        taken.append(len(weight))
+        return whole(picture, weight, bias)
+
+    monkeypatch.setattr(convolutions, "_whole", note)
+    network = network_of(nn.Conv2d(4, 8, **shape))
+    x = torch.randn(2, 4, 20, 15)
+    before = answers(network, x)
+    lighten(network)
+    for one, other in zip(before, answers(network, x), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    plain = shape["kernel_size"] == 3 and "stride" not in shape
+    assert taken == ([8, 8, 4, 4] if plain else [])  # two pictures, forward and back
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 1), nn.Linear(5, 5)])

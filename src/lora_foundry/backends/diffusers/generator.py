@@ -17,6 +17,7 @@ from torch import Tensor
 from lora_foundry.backends.diffusers.lora import APPLIED, check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
 from lora_foundry.backends.diffusers.merging import Kept, merge, restore
+from lora_foundry.bases.convolutions import quicken
 from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
 from lora_foundry.bases.inspect import Base
 from lora_foundry.bases.loading import denoiser, load_pipeline, quiet_libraries
@@ -102,6 +103,9 @@ class DiffusersGenerator:
             use_available_cores()
             self._loaded = load_pipeline(self._base, choose_dtype("fp16", device), device)
             self._base_schedule = self._loaded.scheduler.config
+            if device.type == "cpu":
+                quicken(denoiser(self._loaded))
+                quicken(self._loaded.vae)
         return self._loaded
 
     def _use(self, lora: LoraUse | None) -> None:

@@ -1,0 +1,105 @@
+"""Convolutions in a transformed space must answer as torch's own do, whatever the picture's shape and the strips."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_foundry.bases import convolutions
+from lora_foundry.bases.convolutions import convolve_large, is_large, quicken
+
+needs_nnpack = pytest.mark.skipif(not convolutions._available(), reason="this torch has no NNPACK here")
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= 1e-4 * other.abs().max())
+
+
+@needs_nnpack
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 3),
+    channels=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    size=st.tuples(st.integers(6, 40), st.integers(6, 40)),
+    bias=st.booleans(),
+    strips=st.booleans(),
+)
+def test_the_answer_is_the_librarys(
+    count: int, channels: tuple[int, int], size: tuple[int, int], bias: bool, strips: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, channels[0], *size, generator=generator)
+    weight = torch.randn(channels[1], channels[0], 3, 3, generator=generator)
+    shift = torch.randn(channels[1], generator=generator) if bias else None
+    with pytest.MonkeyPatch.context() as patch:
+        if strips:
+            patch.setattr(convolutions, "_ROOM", 1)
+        answer = convolve_large(x, weight, shift)
+    assert alike(answer, functional.conv2d(x, weight, shift, padding=1))
+
+
+@needs_nnpack
+def test_views_are_understood() -> None:
+    x = torch.randn(2, 16, 12, 10).to(memory_format=torch.channels_last)
+    weight = torch.randn(4, 16, 3, 3).flip(2, 3).transpose(0, 1)
+    expected = functional.conv2d(x[:, :4], weight, padding=1)
+    assert alike(convolve_large(x[:, :4], weight, None), expected)
+
+
+@needs_nnpack
+def test_only_what_is_large_and_in_fp32_is_taken() -> None:
+    weight = torch.zeros(128, 128, 3, 3)
+    assert is_large(torch.zeros(1, 128, 64, 64), weight)
+    assert not is_large(torch.zeros(1, 128, 63, 64), weight)
+    assert not is_large(torch.zeros(1, 128, 64, 64), weight[:64])
+    assert not is_large(torch.zeros(1, 128, 64, 64).half(), weight.half())
+    assert not is_large(torch.zeros(1, 128, 64, 64, device="meta"), weight)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3, 2, 1)]
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_network_answers_as_before(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_PLACES", 1)
+    monkeypatch.setattr(convolutions, "_CHANNELS", 4)
+    taken: list[tuple[int, ...]] = []
+    whole = convolutions._whole
+
+    def note(picture: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        taken.append(tuple(weight.shape[:2]))
+        return whole(picture, weight, bias)
+
+    monkeypatch.setattr(convolutions, "_whole", note)
+    available = available and convolutions._available()
+    monkeypatch.setattr(convolutions, "_available", lambda: available)
+    layers, x = network(), torch.randn(2, 3, 20, 14)
+    before = layers(x)
+    quicken(layers)
+    with torch.no_grad():
+        assert alike(layers(x), before)
+    # Only the second layer has enough channels on both sides and no stride; one call a picture.
+    assert taken == ([(8, 8)] * 2 if available else [])
+
+
+def test_a_gradient_is_not_lost() -> None:
+    layers, x = network(), torch.randn(1, 3, 70, 70)
+    expected = torch.autograd.grad(layers(x.requires_grad_()).square().sum(), x)[0]
+    quicken(layers)
+    assert alike(torch.autograd.grad(layers(x).square().sum(), x)[0], expected)
+
+
+def test_without_the_library_nothing_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_nnpack", None)
+    convolutions._available.cache_clear()
+    try:
+        assert not is_large(torch.zeros(1, 128, 64, 64), torch.zeros(128, 128, 3, 3))
+    finally:
+        convolutions._available.cache_clear()
