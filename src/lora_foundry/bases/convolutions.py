@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_PLACES = 64 * 64  # of a picture, from which the transformed products win on any number of threads
+_PLACES = 64 * 64  # of a picture, from which the transformed products win; one thread alone needs a quarter
 _CHANNELS = 128  # on either side, from which they do
 _TILE = 6  # rows and columns of the result that one tile gives
 _ROOM = 128 << 20  # bytes of transformed tiles at once; NNPACK keeps what it once took
@@ -33,7 +33,7 @@ def is_large(x: Tensor, weight: Tensor) -> bool:
     """Whether `convolve_large` takes a convolution of x (n, in, h, w) with weight (out, in, 3, 3), stride and margin 1:
     large enough to win by it, fp32, on a CPU."""
     return (
-        x.shape[2] * x.shape[3] >= _PLACES
+        x.shape[2] * x.shape[3] >= (_PLACES if torch.get_num_threads() > 1 else _PLACES // 4)
         and min(weight.shape[:2]) >= _CHANNELS
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,19 @@ FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError
 
 
 def load_pipeline(
-    base: Base, dtype: torch.dtype, device: torch.device | str, without: Sequence[str] = ()
+    base: Base, dtype: torch.dtype, device: torch.device | str | None, parts: Mapping[str, Any] | None = None
 ) -> Any:
-    """The base as its family's diffusers pipeline, whole or `without` some of its parts: safety checker off, progress
-    bars off, nothing fetched but, for a single file, the CLIP vocabulary once. Raises BaseModelError where the base
-    does not fit what it claims to be."""
+    """The base as its family's diffusers pipeline: safety checker off, progress bars off, nothing fetched but, for a
+    single file, the CLIP vocabulary once. `parts` are taken as they are given and not loaded, or left out where they
+    are None. Everything is on `device`; without one, where it was loaded. Raises BaseModelError where the base does not
+    fit what it claims to be."""
+    given = parts or {}
     with quiet_libraries():
         try:
             pipeline: Any = (
-                _from_folder(base, dtype, without)
+                _from_folder(base, dtype, given)
                 if base.layout == "folder"
-                else _from_file(base, dtype, without)
+                else _from_file(base, dtype, given)
             )
         except BaseModelError:
             raise
@@ -48,7 +50,7 @@ def load_pipeline(
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
-        return pipeline.to(device)
+        return pipeline if device is None else pipeline.to(device)
 
 
 def denoiser_name(base: Base) -> str:
@@ -96,7 +98,7 @@ def _left_out(base: Base) -> dict[str, Any]:
     return {**nothing, "safety_checker": None, "requires_safety_checker": False}
 
 
-def _from_folder(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
+def _from_folder(base: Base, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
     return _pipeline_class(base).from_pretrained(
         base.path,
         torch_dtype=dtype,
@@ -104,11 +106,11 @@ def _from_folder(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
         local_files_only=True,
         use_safetensors=True,
         **_left_out(base),
-        **dict.fromkeys(without),
+        **given,
     )
 
 
-def _from_file(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
+def _from_file(base: Base, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
     tokenizers = {"tokenizer": load_clip_vocabulary()}
     if base.configuration == "sd2":
         tokenizers = {"tokenizer": load_clip_vocabulary(pad="!")}
@@ -121,7 +123,7 @@ def _from_file(base: Base, dtype: torch.dtype, without: Sequence[str]) -> Any:
         local_files_only=True,
         **tokenizers,
         **_left_out(base),
-        **dict.fromkeys(without),
+        **given,
     )
 
 

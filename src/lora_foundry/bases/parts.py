@@ -1,7 +1,7 @@
 """A base model by its parts, each loaded when it is first used: a training whose latents and captions are cached needs
 neither VAE nor text encoder, and one that does needs them before its UNet, so that a small computer's memory never
-holds all at once; in a large one the UNet's file is read while the encoders work. Offers what the trainer uses of a
-diffusers pipeline, under the same names."""
+holds all at once. In a large one the UNet's file is read, and the text encoders are loaded, which imports libraries for
+seconds, while the VAE works. Offers what the trainer uses of a diffusers pipeline, under the same names."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ class Parts:
     def __init__(self, base: Base, dtype: torch.dtype) -> None:
         self.base, self._dtype = base, dtype
         self._name = denoiser_name(base)
+        self._vae: Any = None
         self._encoders: Any = None
+        self._thread: ThreadPoolExecutor | None = None
         self._ahead: Future[dict[str, Tensor]] | None = None
+        self._coming: Future[Any] | None = None
 
     def read_ahead(self) -> None:
         """Begins to read a checkpoint file's denoiser in a thread: libraries are imported and encoders work meanwhile.
@@ -54,9 +57,8 @@ class Parts:
             return
         if available_memory() < _PLENTY * self.base.path.stat().st_size:
             return
-        reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead = reader.submit(read_tensors, self.base.path, _LDM_UNET, self._dtype)
-        reader.shutdown(wait=False)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead = self._thread.submit(read_tensors, self.base.path, _LDM_UNET, self._dtype)
 
     @cached_property
     def denoiser_config(self) -> dict[str, Any]:
@@ -74,11 +76,52 @@ class Parts:
         return int(2 ** (len(self._configuration("vae/config.json")["block_out_channels"]) - 1))
 
     @property
+    def vae(self) -> Any:
+        """The VAE in fp32, loaded at its first use and by itself; where files are read ahead, the other encoders are
+        loaded in the thread from then on. Raises BaseModelError."""
+        if self._vae is None:
+            self._vae = self._load_vae()
+            quicken(self._vae)
+            if self._thread is not None and self._encoders is None:
+                self._coming = self._thread.submit(self._load_encoders, self._vae)
+        return self._vae
+
+    @property
     def encoders(self) -> Any:
         """A pipeline of everything but the denoiser, loaded at its first use. Raises BaseModelError."""
         if self._encoders is None:
-            self._encoders = load_pipeline(self.base, torch.float32, "cpu", without=(self._name,))
-            quicken(self._encoders.vae)
+            vae = self.vae  # which may begin to load the others
+            self._encoders = self._settle() or self._load_encoders(vae)
+        return self._encoders
+
+    def _load_vae(self) -> Any:
+        import diffusers
+
+        path = self.base.path
+        kind = getattr(diffusers, self._configuration("vae/config.json").get("_class_name", "AutoencoderKL"))
+        with quiet_libraries(), _translated(path):
+            if self.base.layout == "folder":
+                vae: Any = kind.from_pretrained(
+                    path, subfolder="vae", torch_dtype=torch.float32, variant=self.base.variant or None,
+                    local_files_only=True, use_safetensors=True,
+                )  # fmt: skip
+            else:
+                vae = kind.from_single_file(
+                    str(path), config=str(loading.CONFIGURATIONS / self.base.configuration), subfolder="vae",
+                    torch_dtype=torch.float32, local_files_only=True,
+                )  # fmt: skip
+        return vae.requires_grad_(False).eval()
+
+    def _load_encoders(self, vae: Any) -> Any:
+        """On the CPU, but for the VAE, which stays where it is."""
+        return load_pipeline(self.base, torch.float32, None, {self._name: None, "vae": vae})
+
+    def _settle(self) -> Any:
+        """Waits for what is being loaded in the thread: libraries change how modules are made while they load, so
+        that two must not load at once. Returns the encoders, None where they are not loaded."""
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            self._encoders = coming.result()
         return self._encoders
 
     @property
@@ -96,6 +139,7 @@ class Parts:
         """The frozen denoiser on the CPU. Raises BaseModelError."""
         import diffusers
 
+        self._settle()
         path = self.base.path
         kind = getattr(
             diffusers, "ZImageTransformer2DModel" if self._name == "transformer" else "UNet2DConditionModel"
@@ -120,7 +164,13 @@ class Parts:
 
     def release(self) -> None:
         """Lets go of the encoders; used again, they are loaded again."""
-        self._encoders = None
+        self._settle()
+        self._encoders = self._vae = None
+
+    def release_vae(self) -> None:
+        """Lets go of the VAE alone."""
+        self.encoders.register_modules(vae=None)
+        self._vae = None
 
     def _configuration(self, name: str) -> dict[str, Any]:
         folder = (

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.training.flat import lay_out
 
 NAME = "default"
-DENOISER = "unet"
+DENOISER, ENCODERS = "unet", "te"
 DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
 
 
@@ -42,7 +43,8 @@ class Piece(NamedTuple):
 
 
 class Adapter:
-    """What learns, on `networks` by part. It changes nothing at first: the `up` matrices start at zero."""
+    """What learns, on `networks` by part. It changes nothing at first: the `up` matrices start at zero. `buffers` are the
+    weights of the denoiser and of all text encoders, each with their gradients in one piece (`training.flat`)."""
 
     def __init__(
         self,
@@ -69,6 +71,9 @@ class Adapter:
                     pieces.append(piece)
                     self._owned.append(owner)
         self.pieces = tuple(pieces)
+        self.buffers = {
+            part: lay_out(tensors) for part in (DENOISER, ENCODERS) if (tensors := self.parameters(part))
+        }
 
     def parameters(self, part: str = "") -> list[nn.Parameter]:
         """Every trained tensor, in a fixed order; of one part alone where it is named, `te` meaning all text
@@ -119,7 +124,13 @@ class Adapter:
 
     def is_finite(self) -> bool:
         """Whether no weight is NaN or infinite."""
-        return bool(torch.stack([torch.isfinite(tensor).all() for tensor in self.parameters()]).all())
+        return all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers.values())
+
+    def forget_gradients(self) -> None:
+        """Sets every gradient to zero, where it lies."""
+        for buffer in self.buffers.values():
+            assert buffer.grad is not None
+            buffer.grad.zero_()
 
 
 class _CastLinear(nn.Linear):

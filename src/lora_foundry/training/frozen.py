@@ -64,7 +64,7 @@ class FrozenModel:
 
     @property
     def _vae(self) -> Any:
-        return self._parts.encoders.vae.to(self._device)
+        return self._parts.vae.to(self._device)
 
     def encode_captions(self, texts: Sequence[str]) -> list[Condition]:
         """What the text encoders make of captions, window by window."""
@@ -89,7 +89,7 @@ class FrozenModel:
             else:
                 self._parts.release()
         elif not drawing:
-            self._parts.encoders.register_modules(vae=None)
+            self._parts.release_vae()
         if drawing:
             self._parts.encoders.vae.cpu()
         if self._device.type == "cuda":

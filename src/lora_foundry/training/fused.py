@@ -1,7 +1,8 @@
 """A LoRA module in as few passes over its activations as there can be. Layer by layer, peft multiplies, scales and adds:
 three results of full size forward and as many back. Here the up product is added onto the frozen layer's result while
 it is computed (beta = 1 of the matrix product), so that only the narrow tensor between down and up is new, and the same
-backward. The sums are the same; only their rounding differs."""
+backward; the gradients are added where `training.flat` keeps them, in the same product. The sums are the same; only
+their rounding differs."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from lora_foundry.training.frozen_layers import widened
 
 
 class FusedLora(torch.autograd.Function):
-    """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r)."""
+    """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r). The
+    gradients of A and B are not returned but added to those that the two have when it is called."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -29,7 +31,7 @@ class FusedLora(torch.autograd.Function):
         result = functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
         result.addmm_(narrow, high.T, alpha=scale)
         context.save_for_backward(x, weight, low, high, narrow)
-        context.scale = scale
+        context.scale, context.gradients = scale, (down.grad, up.grad)
         return result
 
     @staticmethod
@@ -41,8 +43,18 @@ class FusedLora(torch.autograd.Function):
         to_input = None
         if context.needs_input_grad[0]:
             to_input = (grad @ widened(weight, grad.dtype)).addmm_(back, low)
-        to_up = (grad.T @ narrow).mul_(context.scale).float()
-        return to_input, None, None, (back.T @ x).float(), to_up, None
+        to_down, to_up = context.gradients
+        _add_product(to_down, back.T, x, 1.0)
+        _add_product(to_up, grad.T, narrow, context.scale)
+        return to_input, None, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """total += scale * left @ right, in `total`'s own type."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.add_(left @ right, alpha=scale)
 
 
 _apply: Any = FusedLora.apply  # untyped in the library

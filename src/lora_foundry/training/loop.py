@@ -102,10 +102,10 @@ class Loop:
         loss = self._learn(step)
         scaler.unscale_(optimizer)
         limit = self.settings.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.learner.adapter.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.learner.adapter.buffers.values(), limit)
         scaler.step(optimizer)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        self.learner.adapter.forget_gradients()
         if self.settings.max_norm > 0:
             self.learner.adapter.limit_norms(self.settings.max_norm)
         if self.learner.mean:

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError, MissingExtraError
-from lora_foundry.training.adapter import DENOISER, Adapter
+from lora_foundry.training.adapter import DENOISER, ENCODERS, Adapter
 
 PEAK = "peak"  # the key of a group's peak rate, beside its current one
 
 
 def build_optimizer(settings: TrainSection, adapter: Adapter) -> torch.optim.Optimizer:
     """The optimizer that `settings` names, on the adapter's weights. Raises InputError, MissingExtraError."""
-    rates = {DENOISER: settings.learning_rate, "te": settings.text_encoder_rate}
+    rates = {DENOISER: settings.learning_rate, ENCODERS: settings.text_encoder_rate}
+    # What AdamW does to a number depends on no other, so that all can be one tensor; the others look at whole matrices.
+    whole = settings.optimizer == "adamw"
     groups = [
-        {"params": adapter.parameters(part), "lr": rate, PEAK: rate}
-        for part, rate in rates.items()
-        if adapter.parameters(part)
+        {"params": [buffer] if whole else adapter.parameters(part), "lr": rates[part], PEAK: rates[part]}
+        for part, buffer in adapter.buffers.items()
     ]
     return _build(settings, groups, [tensor.device for tensor in adapter.parameters()])
 

@@ -346,7 +346,7 @@ def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
         (digest, image.caption, image.repeats, image.regular, image.mask and hash_file(image.mask))
         for digest, image in zip(hashes, job.images, strict=True)
     ]
-    return fingerprint("training-3", base.identity, settings, job.settings.samples_per_step, images)
+    return fingerprint("training-4", base.identity, settings, job.settings.samples_per_step, images)
 
 
 @contextmanager

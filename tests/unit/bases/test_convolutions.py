@@ -51,13 +51,17 @@ def test_views_are_understood() -> None:
 
 
 @needs_nnpack
-def test_only_what_is_large_and_in_fp32_is_taken() -> None:
+def test_only_what_is_large_and_in_fp32_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     weight = torch.zeros(128, 128, 3, 3)
     assert is_large(torch.zeros(1, 128, 64, 64), weight)
     assert not is_large(torch.zeros(1, 128, 63, 64), weight)
     assert not is_large(torch.zeros(1, 128, 64, 64), weight[:64])
     assert not is_large(torch.zeros(1, 128, 64, 64).half(), weight.half())
     assert not is_large(torch.zeros(1, 128, 64, 64, device="meta"), weight)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert is_large(torch.zeros(1, 128, 32, 32), weight)
+    assert not is_large(torch.zeros(1, 128, 31, 32), weight)
 
 
 def network() -> nn.Sequential:

@@ -79,3 +79,63 @@ def test_a_file_that_was_cut_meanwhile_is_named(tiny_file: Path, tmp_path: Path)
         BaseModelError, match=r"tiny\.safetensors cannot be loaded: the file ends within .*; download"
     ):
         base.load_denoiser()
+
+
+def test_the_other_encoders_are_loaded_while_the_vae_works(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, in the thread, with the very VAE that works; the network waits for them."""
+    loaders: list[str] = []
+    load = parts.load_pipeline
+
+    def noted(*arguments: Any) -> Any:
+        loaders.append(current_thread().name)
+        return load(*arguments)
+
+    monkeypatch.setattr(parts, "load_pipeline", noted)
+    base = Parts(find_base(str(tiny_file)), torch.float32)
+    base.read_ahead()
+    vae = base.vae
+    base.load_denoiser()
+    assert [name.startswith("read-ahead") for name in loaders] == [True]
+    assert base.encoders.vae is vae is base.vae
+    assert len(loaders) == 1
+    assert not any(
+        weight.requires_grad for part in (vae, base.encoders.text_encoder) for weight in part.parameters()
+    )
+
+
+def test_encoders_come_with_the_vae_where_nothing_is_read_ahead(tiny_folder: Path) -> None:
+    base = Parts(find_base(str(tiny_folder)), torch.float32)
+    assert base.encoders.vae is base.vae
+    first = base.vae
+    base.release()
+    assert base.vae is not first
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(base.vae.state_dict().values(), first.state_dict().values(), strict=True)
+    )
+
+
+def test_the_vae_alone_can_be_let_go_of(tiny_file: Path) -> None:
+    base = Parts(find_base(str(tiny_file)), torch.float32)
+    first = base.vae
+    base.release_vae()
+    assert base.encoders.vae is None
+    assert base.encoders.text_encoder is not None
+    assert base.vae is not first
+
+
+def test_encoders_that_cannot_be_loaded_are_named_by_whoever_needs_them(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Parts(find_base(str(tiny_file)), torch.float32)
+
+    def fail(*_: Any) -> Any:
+        raise BaseModelError("no vocabulary")
+
+    monkeypatch.setattr(parts, "load_pipeline", fail)
+    base.read_ahead()
+    assert base.vae is not None
+    with pytest.raises(BaseModelError, match="no vocabulary"):
+        _ = base.encoders

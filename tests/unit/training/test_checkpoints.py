@@ -25,7 +25,7 @@ def learner(seed: int = 1) -> Learner:
 def teach(learner: Learner, steps: int) -> None:
     for step in range(steps):
         for index, parameter in enumerate(learner.adapter.parameters()):
-            parameter.grad = torch.full_like(parameter, 0.1 * (index + step + 1))
+            parameter.grad.fill_(0.1 * (index + step + 1))
         learner.optimizer.step()
 
 

@@ -71,14 +71,14 @@ def test_the_formula_by_numerical_differentiation() -> None:
     for tensor in (x, down, up):
         tensor.requires_grad_()
 
-    def call(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        answer: Tensor = FusedLora.apply(x, weight, bias, down, up, 0.7)
-        return answer
+    def plain() -> Tensor:
+        return x @ weight.T + bias + 0.7 * (x @ down.T) @ up.T
 
-    answer = call(x, down, up)
-    assert torch.allclose(answer, x @ weight.T + bias + 0.7 * (x @ down.T) @ up.T)
+    down.grad, up.grad = torch.ones_like(down), torch.ones_like(up)
+    answer: Tensor = FusedLora.apply(x, weight, bias, down, up, 0.7)
+    assert torch.allclose(answer, plain())
     given = torch.randn_like(answer)
-    found = torch.autograd.grad(answer, (x, down, up), given)
-    plain = torch.autograd.grad(x @ weight.T + bias + 0.7 * (x @ down.T) @ up.T, (x, down, up), given)
-    for one, other in zip(found, plain, strict=True):
-        assert torch.allclose(one.double(), other, rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(plain(), (x, down, up), given)
+    answer.backward(given)
+    for found, other in zip((x.grad, down.grad - 1, up.grad - 1), expected, strict=True):
+        assert torch.allclose(found, other, rtol=1e-5, atol=1e-6)
