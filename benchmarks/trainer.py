@@ -95,6 +95,7 @@ def make_job(options: argparse.Namespace, base: Path, folder: Path, **changes: o
         "rank": options.rank, "alpha": options.rank / 2, "steps": options.steps, "batch_size": options.batch,
         "learning_rate": 1e-4, "lr_schedule": "constant", "warmup_steps": 0, "resolution": options.res,
         "precision": options.precision, "checkpoint_every": options.steps, "min_snr_gamma": 5.0,
+        "cuda_graphs": options.graphs,
         "saves": 0,  # sd-scripts keeps none but with its checkpoints, and this many steps are no training
     }  # fmt: skip
     return {
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--graphs", action="store_true", help="record our steps as CUDA graphs")
     parser.add_argument("--steps", type=int, default=0, help="0: 6 on a CPU, 200 on a GPU")
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2)
@@ -302,6 +304,7 @@ def report(options: argparse.Namespace, runs: dict[str, list[Measured]], floor: 
         "batch",
         "rank",
         "precision",
+        "graphs",
         "steps",
         "images",
         "rounds",

@@ -15,12 +15,12 @@ from torch import Tensor
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import DivergedError, StopRequested
 from lora_foundry.training.checkpoints import Checkpoints, Learner
-from lora_foundry.training.families import FamilyModel
 from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.material import Material
 from lora_foundry.training.memory import StepWatch
 from lora_foundry.training.optimizers import set_rate
+from lora_foundry.training.passes import Part
 from lora_foundry.training.schedule import rate_factor
 
 NEWS_SECONDS = 0.4
@@ -42,7 +42,7 @@ class Loop:
 
     settings: TrainSection
     total: int
-    model: FamilyModel
+    passes: Callable[[Part], Tensor]
     learner: Learner
     material: Material
     checkpoints: Checkpoints
@@ -118,19 +118,18 @@ class Loop:
         losses = []
         for first in range(0, len(whole.samples), size):
             part = slice(first, first + size)
-            condition = self.material.captions.batch([sample.caption for sample in whole.samples[part]])
-            each = self.model.losses(
-                whole.latents[part],
-                condition,
-                whole.noise[part],
-                whole.positions[part],
-                None if whole.masks is None else whole.masks[part],
+            losses.append(
+                self.passes(
+                    Part(
+                        whole.latents[part],
+                        self.material.captions.batch([sample.caption for sample in whole.samples[part]]),
+                        whole.noise[part],
+                        whole.positions[part],
+                        None if whole.masks is None else whole.masks[part],
+                        None if whole.weights is None else whole.weights[part],
+                    )
+                )
             )
-            if whole.weights is not None:
-                each = each * whole.weights[part].to(each.device, non_blocking=True)
-            loss = each.sum() / len(whole.samples)
-            torch.autograd.backward(self.learner.scaler.scale(loss))
-            losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _settle(self) -> None:

@@ -8,12 +8,13 @@ import gc
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
 
 import torch
+from torch import Tensor
 
 from lora_foundry import storage
 from lora_foundry.bases.devices import (
@@ -46,6 +47,7 @@ from lora_foundry.training.events import EventFile
 from lora_foundry.training.export import kohya_tensors, write_lora
 from lora_foundry.training.families import FamilyModel, load_family
 from lora_foundry.training.fused import fuse
+from lora_foundry.training.graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.training.journal import Journal
 from lora_foundry.training.keeping import Keeper
 from lora_foundry.training.loop import NEWS_SECONDS, Loop
@@ -53,6 +55,7 @@ from lora_foundry.training.material import Material, group_pictures, hold_out, p
 from lora_foundry.training.memory import difference, fit, free_memory, step_down
 from lora_foundry.training.metadata import Learned, describe_lora
 from lora_foundry.training.optimizers import RunningMean, build_optimizer
+from lora_foundry.training.passes import Part, Passes
 from lora_foundry.training.resident import Resident
 from lora_foundry.training.samples import draw_samples, sample_texts
 from lora_foundry.training.schedule import steps_per_epoch, total_steps
@@ -60,7 +63,9 @@ from lora_foundry.training.validation import Validation, add_row
 
 _FINAL_LOSSES = 100
 # How a step is computed, which may change when memory runs out, and what it learns does not.
-_MACHINE = frozenset({"backend", "memory", "gradient_checkpointing", "batch_size", "accumulation"})
+_MACHINE = frozenset(
+    {"backend", "memory", "gradient_checkpointing", "cuda_graphs", "batch_size", "accumulation"}
+)
 _log = logging.getLogger(__name__)
 
 
@@ -202,7 +207,7 @@ class Preparation:
             Loop(
                 job.settings,
                 total,
-                self.model,
+                self._passes(),
                 self.learner,
                 self._material,
                 checkpoints,
@@ -213,6 +218,14 @@ class Preparation:
             ).run(start)
             self.saved = keeper.saved()
             return start, journal.mean_loss(_FINAL_LOSSES)
+
+    def _passes(self) -> Callable[[Part], Tensor]:
+        """Forward and backward pass, recorded where that is asked for and can be."""
+        settings = self._job.settings
+        passes = Passes(self.model, self.learner.scaler, settings.samples_per_step)
+        if not can_record(settings, self._device):
+            return passes
+        return Recorded(passes, CudaRecorder(), self._device)
 
     def export(self, path: Path, step: int, loss: float) -> str:
         """Writes the LoRA as it stands after `step` steps; returns the file's SHA-256. Raises DivergedError,

@@ -46,8 +46,8 @@ _HANDED_ON = {
     "shuffle_tags", "keep_tokens", "resolution", "precision", "gradient_checkpointing", "checkpoint_every", "seed",
     "text_encoder_rate", "conv_rank", "conv_alpha", "max_norm", "buckets", "export_precision", "image_repeats",
 }  # fmt: skip
-# `saves` and `memory` are ours to keep and to fit; the file at the end is the same without them.
-_MEANINGLESS = {"backend", "saves", "memory"}
+# How our own trainer keeps, fits and computes; the file at the end is the same without them.
+_MEANINGLESS = {"backend", "saves", "memory", "cuda_graphs"}
 
 
 def refuse_what_it_cannot_do(settings: TrainSection) -> None:

@@ -159,6 +159,11 @@ class MachineSettings(Section):
         "LoRA weights are always fp32. A CPU computes fp16 as fp32.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    cuda_graphs: bool = Field(
+        False,
+        description="Record a step's passes once and play them back, which spares the GPU the wait for Python; takes "
+        "more memory. CUDA only, without checkpointing or text encoders that learn. Not yet proven on a GPU.",
+    )
     needs_mib: int = Field(
         0,
         ge=0,
