@@ -1,7 +1,8 @@
 """A base model by its parts, each loaded when it is first used: a training whose latents and captions are cached needs
 neither VAE nor text encoder, and one that does needs them before its UNet, so that a small computer's memory never
-holds all at once. In a large one the UNet's file is read, and the text encoders are loaded, which imports libraries for
-seconds, while the VAE works. Offers what the trainer uses of a diffusers pipeline, under the same names."""
+holds all at once; in a large one the UNet's file is read while the encoders work. Only reading is done in a thread:
+while the libraries make modules they change torch for the whole process. Offers what the trainer uses of a diffusers
+pipeline, under the same names."""
 
 from __future__ import annotations
 
@@ -46,9 +47,7 @@ class Parts:
         self._name = denoiser_name(base)
         self._vae: Any = None
         self._encoders: Any = None
-        self._thread: ThreadPoolExecutor | None = None
         self._ahead: Future[dict[str, Tensor]] | None = None
-        self._coming: Future[Any] | None = None
 
     def read_ahead(self) -> None:
         """Begins to read a checkpoint file's denoiser in a thread: libraries are imported and encoders work meanwhile.
@@ -57,8 +56,9 @@ class Parts:
             return
         if available_memory() < _PLENTY * self.base.path.stat().st_size:
             return
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead = self._thread.submit(read_tensors, self.base.path, _LDM_UNET, self._dtype)
+        reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead = reader.submit(read_tensors, self.base.path, _LDM_UNET, self._dtype)
+        reader.shutdown(wait=False)
 
     @cached_property
     def denoiser_config(self) -> dict[str, Any]:
@@ -77,29 +77,27 @@ class Parts:
 
     @property
     def vae(self) -> Any:
-        """The VAE in fp32, loaded at its first use and by itself; where files are read ahead, the other encoders are
-        loaded in the thread from then on. Raises BaseModelError."""
+        """The VAE in fp32, loaded at its first use and by itself. Raises BaseModelError."""
         if self._vae is None:
             self._vae = self._load_vae()
             quicken(self._vae)
-            if self._thread is not None and self._encoders is None:
-                self._coming = self._thread.submit(self._load_encoders, self._vae)
         return self._vae
 
     @property
     def encoders(self) -> Any:
-        """A pipeline of everything but the denoiser, loaded at its first use. Raises BaseModelError."""
+        """A pipeline of everything but the denoiser, loaded at its first use on the CPU; a VAE that is there already
+        stays where it is. Raises BaseModelError."""
         if self._encoders is None:
-            vae = self.vae  # which may begin to load the others
-            self._encoders = self._settle() or self._load_encoders(vae)
+            given = {self._name: None, "vae": self.vae}
+            self._encoders = load_pipeline(self.base, torch.float32, None, given)
         return self._encoders
 
     def _load_vae(self) -> Any:
         import diffusers
 
-        path = self.base.path
-        kind = getattr(diffusers, self._configuration("vae/config.json").get("_class_name", "AutoencoderKL"))
+        path, config = self.base.path, self._configuration("vae/config.json")
         with quiet_libraries(), _translated(path):
+            kind = getattr(diffusers, config.get("_class_name", "AutoencoderKL"))
             if self.base.layout == "folder":
                 vae: Any = kind.from_pretrained(
                     path, subfolder="vae", torch_dtype=torch.float32, variant=self.base.variant or None,
@@ -111,18 +109,6 @@ class Parts:
                     torch_dtype=torch.float32, local_files_only=True,
                 )  # fmt: skip
         return vae.requires_grad_(False).eval()
-
-    def _load_encoders(self, vae: Any) -> Any:
-        """On the CPU, but for the VAE, which stays where it is."""
-        return load_pipeline(self.base, torch.float32, None, {self._name: None, "vae": vae})
-
-    def _settle(self) -> Any:
-        """Waits for what is being loaded in the thread: libraries change how modules are made while they load, so
-        that two must not load at once. Returns the encoders, None where they are not loaded."""
-        coming, self._coming = self._coming, None
-        if coming is not None:
-            self._encoders = coming.result()
-        return self._encoders
 
     @property
     def text_encoders(self) -> dict[str, Any]:
@@ -139,7 +125,6 @@ class Parts:
         """The frozen denoiser on the CPU. Raises BaseModelError."""
         import diffusers
 
-        self._settle()
         path = self.base.path
         kind = getattr(
             diffusers, "ZImageTransformer2DModel" if self._name == "transformer" else "UNet2DConditionModel"
@@ -164,7 +149,6 @@ class Parts:
 
     def release(self) -> None:
         """Lets go of the encoders; used again, they are loaded again."""
-        self._settle()
         self._encoders = self._vae = None
 
     def release_vae(self) -> None:

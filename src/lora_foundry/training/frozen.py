@@ -26,6 +26,8 @@ class FrozenModel:
     """A base on its device, frozen; the part of `FamilyModel` that no family does otherwise. Each part is loaded at
     its first use: none that the caches make needless, and the denoiser after the encoders were let go."""
 
+    recordable = False
+
     def __init__(
         self, base: Base, settings: TrainSection, device: torch.device, storage: torch.dtype | None = None
     ) -> None:

@@ -8,6 +8,7 @@ takes."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional, grad
 
-from lora_foundry.bases.convolutions import compute_by, convolve_large, is_large, is_plain
+from lora_foundry.bases.convolutions import convolve_large, is_large, is_plain
 
 _conv2d_input: Any = grad.conv2d_input  # untyped in the library
 _WIDE = 8_000_000  # weights of a convolution from which their layout costs more than the patches
@@ -118,6 +119,11 @@ def lighten(network: nn.Module) -> None:
         else:
             for weight in layer.parameters(recurse=False):
                 weight.data = weight.data.float()
+
+
+def compute_by(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+    """Has one layer compute by `forward`."""
+    layer.forward = forward
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lora_foundry.bases.convolutions import compute_by
-from lora_foundry.training.frozen_layers import widened
+from lora_foundry.training.frozen_layers import compute_by, widened
 
 
 class FusedLora(torch.autograd.Function):

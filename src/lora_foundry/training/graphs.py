@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.training.families import FamilyModel
 from lora_foundry.training.passes import Part
 
 _WARM = 3  # times a shape is computed first: libraries choose their ways and take their memory then
@@ -29,11 +30,11 @@ class _Tape(NamedTuple):
     loss: Tensor
 
 
-def can_record(settings: TrainSection, device: torch.device) -> bool:
+def can_record(settings: TrainSection, model: FamilyModel, device: torch.device) -> bool:
     """Whether a training's passes may be recorded: on CUDA, and where no step asks for anything but tensors of known
     shape. Text encoders that learn see texts of all lengths; checkpointing asks the device for its random state."""
     wanted = settings.cuda_graphs and not settings.gradient_checkpointing and settings.text_encoder_rate == 0
-    return wanted and device.type == "cuda"
+    return wanted and device.type == "cuda" and model.recordable
 
 
 class Recorded:
@@ -73,6 +74,7 @@ class Recorded:
             self._able = False
             self._tapes.clear()
             return False
+        loss.fill_(float("nan"))  # a recording that is empty would otherwise learn nothing without a word
         self._tapes[key] = _Tape(own, play, loss)
         return True
 
@@ -80,14 +82,25 @@ class Recorded:
 class CudaRecorder:
     """Records CUDA graphs that share their memory: they are played one after another, and each result is copied."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss = compute()
-        return graph.replay, loss
+        with torch.cuda.device(self._device):  # what is recorded is what the current device is given to do
+            usual = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool):
+                    loss = compute()
+            finally:
+                torch.cuda.set_stream(usual)  # a recording that fails leaves its own stream in place
+
+        def play() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return play, loss
 
 
 def _tensors(part: Part) -> list[Tensor]:

@@ -63,9 +63,7 @@ from lora_foundry.training.validation import Validation, add_row
 
 _FINAL_LOSSES = 100
 # How a step is computed, which may change when memory runs out, and what it learns does not.
-_MACHINE = frozenset(
-    {"backend", "memory", "gradient_checkpointing", "cuda_graphs", "batch_size", "accumulation"}
-)
+_MACHINE = frozenset({"backend", "memory", "gradient_checkpointing", "batch_size", "accumulation"})
 _log = logging.getLogger(__name__)
 
 
@@ -223,9 +221,9 @@ class Preparation:
         """Forward and backward pass, recorded where that is asked for and can be."""
         settings = self._job.settings
         passes = Passes(self.model, self.learner.scaler, settings.samples_per_step)
-        if not can_record(settings, self._device):
+        if not can_record(settings, self.model, self._device):
             return passes
-        return Recorded(passes, CudaRecorder(), self._device)
+        return Recorded(passes, CudaRecorder(self._device), self._device)
 
     def export(self, path: Path, step: int, loss: float) -> str:
         """Writes the LoRA as it stands after `step` steps; returns the file's SHA-256. Raises DivergedError,

@@ -31,6 +31,8 @@ _SMALL_SAMPLE = 32
 class UnetModel(FrozenModel):
     """A base with a UNet, frozen (`FamilyModel`). A family's own class adds what the UNet is told beside the text."""
 
+    recordable = True
+
     def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
         halved = settings.precision == "bf16" and settings.network == "lora"
         super().__init__(base, settings, device, storage=torch.bfloat16 if halved else None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,11 +96,25 @@ def test_a_network_answers_as_before(available: bool, monkeypatch: pytest.Monkey
     assert taken == ([(8, 8)] * 2 if available else [])
 
 
-def test_a_gradient_is_not_lost() -> None:
+def test_a_gradient_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_PLACES", 1)
+    monkeypatch.setattr(convolutions, "_CHANNELS", 4)
     layers, x = network(), torch.randn(1, 3, 70, 70)
     expected = torch.autograd.grad(layers(x.requires_grad_()).square().sum(), x)[0]
     quicken(layers)
     assert alike(torch.autograd.grad(layers(x).square().sum(), x)[0], expected)
+
+
+def test_what_is_let_go_of_is_gone_at_once() -> None:
+    layers = network()
+    quicken(layers)
+    watched = weakref.ref(layers[1])
+    gc.disable()
+    try:
+        del layers
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 def test_without_the_library_nothing_is_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from threading import current_thread
 from typing import Any
@@ -81,30 +82,6 @@ def test_a_file_that_was_cut_meanwhile_is_named(tiny_file: Path, tmp_path: Path)
         base.load_denoiser()
 
 
-def test_the_other_encoders_are_loaded_while_the_vae_works(
-    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once, in the thread, with the very VAE that works; the network waits for them."""
-    loaders: list[str] = []
-    load = parts.load_pipeline
-
-    def noted(*arguments: Any) -> Any:
-        loaders.append(current_thread().name)
-        return load(*arguments)
-
-    monkeypatch.setattr(parts, "load_pipeline", noted)
-    base = Parts(find_base(str(tiny_file)), torch.float32)
-    base.read_ahead()
-    vae = base.vae
-    base.load_denoiser()
-    assert [name.startswith("read-ahead") for name in loaders] == [True]
-    assert base.encoders.vae is vae is base.vae
-    assert len(loaders) == 1
-    assert not any(
-        weight.requires_grad for part in (vae, base.encoders.text_encoder) for weight in part.parameters()
-    )
-
-
 def test_encoders_come_with_the_vae_where_nothing_is_read_ahead(tiny_folder: Path) -> None:
     base = Parts(find_base(str(tiny_folder)), torch.float32)
     assert base.encoders.vae is base.vae
@@ -126,16 +103,22 @@ def test_the_vae_alone_can_be_let_go_of(tiny_file: Path) -> None:
     assert base.vae is not first
 
 
-def test_encoders_that_cannot_be_loaded_are_named_by_whoever_needs_them(
-    tiny_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = Parts(find_base(str(tiny_file)), torch.float32)
-
+def test_the_vae_needs_no_text_encoder(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise BaseModelError("no vocabulary")
 
     monkeypatch.setattr(parts, "load_pipeline", fail)
-    base.read_ahead()
-    assert base.vae is not None
+    base = Parts(find_base(str(tiny_file)), torch.float32)
+    assert not any(weight.requires_grad for weight in base.vae.parameters())
     with pytest.raises(BaseModelError, match="no vocabulary"):
         _ = base.encoders
+
+
+def test_a_vae_of_a_kind_that_the_library_lacks_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "strange")
+    config = folder / "vae" / "config.json"
+    config.write_text(
+        config.read_text(encoding="utf-8").replace("AutoencoderKL", "AutoencoderOfTomorrow"), encoding="utf-8"
+    )
+    with pytest.raises(BaseModelError, match=r"strange cannot be loaded: .*AutoencoderOfTomorrow"):
+        _ = Parts(find_base(str(folder)), torch.float32).vae

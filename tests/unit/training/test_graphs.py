@@ -1,6 +1,6 @@
-"""Recording and playing back, with a recorder that takes down a computation as a GPU does: nothing is computed while it
-is taken down, what is played reads the tensors it was shown, and its result is overwritten by the next. (On a GPU, with
-`CudaRecorder` itself, `test_on_a_gpu` says the same of a whole training.)"""
+"""Recording and playing back, with a recorder that computes nothing while it takes a computation down and computes anew
+whenever it is played. That shows which tensors are read, when, and what becomes of the result; what a GPU refuses to
+record only a GPU shows: there `test_on_a_gpu` compares whole trainings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from lora_foundry.bases.inspect import Base
 from lora_foundry.ports import TrainingJob
 from lora_foundry.training import graphs, trainer
-from lora_foundry.training.graphs import Recorded, can_record
+from lora_foundry.training.families import load_family
+from lora_foundry.training.graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.training.passes import Part
 from lora_foundry.training.trainer import InProcessTrainer
 from tests.unit.training.conftest import short_section
@@ -98,8 +99,17 @@ def test_what_cannot_be_recorded_goes_on_as_usual(caplog: pytest.LogCaptureFixtu
         ({"cuda_graphs": True, "text_encoder_rate": 1e-4}, "cuda", False),
     ],
 )
-def test_where_it_is_done(settings: dict[str, object], device: str, able: bool) -> None:
-    assert can_record(short_section(**settings), torch.device(device)) is able
+def test_where_it_is_done(base: Base, settings: dict[str, object], device: str, able: bool) -> None:
+    section = short_section(**settings)
+    model = load_family(base, section, CPU)
+    assert can_record(section, model, torch.device(device)) is able
+    model.recordable = False
+    assert not can_record(section, model, torch.device(device))
+
+
+def test_a_recording_of_nothing_does_not_pass_for_a_step() -> None:
+    recorded = Recorded(compute, lambda _: (lambda: None, torch.zeros(())), CPU)
+    assert [recorded(part()).isnan().item() for _ in range(5)] == [False, False, False, True, True]
 
 
 def trained(base: Base, job: TrainingJob, device: str) -> str:
@@ -118,13 +128,35 @@ def test_a_training_by_playback_gives_the_same_file(
     plain = trained(base, make_job(tmp_path / "a", **extra, steps=12), "cpu")
     recorder = FakeRecorder()
     monkeypatch.setattr(trainer, "can_record", lambda *_: True)
-    monkeypatch.setattr(trainer, "CudaRecorder", lambda: recorder)
+    monkeypatch.setattr(trainer, "CudaRecorder", lambda _: recorder)
     assert trained(base, make_job(tmp_path / "b", **extra, steps=12), "cpu") == plain
     assert recorder.played > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu(base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path) -> None:
-    settings = {"steps": 12, "precision": "bf16"}
-    plain = trained(base, make_job(tmp_path / "a", **settings), "cuda")
-    assert trained(base, make_job(tmp_path / "b", **settings, cuda_graphs=True), "cuda") == plain
+@pytest.mark.parametrize("extra", [{"precision": "bf16"}, {"precision": "fp16"}, {"buckets": True}])
+def test_on_a_gpu(
+    base: Base,
+    make_job: Callable[..., TrainingJob],
+    tmp_path: Path,
+    extra: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On the last of the GPUs: a recording is easily made on the wrong one."""
+    device = f"cuda:{torch.cuda.device_count() - 1}"
+    taken: list[torch.Tensor] = []
+    record = CudaRecorder.__call__
+
+    def noted(self: CudaRecorder, computation: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        play, loss = record(self, computation)
+        taken.append(loss)
+        return play, loss
+
+    monkeypatch.setattr(CudaRecorder, "__call__", noted)
+    plain = trained(base, make_job(tmp_path / "a", **extra, steps=20), device)
+    assert not taken
+    assert trained(base, make_job(tmp_path / "b", **extra, steps=20, cuda_graphs=True), device) == plain
+    assert taken
+    assert all(loss.isfinite() for loss in taken)  # NaN until it is played
+    assert "computed as usual" not in caplog.text

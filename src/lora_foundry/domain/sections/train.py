@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from lora_foundry.domain.sections.base import Positive, Section, Share, Size
 
-# Settings that say what is kept or shown on the way, and leave the trained weights as they are.
+# Settings that say what is kept or shown on the way, or how it is computed, and leave the trained weights as they are.
 WITHOUT_INFLUENCE = frozenset(
     {
+        "cuda_graphs",
         "needs_mib",
         "checkpoint_every",
         "saves",

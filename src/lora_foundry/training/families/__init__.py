@@ -29,6 +29,9 @@ class FamilyModel(Protocol):
     side_multiple: int
     """Picture sides must be multiples of this."""
 
+    recordable: bool
+    """Whether `losses` asks for nothing but tensors of known shape, so that a GPU can record it."""
+
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """All networks that can get a LoRA, by the names that files have for them: unet, te, te1, te2."""
