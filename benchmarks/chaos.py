@@ -59,6 +59,8 @@ class Counts:
     orphans: int
     kills: int
     stops: int
+    unfinished: tuple[str, ...]
+    """The tasks that are not completed, each with its status and what it says of it."""
 
 
 class Chaos:
@@ -184,6 +186,11 @@ def count(rows: list[Task], tasks: list[Task], folder: Path, world: Chaos) -> Co
         orphans=len(orphans(folder)),
         kills=world.kills,
         stops=world.stops,
+        unfinished=tuple(
+            f"{row.name} {row.status}, retries {row.retries}: {row.error}"
+            for row in rows
+            if row.status != "completed"
+        ),
     )
 
 

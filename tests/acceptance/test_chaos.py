@@ -52,5 +52,6 @@ def test_nothing_is_lost_or_done_twice_under_chaos(
     finally:
         server.cleanup()
     assert counts.kills > 0
+    assert counts.unfinished == ()
     assert (counts.tasks, counts.completed) == (40, 40)
     assert (counts.lost, counts.run_twice, counts.overlaps, counts.orphans) == (0, 0, 0, 0)
