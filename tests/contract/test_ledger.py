@@ -18,7 +18,7 @@ from lora_foundry.engine import pipelines
 from lora_foundry.engine.admission import Admitted, admit
 from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
 from lora_foundry.engine.ledger import MAX_RESUMES, Failure, Ledger
-from lora_foundry.engine.recovery import beat, is_served, take_over, this_process, workers
+from lora_foundry.engine.recovery import Own, beat, is_served, take_over, this_process, workers
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 
@@ -410,6 +410,24 @@ def test_rows_of_a_dead_worker_are_given_back_once(database_url: str) -> None:
         assert (await one(ledger, "live")).task.id == lost.task.id
         assert await take_over(ledger, 3600.0) == []
         assert not await beat(ledger, "dead", "gpu")  # it learns that it was forgotten
+
+    run(database_url, scenario)
+
+
+def test_a_living_worker_gives_back_what_it_holds_and_does_not_run(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        for worker in ("one", "other"):
+            await beat(ledger, worker, "gpu")
+        await ledger.add(*(generation(name) for name in "abcd"))
+        stray, young, at_work = await admit(ledger, "one", {"gpu": 3})
+        (anothers,) = await admit(ledger, "other", {"gpu": 1})
+        old = ", ".join(str(each.task.id) for each in (stray, at_work, anothers))
+        execute(database_url, f"UPDATE echo_tasks SET updated_at = '2001-01-01' WHERE id IN ({old})")
+        own = Own("one", frozenset({at_work.ticket}))
+        assert await take_over(ledger, 60, own) == [(stray.task.id, stray.ticket)]
+        assert await take_over(ledger, 60, own) == []
+        assert (await ledger.get(stray.task.id or 0)).status == "pending"
+        assert (await ledger.get(young.task.id or 0)).status == "running"  # its attempt may just be starting
 
     run(database_url, scenario)
 

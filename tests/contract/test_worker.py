@@ -290,6 +290,37 @@ def test_a_claim_whose_worker_died_before_it_started_is_given_back(
     work(database_url, settings, scenario)
 
 
+def test_an_end_that_could_not_be_written_is_not_left_running(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away for longer than an attempt's end waits, and the worker is the first that it hears again: a
+    row that it holds and does not run must not stay so for ever."""
+    complete, hand_back, away = Ledger.complete, Ledger.hand_back, [True]
+
+    async def unwritten(self: Ledger, *arguments: Any) -> bool:
+        if away[0]:
+            raise OSError("the database is away")
+        return await complete(self, *arguments)
+
+    async def unheard(self: Ledger, *arguments: Any) -> bool:
+        if away[0]:
+            away[0] = False
+            raise OSError("the database is away")
+        return await hand_back(self, *arguments)
+
+    monkeypatch.setattr(Ledger, "complete", unwritten)
+    monkeypatch.setattr(Ledger, "hand_back", unheard)
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("long", "sleep 0"))
+        done = await until(ledger, task, "completed", "failed")
+        assert done.status == "completed"
+        assert not away[0]
+        assert attempts(settings, "long") == 2
+
+    work(database_url, settings, scenario, timing=QUICK._replace(patience=1.5, dead_after=2))
+
+
 def test_rows_by_hand_run(database_url: str, settings: Settings) -> None:
     good = json.dumps(GOOD)
 

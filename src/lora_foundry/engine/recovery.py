@@ -32,8 +32,15 @@ class Timing(NamedTuple):
     idle_poll: float = 5.0
 
 
+class Own(NamedTuple):
+    """What a worker runs: the tickets of its attempts."""
+
+    worker: str
+    tickets: frozenset[str]
+
+
 class Lost(NamedTuple):
-    """A row taken from a dead worker, and the ticket it held."""
+    """A row taken from a worker that is dead or does not run it, and the ticket it held."""
 
     task_id: int
     ticket: str
@@ -108,11 +115,12 @@ async def is_served(ledger: Ledger) -> bool:
     return {"gpu", "cpu"} <= set(lanes)
 
 
-async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
-    """Gives back the rows of workers that are dead or unknown, and forgets those workers."""
+async def take_over(ledger: Ledger, dead_after: float, own: Own | None = None) -> list[Lost]:
+    """Gives back the rows of workers that are dead or unknown, and forgets those workers; and the rows that the asking
+    worker holds and has not run for `dead_after` seconds, since it could not write an attempt's end."""
     ours = sa.func.lower(tasks.c.task_type).in_([*OUR_TYPES, TaskType.USER_REQUEST.value])
     held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None) & ours
-    lost = sa.exists().where(held, tasks.c.worker.not_in(sa.select(executors.c.id)))
+    lost = sa.exists().where(held, tasks.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
     glanced = sa.select(clock(ledger.dialect).label("now"), lost.label("lost")).subquery()
     look = sa.select(glanced, executors).select_from(glanced.outerjoin(executors, sa.true()))
     async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
@@ -124,7 +132,7 @@ async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
     async with ledger.writing() as connection:
         now = await ledger.now(connection)
         locked = sa.select(tasks.c.id, tasks.c.ticket, tasks.c.resumes).where(
-            _orphans(now - dead_after, ended) & ours
+            _orphans(now - dead_after, ended, own) & ours
         )
         rows = (await connection.execute(locked.with_for_update(skip_locked=True))).all()
         for number, ticket, resumes in rows:
@@ -140,10 +148,18 @@ async def take_over(ledger: Ledger, dead_after: float) -> list[Lost]:
     return [Lost(number, ticket or "") for number, ticket, _ in rows]
 
 
-def _orphans(limit: float, ended: Sequence[str]) -> sa.ColumnElement[bool]:
-    """Running rows whose worker has ended, or has not beaten since `limit` and did not take the row just now."""
+def _not_run(own: Own | None) -> sa.ColumnElement[bool]:
+    """Rows that the worker holds without an attempt."""
+    if own is None:
+        return sa.false()
+    return (tasks.c.worker == own.worker) & tasks.c.ticket.not_in(sorted(own.tickets))
+
+
+def _orphans(limit: float, ended: Sequence[str], own: Own | None) -> sa.ColumnElement[bool]:
+    """Running rows whose worker has ended, or has not beaten since `limit` and did not take the row just now, or does not
+    run it."""
     fresh = sa.select(executors.c.id).where(executors.c.beat >= limit)
-    silent = tasks.c.worker.not_in(fresh) & (tasks.c.updated_at < moment(limit))
+    silent = (tasks.c.worker.not_in(fresh) | _not_run(own)) & (tasks.c.updated_at < moment(limit))
     held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None)
     return held & (silent | tasks.c.worker.in_(ended))
 

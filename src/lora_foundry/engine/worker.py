@@ -284,8 +284,9 @@ class Worker:
             await asyncio.sleep(self._timing.beat)
             try:
                 await self._beat_once()
-                for lost in await recovery.take_over(self._ledger, self._timing.dead_after):
-                    logger.warning("Task %s was given back: its worker is dead", lost.task_id)
+                own = recovery.Own(self.name, frozenset(self._running))
+                for lost in await recovery.take_over(self._ledger, self._timing.dead_after, own):
+                    logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
                     self._wake.set()
                     with contextlib.suppress(Exception):  # a record that was never made need not be closed
                         await DBOS.cancel_workflow_async(workflow_id(lost.task_id, lost.ticket))
