@@ -50,19 +50,23 @@ def convolve_large(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     strip = max(1, _ROOM // row) * _TILE
     weight = weight.contiguous()
     if strip >= height:
-        pictures = [_whole(x[place : place + 1], weight, bias) for place in range(count)]
+        pictures = [_convolve(x[place : place + 1], weight, bias, 1) for place in range(count)]
         return pictures[0] if count == 1 else torch.cat(pictures)
     padded = functional.pad(x, (1, 1, 1, 1))
     result = x.new_empty(count, outside, height, width)
     for place in range(count):
         for top in range(0, height, strip):
-            part = padded[place : place + 1, :, top : top + strip + 2].contiguous()
-            result[place : place + 1, :, top : top + strip] = _nnpack(part, weight, bias, 0, 1)
+            part = padded[place : place + 1, :, top : top + strip + 2]
+            result[place : place + 1, :, top : top + strip] = _convolve(part, weight, bias, 0)
     return result
 
 
-def _whole(picture: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    result: Tensor = _nnpack(picture.contiguous(), weight, bias, 1, 1)
+def _convolve(picture: Tensor, weight: Tensor, bias: Tensor | None, margin: int) -> Tensor:
+    """One picture, or a strip of it; torch's own way where NNPACK refuses, as it does for want of memory."""
+    try:
+        result: Tensor = _nnpack(picture.contiguous(), weight, bias, margin, 1)
+    except RuntimeError:
+        result = functional.conv2d(picture, weight, bias, padding=margin)
     return result
 
 

@@ -15,14 +15,13 @@ from torch.nn import functional
 from lora_foundry.bases import convolutions
 from lora_foundry.bases.convolutions import convolve_large, is_large, quicken
 
-needs_nnpack = pytest.mark.skipif(not convolutions._available(), reason="this torch has no NNPACK here")
+HERE = convolutions._available()  # without NNPACK the same is asked of what stands in for it
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= 1e-4 * other.abs().max())
 
 
-@needs_nnpack
 @settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 3),
@@ -38,14 +37,33 @@ def test_the_answer_is_the_librarys(
     x = torch.randn(count, channels[0], *size, generator=generator)
     weight = torch.randn(channels[1], channels[0], 3, 3, generator=generator)
     shift = torch.randn(channels[1], generator=generator) if bias else None
+    answers: list[Tensor] = []
+    nnpack = convolutions._nnpack
+
+    def noted(*arguments: object) -> Tensor:
+        answers.append(nnpack(*arguments))
+        return answers[-1]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolutions, "_nnpack", noted)
         if strips:
             patch.setattr(convolutions, "_ROOM", 1)
         answer = convolve_large(x, weight, shift)
     assert alike(answer, functional.conv2d(x, weight, shift, padding=1))
+    assert len(answers) == HERE * count * (-(-size[0] // 6) if strips else 1)
 
 
-@needs_nnpack
+@pytest.mark.parametrize("room", [1, 1 << 30])
+def test_a_refusal_is_computed_the_usual_way(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise RuntimeError("NNPACK SpatialConvolution_updateOutput failed")
+
+    monkeypatch.setattr(convolutions, "_nnpack", refuse)
+    monkeypatch.setattr(convolutions, "_ROOM", room)
+    x, weight, shift = torch.randn(2, 4, 13, 11), torch.randn(5, 4, 3, 3), torch.randn(5)
+    assert alike(convolve_large(x, weight, shift), functional.conv2d(x, weight, shift, padding=1))
+
+
 def test_views_are_understood() -> None:
     x = torch.randn(2, 16, 12, 10).to(memory_format=torch.channels_last)
     weight = torch.randn(4, 16, 3, 3).flip(2, 3).transpose(0, 1)
@@ -53,8 +71,8 @@ def test_views_are_understood() -> None:
     assert alike(convolve_large(x[:, :4], weight, None), expected)
 
 
-@needs_nnpack
 def test_only_what_is_large_and_in_fp32_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_available", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     weight = torch.zeros(128, 128, 3, 3)
     assert is_large(torch.zeros(1, 128, 64, 64), weight)
@@ -78,14 +96,13 @@ def test_a_network_answers_as_before(available: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(convolutions, "_PLACES", 1)
     monkeypatch.setattr(convolutions, "_CHANNELS", 4)
     taken: list[tuple[int, ...]] = []
-    whole = convolutions._whole
+    convolve = convolutions._convolve
 
-    def note(picture: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def note(picture: Tensor, weight: Tensor, bias: Tensor | None, margin: int) -> Tensor:
         taken.append(tuple(weight.shape[:2]))
-        return whole(picture, weight, bias)
+        return convolve(picture, weight, bias, margin)
 
-    monkeypatch.setattr(convolutions, "_whole", note)
-    available = available and convolutions._available()
+    monkeypatch.setattr(convolutions, "_convolve", note)
     monkeypatch.setattr(convolutions, "_available", lambda: available)
     layers, x = network(), torch.randn(2, 3, 20, 14)
     before = layers(x)

@@ -47,7 +47,6 @@ def test_a_convolution_answers_as_before(
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not convolutions._available(), reason="this torch has no NNPACK here")
 @pytest.mark.parametrize("shape", CONVOLUTIONS)
 def test_a_large_convolution_answers_as_before(
     shape: dict[str, int], monkeypatch: pytest.MonkeyPatch
@@ -55,13 +54,14 @@ def test_a_large_convolution_answers_as_before(
     monkeypatch.setattr(convolutions, "_PLACES", 1)
     monkeypatch.setattr(convolutions, "_CHANNELS", 4)
     taken: list[int] = []
-    whole = convolutions._whole
+    convolve = convolutions._convolve
 
-    def note(picture: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def note(picture: Tensor, weight: Tensor, bias: Tensor | None, margin: int) -> Tensor:
         taken.append(len(weight))
-        return whole(picture, weight, bias)
+        return convolve(picture, weight, bias, margin)
 
-    monkeypatch.setattr(convolutions, "_whole", note)
+    monkeypatch.setattr(convolutions, "_available", lambda: True)
+    monkeypatch.setattr(convolutions, "_convolve", note)
     network = network_of(nn.Conv2d(4, 8, **shape))
     x = torch.randn(2, 4, 20, 15)
     before = answers(network, x)

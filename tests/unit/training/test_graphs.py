@@ -133,7 +133,7 @@ def test_a_training_by_playback_gives_the_same_file(
     assert recorder.played > 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("extra", [{"precision": "bf16"}, {"precision": "fp16"}, {"buckets": True}])
 def test_on_a_gpu(
     base: Base,
