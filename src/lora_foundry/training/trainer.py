@@ -222,6 +222,11 @@ class Preparation:
         settings = self._job.settings
         passes = Passes(self.model, self.learner.scaler, settings.samples_per_step)
         if not can_record(settings, self.model, self._device):
+            if settings.cuda_graphs:
+                _log.warning(
+                    "train.cuda_graphs is without effect: it needs a CUDA device and a UNet, and neither gradient "
+                    "checkpointing nor text encoders that learn; this training's steps are computed as usual."
+                )
             return passes
         return Recorded(passes, CudaRecorder(self._device), self._device)
 

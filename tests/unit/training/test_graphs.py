@@ -133,6 +133,13 @@ def test_a_training_by_playback_gives_the_same_file(
     assert recorder.played > 0
 
 
+def test_who_asks_for_it_where_it_cannot_be_is_told(
+    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(base, make_job(tmp_path, steps=2, cuda_graphs=True), "cpu")
+    assert "train.cuda_graphs is without effect: it needs a CUDA device" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("extra", [{"precision": "bf16"}, {"precision": "fp16"}, {"buckets": True}])
 def test_on_a_gpu(
