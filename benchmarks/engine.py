@@ -28,11 +28,11 @@ import sqlalchemy as sa
 
 from benchmarks.common import finish, table
 from lora_foundry.domain.task import Task, TaskType
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.schema import tasks
-from lora_foundry.engine.service import serve
-from lora_foundry.engine.worker import WorkerOptions
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.schema import tasks
+from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.worker import WorkerOptions
 
 ROOT = Path(__file__).parents[1]
 LANES = {"gpu": 4, "cpu": 1}

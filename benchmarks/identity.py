@@ -22,7 +22,6 @@ from common import finish, table
 from PIL import Image
 
 from lora_foundry.backends.mini_instruments import MiniTagger
-from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord
 from lora_foundry.domain.evaluation import Evaluation
@@ -31,17 +30,22 @@ from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.picture_plan import prompt_of
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.shots import plan_shots
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.files.images import load_picture
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import require_model
 from lora_foundry.foundry import RecipePorts
 from lora_foundry.mini import world
 from lora_foundry.mini.instruments import AttributeReader
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import load_picture
 from lora_foundry.ports import Trait
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
-from lora_foundry.stages import caption, curate, evaluate, generate, train
+from lora_foundry.stages.caption import step as caption
+from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.evaluate import step as evaluate
+from lora_foundry.stages.generate import step as generate
 from lora_foundry.stages.scoring import mean_share, shares_right
-from lora_foundry.storage import require_model
+from lora_foundry.stages.train import step as train
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 PROMPTS, SEEDS = 12, 2  # of the judge's exam; the pipeline's own is smaller

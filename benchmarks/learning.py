@@ -20,19 +20,19 @@ from torch.nn import functional
 
 from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.backends.mini_instruments import MiniTagger
-from lora_foundry.bases.inspect import find_base
-from lora_foundry.bases.loading import load_pipeline, quiet_libraries
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import Run
-from lora_foundry.paths import RunPaths
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import require_model
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.stages.scoring import Judge, score
-from lora_foundry.stages.train import collect_images
-from lora_foundry.storage import require_model
-from lora_foundry.training.caches import read_picture
-from lora_foundry.training.trainer import InProcessTrainer
+from lora_foundry.stages.train.step import collect_images
+from lora_foundry.trainer.caches import read_picture
+from lora_foundry.trainer.trainer import InProcessTrainer
 
 
 def ours(run: Run, images: tuple[TrainingImage, ...], seed: int, folder: Path) -> Path:

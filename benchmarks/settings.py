@@ -19,22 +19,24 @@ from common import RESULTS, finish, table
 from lora_foundry import Character
 from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.backends.mini_instruments import MiniTagger
-from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import Run
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import require_model
 from lora_foundry.foundry import RecipePorts
-from lora_foundry.paths import RunPaths
 from lora_foundry.ports import TrainingJob
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
-from lora_foundry.stages import caption, curate, generate
-from lora_foundry.stages.regularisation import regularisation_pictures
+from lora_foundry.stages.caption import step as caption
+from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.generate import step as generate
 from lora_foundry.stages.scoring import Judge, score
-from lora_foundry.stages.train import collect_images
-from lora_foundry.storage import require_model
-from lora_foundry.training.trainer import InProcessTrainer
+from lora_foundry.stages.train.regularisation import regularisation_pictures
+from lora_foundry.stages.train.step import collect_images
+from lora_foundry.trainer.trainer import InProcessTrainer
 
 WANTED = 0.8
 PROMPTS = ("evaluate.prompts=16", "evaluate.seeds=2")

@@ -146,9 +146,9 @@ def measure(side: str, job: dict[str, Any], options: argparse.Namespace) -> Meas
 
 def child(side: str, job: dict[str, Any]) -> None:
     """What the measured process does: the trainer, as the product makes it, printing each step that is done."""
-    from lora_foundry.bases.inspect import find_base
     from lora_foundry.domain.run import ProgressEvent
     from lora_foundry.domain.sections import TrainSection
+    from lora_foundry.families._shared.inspect import find_base
     from lora_foundry.ports import Trainer, TrainingImage, TrainingJob
 
     base = find_base(job["base"])
@@ -159,7 +159,7 @@ def child(side: str, job: dict[str, Any]) -> None:
         python = Path(job["python"]) if job["python"] else None
         made: Trainer = kohya.KohyaTrainer(base, Path(job["against"]), python, job["device"])
     else:
-        from lora_foundry.training.trainer import InProcessTrainer
+        from lora_foundry.trainer.trainer import InProcessTrainer
 
         made = InProcessTrainer(base, job["device"])
     folder = Path(job["folder"])
@@ -182,7 +182,7 @@ def floor_seconds(options: argparse.Namespace, base: Path) -> float:
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from lora_foundry.bases.loading import CONFIGURATIONS
+    from lora_foundry.families._shared.loading import CONFIGURATIONS
 
     kind = torch.bfloat16 if options.precision != "fp32" and options.gpu else torch.float32
     device = torch.device("cuda" if options.gpu else "cpu")

@@ -29,13 +29,13 @@ from benchmarks.common import finish, table
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.task import TaskStatus
-from lora_foundry.engine.ledger import Failure, Ledger
-from lora_foundry.engine.pipelines import PipelineRequest, get_pipeline, pipeline_tasks
-from lora_foundry.engine.worker import Worker, WorkerOptions
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import save_picture
+from lora_foundry.files.images import save_picture
+from lora_foundry.files.paths import RunPaths
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.ledger import Failure, Ledger
+from lora_foundry.tasks.pipelines import PipelineRequest, get_pipeline, pipeline_tasks
+from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 RUNS, IMAGES, SIZE = 200, 40, 768
 STREAMS, STEPS, ROUNDS = 50, 100, 12

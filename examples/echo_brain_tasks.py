@@ -15,10 +15,10 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-from lora_foundry.echo import TaskQueue, create_complete_lora_pipeline, create_lora_generation_task
-from lora_foundry.engine.worker import Worker, WorkerOptions
+from lora_foundry.compat.echo import TaskQueue, create_complete_lora_pipeline, create_lora_generation_task
 from lora_foundry.settings import Settings
 from lora_foundry.stage_job import ENTRY
+from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 SMALL = {
     "generate": {"images": 6, "steps": 4, "batch_size": 3},

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_foundry.bases.devices import cpu_has_bf16
+from lora_foundry.families._shared.devices import cpu_has_bf16
 from lora_foundry.mini import MODEL_DIR
 from lora_foundry.mini.networks import AttributeNetwork
 from mini_world.data import (

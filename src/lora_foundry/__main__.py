@@ -1,5 +1,5 @@
 """`python -m lora_foundry` is the same program as `lora-foundry`."""
 
-from lora_foundry.cli import main
+from lora_foundry.cli.app import main
 
 main()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
-from lora_foundry.paths import RunPaths
-from lora_foundry.storage import read_model
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model
 
 _MOST_ERROR = 1000
 

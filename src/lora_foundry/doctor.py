@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError
+from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.settings import Settings
 
 LEAST_DISK = 500 * 1024 * 1024  # what one SD1.5 character took in the system this one replaces
@@ -80,7 +80,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     try:
         import sqlalchemy as sa
 
-        from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
+        from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
     except ModuleNotFoundError as error:
         if settings.database_url:
             yield Finding(
@@ -163,7 +163,7 @@ def _base(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
 
 def _gpu_memory(base: Base, settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     """What the training needs beside what the driver says is free now; nothing on a processor."""
-    from lora_foundry.bases.memory import MIB, driver_free, needed_memory
+    from lora_foundry.families._shared.memory import MIB, driver_free, needed_memory
 
     free = driver_free(settings.device)
     if free is None:

@@ -19,7 +19,6 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.announcements import of_failure, of_finish
-from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.character import Character, file_name
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
@@ -27,8 +26,10 @@ from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, FoundryError, InputError, MissingExtraError, did_you_mean
-from lora_foundry.locks import FolderLock, claim
-from lora_foundry.paths import RunPaths
+from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.files.locks import FolderLock, claim
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder, read_model, storage_errors
 from lora_foundry.pipeline import Stage, run_pipeline
 from lora_foundry.ports import (
     Captioner,
@@ -45,7 +46,6 @@ from lora_foundry.ports import (
 )
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
-from lora_foundry.storage import make_folder, read_model, storage_errors
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ BACKENDS: dict[str, dict[str, str]] = {
     },
     "detector": {"yunet": "lora_foundry.backends.onnx.faces:YuNetDetector"},
     "trainer": {
-        "inprocess": "lora_foundry.training.trainer:InProcessTrainer",
+        "inprocess": "lora_foundry.trainer.trainer:InProcessTrainer",
         "kohya": "lora_foundry.backends.kohya.trainer:KohyaTrainer",
-        "dry-run": "lora_foundry.training.dry_run:DryRunTrainer",
+        "dry-run": "lora_foundry.trainer.dry_run:DryRunTrainer",
     },
     "gpu": {
         "local": "lora_foundry.backends.gpu:LocalGpu",

@@ -34,7 +34,7 @@ class Stage:
     retries: int
 
     def load(self) -> StageFunction:
-        return cast(StageFunction, import_module(f"lora_foundry.stages.{self.name}").run)
+        return cast(StageFunction, import_module(f"lora_foundry.stages.{self.name}.step").run)
 
 
 PIPELINE: tuple[Stage, ...] = (

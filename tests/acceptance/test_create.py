@@ -13,8 +13,8 @@ from PIL import Image
 
 from lora_foundry import Character, Foundry
 from lora_foundry.domain.lora import TrainedLora
-from lora_foundry.paths import RunPaths
-from lora_foundry.storage import require_model
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import require_model
 from tests.conftest import SMALL
 
 

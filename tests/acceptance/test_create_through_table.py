@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from lora_foundry.domain.task import Task
-from lora_foundry.engine import pipelines
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.recovery import beat
 from lora_foundry.settings import Settings
+from lora_foundry.tasks import pipelines
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.recovery import beat
 from tests.conftest import SMALL
 from tests.contract.test_ledger import execute
 
@@ -26,7 +26,7 @@ from tests.contract.test_ledger import execute
 PROGRAM = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from lora_foundry.cli import main
+from lora_foundry.cli.app import main
 main()
 """
 WORDS = ["create", "Elara", "-d", "1girl, brown hair"]

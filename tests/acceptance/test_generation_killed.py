@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lora_foundry.domain.curation import CurationResult
-from lora_foundry.storage import read_model
+from lora_foundry.files.storage import read_model
 from tests.painted import tree
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork servers are POSIX")
@@ -26,8 +26,9 @@ SETTINGS = ("generate.images=8", "generate.steps=2", "generate.batch_size=3", "c
 def work(folder: str, settings: tuple[str, ...], events: Any) -> None:
     """Both stages in a process of its own; says how far it is."""
     from lora_foundry.backends.diffusers import DiffusersGenerator
-    from lora_foundry.bases.inspect import find_base
-    from lora_foundry.stages import curate, generate
+    from lora_foundry.families._shared.inspect import find_base
+    from lora_foundry.stages.curate import step as curate
+    from lora_foundry.stages.generate import step as generate
     from tests.painted import PaintedPorts, make_run
 
     run = make_run(Path(folder), *settings, description="1girl, red hair, green dress")
@@ -40,7 +41,7 @@ def work(folder: str, settings: tuple[str, ...], events: Any) -> None:
 def server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["lora_foundry.backends.diffusers", "lora_foundry.stages.curate", "tests.painted"]
+        ["lora_foundry.backends.diffusers", "lora_foundry.stages.curate.step", "tests.painted"]
     )
     return context
 

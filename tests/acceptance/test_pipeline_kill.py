@@ -17,19 +17,19 @@ import pytest
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.task import Task
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import PipelineRequest, recent_pipelines, retry, submit
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import require_model
 from lora_foundry.settings import Settings
-from lora_foundry.storage import require_model
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import PipelineRequest, recent_pipelines, retry, submit
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
 import sys
 from pathlib import Path
-from lora_foundry.engine.recovery import Timing
-from lora_foundry.engine.service import serve
-from lora_foundry.engine.worker import WorkerOptions
+from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.worker import WorkerOptions
 from lora_foundry.settings import Settings
 from lora_foundry.stage_job import ENTRY
 timing = Timing(beat=0.5, patience=3, dead_after=4)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_foundry import Character, Foundry, storage
+from lora_foundry import Character, Foundry
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import StorageError
+from lora_foundry.files import storage
 from tests.conftest import SMALL
 
 STAGES = ("generate", "curate", "caption", "train", "evaluate", "publish")

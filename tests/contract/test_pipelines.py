@@ -8,14 +8,14 @@ import pytest
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.task import Task
-from lora_foundry.engine import pipelines
-from lora_foundry.engine.admission import admit
-from lora_foundry.engine.ledger import Failure, Ledger
-from lora_foundry.engine.payloads import prepare
-from lora_foundry.engine.pipelines import Pipeline, PipelineRequest
 from lora_foundry.errors import InputError, PermanentError
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
+from lora_foundry.tasks import pipelines
+from lora_foundry.tasks.admission import admit
+from lora_foundry.tasks.ledger import Failure, Ledger
+from lora_foundry.tasks.payloads import prepare
+from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest
 from tests.contract.test_ledger import ALL, execute, generation, one, run
 
 SETTINGS = Settings()

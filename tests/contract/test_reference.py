@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lora_foundry.backends.diffusers import DiffusersGenerator
-from lora_foundry.bases.inspect import find_base
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
-from lora_foundry.pictures import read_record
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.files.images import read_record
 from lora_foundry.recipe_files import load_recipe
-from lora_foundry.stages import curate, generate
+from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.generate import step as generate
 from mini_world.render import render
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, quiet
 from tests.unit.test_mini_world import SHOT_OF_PERSON

@@ -25,7 +25,6 @@ from lora_foundry.backends.kohya.plan import (
     to_toml,
 )
 from lora_foundry.backends.kohya.trainer import KohyaTrainer
-from lora_foundry.bases.inspect import Base, find_base
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import (
@@ -36,9 +35,10 @@ from lora_foundry.errors import (
     InputError,
     MissingExtraError,
 )
+from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.ports import Trainer, TrainingImage, TrainingJob
-from lora_foundry.stages.soundness import check_numbers
-from lora_foundry.training.trainer import InProcessTrainer
+from lora_foundry.stages.publish.soundness import check_numbers
+from lora_foundry.trainer.trainer import InProcessTrainer
 
 STUB = Path(__file__).parents[1] / "data" / "kohya_stub"
 

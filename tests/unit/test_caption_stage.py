@@ -15,10 +15,10 @@ from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.shots import Shot
 from lora_foundry.errors import InputError, StageError
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder, write_model
 from lora_foundry.recipe_files import load_recipe
-from lora_foundry.stages import caption
-from lora_foundry.storage import make_folder, write_model
+from lora_foundry.stages.caption import step as caption
 
 
 class OnlyCaptions:

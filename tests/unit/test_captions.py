@@ -17,7 +17,7 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.tags import GROUPS, booru, topics_of, without_contradictions
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.pictures import save_picture
+from lora_foundry.files.images import save_picture
 from lora_foundry.recipe_files import load_recipe
 
 WORDS = sorted({word for group in GROUPS for word in group} | {"red hair", "sword", "rain"})

@@ -9,7 +9,7 @@ import pytest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import EvaluateSection
 from lora_foundry.errors import InputError
-from lora_foundry.stages.choosing import Choice, demanded
+from lora_foundry.stages.evaluate.choosing import Choice, demanded
 
 OPTIONS = [
     Choice(step, "", LoraUse(path=Path("lora"), strength=strength))

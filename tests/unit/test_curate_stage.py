@@ -18,10 +18,11 @@ from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.shots import AXES
 from lora_foundry.errors import BackendError, InputError, StageError
-from lora_foundry.pictures import file_hash, load_picture, read_record
+from lora_foundry.files.images import file_hash, load_picture, read_record
+from lora_foundry.files.storage import read_model
 from lora_foundry.ports import Trait
-from lora_foundry.stages import curate, generate
-from lora_foundry.storage import read_model
+from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, paint, quiet, spoil, tree
 
 FAULTS = {"003.0": "blank", "010.0": "blurred", "017.0": "duplicate", "031.0": "duplicate", "010.1": "blank"}

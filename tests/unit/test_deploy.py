@@ -10,9 +10,9 @@ import pytest
 import typer
 import yaml
 
-from lora_foundry.cli import app
-from lora_foundry.engine.recovery import Timing
+from lora_foundry.cli.app import app
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.recovery import Timing
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_foundry.engine.devices import Devices, lanes_for, visible_devices
 from lora_foundry.errors import InputError
+from lora_foundry.tasks.devices import Devices, lanes_for, visible_devices
 
 
 @pytest.mark.parametrize(

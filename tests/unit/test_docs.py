@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from lora_foundry.cli import app
+from lora_foundry.cli.app import app
 from lora_foundry.domain.recipe import Recipe, field_paths
 from lora_foundry.recipe_files import recipe_names
 from lora_foundry.settings import Settings

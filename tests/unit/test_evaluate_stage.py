@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 
 from lora_foundry.backends.folder import FolderPublisher
-from lora_foundry.bases.inspect import read_header
 from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, ReferenceUse
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.lora import LoraUse, SavedLora, TrainedLora
@@ -20,11 +19,13 @@ from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.publication import Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError, StageError, VerificationError
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, save_picture
+from lora_foundry.families._shared.inspect import read_header
+from lora_foundry.files.images import file_hash, save_picture
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder, require_model, write_model
 from lora_foundry.ports import GeneratedImage, PublishedFiles, Trait
-from lora_foundry.stages import evaluate, publish
-from lora_foundry.storage import make_folder, require_model, write_model
+from lora_foundry.stages.evaluate import step as evaluate
+from lora_foundry.stages.publish import step as publish
 from tests.painted import PaintedGenerator, make_run, paint, quiet, tree
 
 SETTINGS = ("generate.images=4", "generate.batch_size=3", "evaluate.prompts=4", "evaluate.seeds=2")

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
-from lora_foundry.pictures import file_hash
-from lora_foundry.storage import write_model
+from lora_foundry.files.images import file_hash
+from lora_foundry.files.storage import write_model
 from tests.unit.test_evaluate_stage import Lookout, Ports, measure, prepare
 
 

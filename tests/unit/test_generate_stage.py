@@ -15,10 +15,11 @@ from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, Pictur
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import BackendError, StorageError
-from lora_foundry.pictures import file_hash, read_record, save_picture
+from lora_foundry.files.images import file_hash, read_record, save_picture
+from lora_foundry.files.storage import read_model
 from lora_foundry.ports import GeneratedImage
-from lora_foundry.stages import drawing, generate
-from lora_foundry.storage import read_model
+from lora_foundry.stages import drawing
+from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, paint, quiet, tree
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_foundry.engine.payloads import Kind, inside, lane_of, parse, prepare, recognise
 from lora_foundry.errors import InputError, PermanentError
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.payloads import Kind, inside, lane_of, parse, prepare, recognise
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
 TAGGING = {

@@ -14,11 +14,11 @@ from lora_foundry.backends.mini_instruments import MiniEmbedder
 from lora_foundry.domain.curation import CurationResult
 from lora_foundry.domain.dataset import GenerationMetadata
 from lora_foundry.domain.run import Run
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import save_picture
-from lora_foundry.stages import curate
+from lora_foundry.files.images import save_picture
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import write_model
+from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.drawing import take_brush
-from lora_foundry.storage import write_model
 from mini_world.character import Character as Look
 from mini_world.character import sample_character
 from mini_world.render import render

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from lora_foundry import storage
 from lora_foundry.backends.folder import FolderPublisher
 from lora_foundry.domain.publication import LoraCard
 from lora_foundry.errors import InputError, StorageError, VerificationError
-from lora_foundry.stages.soundness import check_numbers
+from lora_foundry.files import storage
+from lora_foundry.stages.publish.soundness import check_numbers
 
 
 def write_lora(path: Path, up: float = 0.5, kind: type[np.floating] = np.float16) -> Path:

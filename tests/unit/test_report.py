@@ -17,12 +17,12 @@ from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreR
 from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import Run
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder, write_model, write_text
 from lora_foundry.recipe_files import load_recipe, recipe_names
-from lora_foundry.stages.before_after import draw_before_after, enlarge, spread
-from lora_foundry.stages.loss_curve import HEIGHT, WIDTH, draw_loss, read_losses
-from lora_foundry.stages.report import recipe_text, write_report
-from lora_foundry.storage import make_folder, write_model, write_text
+from lora_foundry.stages.evaluate.before_after import draw_before_after, enlarge, spread
+from lora_foundry.stages.evaluate.report import recipe_text, write_report
+from lora_foundry.stages.train.loss_curve import HEIGHT, WIDTH, draw_loss, read_losses
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 

@@ -16,9 +16,10 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.pictures import read_record
+from lora_foundry.files.images import read_record
 from lora_foundry.ports import FloatArray, TrainingJob
-from lora_foundry.stages import curate, generate
+from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, quiet, tree
 
 SETTINGS = ("generate.images=8", "generate.rounds=3", "generate.round_keep=0.5", "curate.identity=false")

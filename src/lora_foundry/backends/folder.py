@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_foundry import paths, storage
 from lora_foundry.domain.publication import LoraCard
 from lora_foundry.errors import InputError
+from lora_foundry.files import paths, storage
 from lora_foundry.ports import PublishedFiles
 
 

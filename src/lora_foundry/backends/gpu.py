@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lora_foundry.bases.inspect import Base
-from lora_foundry.bases.memory import MIB, driver_free, needed_memory
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.memory import MIB, driver_free, needed_memory
 from lora_foundry.settings import Settings
 
 

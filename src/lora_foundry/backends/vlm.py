@@ -15,7 +15,7 @@ import httpx
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.pictures import load_picture
+from lora_foundry.files.images import load_picture
 
 _QUESTION = (
     "List what this picture shows of one character as short lower-case tags, separated by commas and nothing else: "

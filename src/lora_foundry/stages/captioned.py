@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_foundry.errors import InputError
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
 
 
 def read_caption(image: Path) -> str:

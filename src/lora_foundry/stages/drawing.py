@@ -13,10 +13,10 @@ from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, load_picture, read_record, save_picture
+from lora_foundry.files.images import file_hash, load_picture, read_record, save_picture
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import write_aside
 from lora_foundry.ports import GeneratedImage, Generator, Ports
-from lora_foundry.storage import write_aside
 
 _WRITERS = 4  # pictures of a batch written side by side; packing one takes a tenth of a second and more
 

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from lora_foundry import __version__
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import Pipeline
+from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
-from lora_foundry.storage import make_folder
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import pages, problems
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub

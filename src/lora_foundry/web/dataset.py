@@ -17,9 +17,9 @@ from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord, Taggi
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import file_hash, read_record
-from lora_foundry.storage import read_model, storage_errors, write_model, write_text
+from lora_foundry.files.images import file_hash, read_record
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model, storage_errors, write_model, write_text
 from lora_foundry.web.jail import is_plain_name, jailed
 from lora_foundry.web.problems import ConflictError, NotFoundError
 

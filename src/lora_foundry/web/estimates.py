@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from statistics import median
 
-from lora_foundry.engine.pipelines import Pipeline, StageState
+from lora_foundry.tasks.pipelines import Pipeline, StageState
 
 _LEAST_SHARE = 0.02  # of a stage, below which its rate says nothing
 

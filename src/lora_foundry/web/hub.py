@@ -21,10 +21,10 @@ from typing import NamedTuple
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 
-from lora_foundry.engine import signals
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import Pipeline, get_pipeline, pulse
 from lora_foundry.errors import FoundryError, RetryableError
+from lora_foundry.tasks import signals
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import Pipeline, get_pipeline, pulse
 
 logger = logging.getLogger(__name__)
 REMEMBERED = 1000

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_foundry.paths import published_lora, published_preview
+from lora_foundry.files.paths import published_lora, published_preview
 
 _SUFFIX = ".metadata.json"
 _MOST_BYTES = 1_000_000

@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_foundry import __version__
-from lora_foundry.engine.recovery import workers as live_workers
+from lora_foundry.tasks.recovery import workers as live_workers
 
 if TYPE_CHECKING:
     from lora_foundry.web.site import Site

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 
 from lora_foundry.errors import InputError
-from lora_foundry.storage import write_bytes
+from lora_foundry.files.storage import write_bytes
 
 MOST_UPLOAD = 20 * 1024 * 1024
 MOST_PIXELS = 40_000_000

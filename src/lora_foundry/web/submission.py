@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
-from lora_foundry.engine.payloads import prepare
-from lora_foundry.engine.pipelines import PipelineRequest, pipeline_tasks
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.payloads import prepare
+from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
 from lora_foundry.web.jail import is_plain_name, jailed
 from lora_foundry.web.models import PipelineIn, PlanRequest
 

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from lora_foundry.domain.task import Task, TaskStatus
-from lora_foundry.engine.pipelines import Pipeline, StageState
 from lora_foundry.pipeline import PIPELINE
+from lora_foundry.tasks.pipelines import Pipeline, StageState
 from lora_foundry.web.estimates import Estimates, seconds_of, share_of, utc_now
 from lora_foundry.web.models import CharacterView, PipelineView, StageView, TaskDetail, TaskView
 

@@ -19,12 +19,12 @@ from lora_foundry.domain.curation import CurationResult, Measures, Reason, Verdi
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, TaggingResults
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.run import Run
-from lora_foundry.paths import RunPaths
-from lora_foundry.pictures import save_picture
+from lora_foundry.files.images import save_picture
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import write_model, write_text
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
-from lora_foundry.stages.caption import hash_of
-from lora_foundry.storage import write_model, write_text
+from lora_foundry.stages.caption.step import hash_of
 from lora_foundry.web.app import create_app
 
 ELARA = {"name": "Elara", "description": "1girl, brown hair, red dress", "recipe": "mini"}

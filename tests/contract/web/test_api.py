@@ -17,11 +17,11 @@ from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.run import Run
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model, require_model, write_text
 from lora_foundry.settings import Settings
-from lora_foundry.stages import caption
-from lora_foundry.stages.train import collect_images
-from lora_foundry.storage import read_model, require_model, write_text
+from lora_foundry.stages.caption import step as caption
+from lora_foundry.stages.train.step import collect_images
 from lora_foundry.web.app import create_app
 from tests.contract.web.conftest import ELARA, IMAGES, paint_set
 

@@ -13,10 +13,10 @@ import requests
 from pydantic import BaseModel
 from sqlalchemy import text
 
-from lora_foundry.engine.ledger import Ledger
-from lora_foundry.engine.pipelines import Pipeline
 from lora_foundry.errors import RetryableError
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import hub as hubs
 from lora_foundry.web.hub import Hub, Stream
 from tests.contract.web.conftest import ELARA, serving

@@ -23,12 +23,12 @@ import httpx
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Drawing, Patience, find_model
 from lora_foundry.backends.comfyui.loras import PlacedLoras
 from lora_foundry.backends.comfyui.workflows import Values, Workflow, load_workflow
-from lora_foundry.bases.inspect import Base
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, BaseModelError, FoundryError, InputError
+from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import GeneratedImage
 from lora_foundry.settings import Settings
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lora_foundry.bases.inspect import read_header
 from lora_foundry.errors import BaseModelError, VerificationError
+from lora_foundry.families._shared.inspect import read_header
 
 # Names that were seen to load whole; what is known where the checkpoint itself cannot be looked into.
 _LOADED_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "diffusion_model.")

@@ -16,7 +16,7 @@ from uuid import uuid4
 from lora_foundry.backends.comfyui.client import ComfyUIClient, find_listed
 from lora_foundry.backends.comfyui.keys import check_keys
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.storage import write_aside
+from lora_foundry.files.storage import write_aside
 
 logger = logging.getLogger(__name__)
 _PREFIX = "lora_foundry_tmp_"

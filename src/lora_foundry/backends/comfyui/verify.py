@@ -14,12 +14,12 @@ from lora_foundry.backends.comfyui.client import ComfyUIClient, FlatPictureError
 from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions, options_of
 from lora_foundry.backends.comfyui.keys import check_keys, read_keys
 from lora_foundry.backends.comfyui.loras import listed_name
-from lora_foundry.bases.inspect import Base
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.publication import Proof
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, FoundryError, VerificationError
+from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import PublishedFiles
 from lora_foundry.settings import Settings
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from lora_foundry.backends.diffusers.lora import APPLIED, check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
 from lora_foundry.backends.diffusers.merging import Kept, merge, restore
-from lora_foundry.bases.convolutions import quicken
-from lora_foundry.bases.devices import choose_dtype, find_device, use_available_cores
-from lora_foundry.bases.inspect import Base
-from lora_foundry.bases.loading import denoiser, load_pipeline, quiet_libraries
-from lora_foundry.bases.prompts import Condition, Prompts, make_prompts
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
+from lora_foundry.families._shared.convolutions import quicken
+from lora_foundry.families._shared.devices import choose_dtype, find_device, use_available_cores
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.loading import denoiser, load_pipeline, quiet_libraries
+from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts
 from lora_foundry.ports import GeneratedImage
 
 if TYPE_CHECKING:

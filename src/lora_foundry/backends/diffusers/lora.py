@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_foundry.bases.inspect import read_header
-from lora_foundry.bases.names import is_sdxl, original_name
 from lora_foundry.errors import BaseModelError, VerificationError
+from lora_foundry.families._shared.inspect import read_header
+from lora_foundry.families._shared.names import is_sdxl, original_name
 
 APPLIED = "applied"
 _MAGNITUDE = ".dora_scale"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lora_foundry.bases.devices import total_memory
+from lora_foundry.families._shared.devices import total_memory
 
 _PLENTY = 4  # times the network's size: the memory that holds the changed weights beside the base's own
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 import diffusers
-from lora_foundry.bases.loading import quiet_libraries
 from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import InputError
-from lora_foundry.pictures import load_picture
+from lora_foundry.families._shared.loading import quiet_libraries
+from lora_foundry.files.images import load_picture
 
 # The library is untyped.
 _ImageToImagePipeline: Any = diffusers.StableDiffusionImg2ImgPipeline

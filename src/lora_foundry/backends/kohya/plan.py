@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_foundry.bases.inspect import Base, read_header
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
+from lora_foundry.families._shared.inspect import Base, read_header
+from lora_foundry.files.storage import make_folder, remove_tree, storage_errors, write_json, write_text
 from lora_foundry.ports import TrainingImage, TrainingJob
-from lora_foundry.storage import make_folder, remove_tree, storage_errors, write_json, write_text
 
 OUTPUT_NAME = "lora"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"

@@ -14,8 +14,8 @@ from pathlib import Path
 from lora_foundry.backends.kohya import guard
 from lora_foundry.backends.kohya.checkout import Checkout
 from lora_foundry.backends.kohya.output import Output, Step
-from lora_foundry.bases.devices import available_cores
 from lora_foundry.errors import BackendError
+from lora_foundry.families._shared.devices import available_cores
 
 _CHUNK = 65_536
 

@@ -26,7 +26,6 @@ from lora_foundry.backends.kohya.plan import (
     total_steps,
 )
 from lora_foundry.backends.kohya.process import command, run
-from lora_foundry.bases.inspect import Base, read_header
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.errors import (
@@ -37,11 +36,19 @@ from lora_foundry.errors import (
     InputError,
     VerificationError,
 )
-from lora_foundry.paths import TRAINING_CONFIG, TRAINING_LOG, TRAINING_LOSS
-from lora_foundry.pictures import file_hash
+from lora_foundry.families._shared.inspect import Base, read_header
+from lora_foundry.files.images import file_hash
+from lora_foundry.files.paths import TRAINING_CONFIG, TRAINING_LOG, TRAINING_LOSS
+from lora_foundry.files.storage import (
+    make_folder,
+    remove_file,
+    remove_tree,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from lora_foundry.ports import ProgressCallback, TrainingJob
-from lora_foundry.stages.soundness import check_numbers
-from lora_foundry.storage import make_folder, remove_file, remove_tree, write_bytes, write_json, write_text
+from lora_foundry.stages.publish.soundness import check_numbers
 
 _NEWS_SECONDS = 0.4
 _KEYS = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")

@@ -16,7 +16,7 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.tags import booru
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.pictures import load_picture
+from lora_foundry.files.images import load_picture
 from lora_foundry.ports import FloatArray, Trait
 
 _SIDE = 448

@@ -9,8 +9,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from lora_foundry.engine.pipelines import Pipeline
-from lora_foundry.paths import RunPaths
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web import dataset as sets
 from lora_foundry.web.dataset import NearPair, SetPicture, TagCount

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Query, Response
 
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskStatus
-from lora_foundry.engine import pipelines as engine
-from lora_foundry.engine.pipelines import Pipeline
+from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
-from lora_foundry.storage import read_model
+from lora_foundry.tasks import pipelines as engine
+from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from lora_foundry.domain.evaluation import Candidate, Evaluation
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
-from lora_foundry.engine.pipelines import Pipeline
-from lora_foundry.paths import TRAINING_LOSS, RunPaths
-from lora_foundry.stages.choosing import candidate_name
-from lora_foundry.stages.loss_curve import read_losses
-from lora_foundry.storage import read_model
+from lora_foundry.files.paths import TRAINING_LOSS, RunPaths
+from lora_foundry.files.storage import read_model
+from lora_foundry.stages.evaluate.choosing import candidate_name
+from lora_foundry.stages.train.loss_curve import read_losses
+from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web.dataset import picture_files
 from lora_foundry.web.jail import jailed

@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from lora_foundry import __version__
-from lora_foundry.engine.recovery import WorkerState, workers
 from lora_foundry.recipe_files import recipe_names
+from lora_foundry.tasks.recovery import WorkerState, workers
 from lora_foundry.web import machine
 from lora_foundry.web.machine import ComfyState, Disk, Finding, Gpu
 from lora_foundry.web.problems import NotFoundError

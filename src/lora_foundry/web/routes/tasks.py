@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from lora_foundry.domain.task import Task, TaskStatus
-from lora_foundry.engine import pipelines as engine
+from lora_foundry.tasks import pipelines as engine
 from lora_foundry.web.models import LogPart, TaskDetail, TaskPage, TaskView
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site

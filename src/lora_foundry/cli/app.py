@@ -1,0 +1,236 @@
+"""The command line: parses, calls, prints. Everything it can do, the Python API can do as well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lora_foundry import __version__
+from lora_foundry.cli import tasks as cli_tasks
+from lora_foundry.cli import web as cli_web
+from lora_foundry.errors import FoundryError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="lora-foundry",
+    help="Describe a character; get a LoRA that draws it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+workflows = typer.Typer(help="ComfyUI workflows: those that ship, and your own.", no_args_is_help=True)
+app.add_typer(workflows, name="workflows")
+app.add_typer(cli_tasks.tasks, name="tasks")
+app.add_typer(cli_tasks.db, name="db")
+app.command()(cli_tasks.worker)
+app.command()(cli_tasks.stats)
+app.command()(cli_web.serve)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+DEMO_NAME = "Elara"
+DEMO_DESCRIPTION = "1girl, pink hair, twintails, green eyes, pale skin, blue dress, crown"
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder for everything made here; else LORA_FOUNDRY_HOME.", metavar="DIR"),
+]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's name or a TOML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change one recipe value, as in train.rank=8. Repeatable."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object at the end and nothing else.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")]
+
+
+def main() -> None:
+    """The program. Exit codes: 0 done, 1 failed but worth trying again, 2 the input cannot be used, 130 stopped."""
+    try:
+        app()
+    except FoundryError as error:
+        _fail(error, as_json=False)
+
+
+@contextmanager
+def _errors(as_json: bool) -> Iterator[None]:
+    """Turns this project's errors into one sentence (or one JSON object) and their exit code; Ctrl-C, too, which
+    typer would end without a word."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _err.print("Stopped. Run the same command again to go on from here.")
+        raise SystemExit(130) from None
+    except FoundryError as error:
+        _fail(error, as_json)
+
+
+def _fail(error: FoundryError, as_json: bool) -> NoReturn:
+    if as_json:
+        kind = type(error).__name__
+        print(
+            json.dumps({"status": "failed", "error": str(error), "kind": kind, "retryable": error.retryable})
+        )
+    else:
+        _err.print(f"[red]Error:[/red] {_escape(str(error))}", soft_wrap=True)
+    raise SystemExit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(value: bool) -> None:
+    if value:
+        _out.print(f"lora-foundry {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Describe a character; get a LoRA that draws it."""
+
+
+@app.command()
+def create(
+    name: Annotated[
+        str, typer.Argument(help="The character's name; becomes folder, file names and trigger word.")
+    ],
+    description: Annotated[str, typer.Option("--description", "-d", help="What the character looks like.")],
+    tags: Annotated[str, typer.Option(help="Identity tags for captions; else the description's parts.")] = "",
+    trigger: Annotated[str, typer.Option(help="The word that calls the character; else the name.")] = "",
+    reference: Annotated[
+        Path | None, typer.Option(help="A picture of the character, which the others are to resemble.")
+    ] = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes plan, pictures and evaluation.")] = None,
+    output_name: Annotated[str | None, typer.Option(help="File name of the LoRA, without suffix.")] = None,
+    home: Home = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Only put the six tasks into the table, for a worker.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a character's pictures, train its LoRA, measure and install it. Run it again to go on after a stop."""
+    from lora_foundry.cli.create import Wanted, create_here, submit_only
+
+    with _errors(as_json):
+        wanted = Wanted.of(
+            name, description, tags, trigger, recipe, settings or [], seed, output_name, reference
+        )
+        if detach:
+            submit_only(wanted, home, as_json)
+        else:
+            create_here(wanted, home, as_json, quiet)
+
+
+@app.command()
+def demo(
+    home: Home = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole pipeline on the bundled miniature model: a few minutes on two CPU cores, nothing to download."""
+    from lora_foundry.cli.create import Wanted, create_here
+
+    with _errors(as_json):
+        wanted = Wanted.of(DEMO_NAME, DEMO_DESCRIPTION, recipe="mini", settings=settings or [])
+        create_here(wanted, home, as_json, quiet)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show every value of this recipe (or file).")] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped recipes, or show one with every value and what it means."""
+    from lora_foundry.cli.terminal import print_recipe
+    from lora_foundry.recipe_files import load_recipe, recipe_names
+
+    with _errors(as_json):
+        if name is not None:
+            chosen = load_recipe(name, settings or [])
+            if as_json:
+                print(chosen.model_dump_json())
+            else:
+                print_recipe(_out, chosen)
+            return
+        known = [load_recipe(each) for each in recipe_names()]
+        if as_json:
+            print(json.dumps([{"name": each.name, "description": each.description} for each in known]))
+            return
+        table = Table("recipe", "what for", "pictures", "size", "steps", box=None, pad_edge=False)
+        for each in known:
+            size = f"{each.generate.width}x{each.generate.height}"
+            table.add_row(each.name, each.description, str(each.generate.images), size, str(each.total_steps))
+        _out.print(table)
+
+
+@app.command()
+def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption = False) -> None:
+    """Check what a run needs on this machine, each failing line with its mend. Exit code 1 if a line fails."""
+    from lora_foundry.doctor import examine
+    from lora_foundry.foundry import Foundry
+    from lora_foundry.recipe_files import load_recipe
+
+    with _errors(as_json):
+        settings = Foundry(home).settings
+        findings = examine(settings, load_recipe(recipe or settings.recipe))
+    if as_json:
+        print(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        for finding in findings:
+            mark = "[green]ok[/green]  " if finding.ok else "[red]no[/red]  "
+            _out.print(f"{mark}{finding.subject}: {_escape(finding.found)}", soft_wrap=True)
+            if not finding.ok:
+                _out.print(f"    -> {_escape(finding.mend)}", soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
+
+
+@workflows.command()
+def check(
+    file: Annotated[str, typer.Argument(help="A shipped workflow's name or an API-format .json file.")],
+    home: Home = None,
+) -> None:
+    """Say what a workflow binds, and compare it with the server's own list of nodes. Exit code 2 if it cannot work."""
+    from lora_foundry.foundry import Foundry, load_backend
+
+    with _errors(as_json=False):
+        load_backend("generator", "comfyui")
+        from lora_foundry.backends.comfyui.examine import check_workflow
+        from lora_foundry.backends.comfyui.workflows import describe, load_workflow
+
+        workflow = load_workflow(file)
+        _out.print(_escape(describe(workflow)), soft_wrap=True)
+        remarks = check_workflow(workflow, Foundry(home).settings.comfyui_url)
+    for remark in remarks:
+        _out.print(f"{remark.level}: {_escape(remark.text)}", soft_wrap=True)
+    if any(remark.level == "fault" for remark in remarks):
+        raise SystemExit(2)
+    _out.print("The server can run it.")
+
+
+if __name__ == "__main__":
+    main()

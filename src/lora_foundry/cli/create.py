@@ -1,0 +1,156 @@
+"""`create` and `demo`: a pipeline is put into the task table, and shown until it has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from lora_foundry import errors
+from lora_foundry.cli.tasks import settings_of, with_ledger
+from lora_foundry.domain.character import Character, split_tags
+from lora_foundry.domain.recipe import setting_values
+from lora_foundry.errors import BackendError, FoundryError, InputError
+from lora_foundry.files.storage import write_bytes
+from lora_foundry.foundry import CreateResult, Foundry, check_writable, notifier_of, result_of
+from lora_foundry.settings import Settings
+
+if TYPE_CHECKING:
+    from lora_foundry.tasks.ledger import Ledger
+    from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
+
+CTRL_C_SECONDS = 10.0  # to come to a safe place
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asked for, checked as far as it can be without a recipe."""
+
+    character: Character
+    recipe: str | None
+    changes: tuple[str, ...]
+    output_name: str | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        description: str,
+        tags: str = "",
+        trigger: str = "",
+        recipe: str | None = None,
+        settings: Sequence[str] = (),
+        seed: int | None = None,
+        output_name: str | None = None,
+        reference: Path | None = None,
+    ) -> Wanted:
+        """From the options of `create`. Raises InputError."""
+        path = None if reference is None else reference.expanduser().absolute()
+        if path is not None and not path.is_file():
+            raise InputError(f"There is no reference image {path}.")
+        character = Character(
+            name=name,
+            description=description,
+            trigger=trigger,
+            tags=split_tags(tags),
+            reference_image=path,
+        )
+        changes = (*settings, *(() if seed is None else (f"seed={seed}",)))
+        return cls(character, recipe, changes, output_name)
+
+    def request(self, settings: Settings) -> PipelineRequest:
+        """The same for the task table, with nothing in it that only this machine could read."""
+        from lora_foundry.tasks.pipelines import PipelineRequest, portable_recipe
+
+        given = self.character.reference_image
+        return PipelineRequest(
+            character=self.character.model_copy(update={"reference_image": None}),
+            recipe=portable_recipe(self.recipe or settings.recipe),
+            settings=setting_values(self.changes),
+            output_name=self.output_name,
+            reference_image=None if given is None else str(_kept(settings, given)),
+        )
+
+
+def _kept(settings: Settings, picture: Path) -> Path:
+    """A copy of the reference image where workers may read it, named by its content."""
+    try:
+        content = picture.read_bytes()
+    except OSError as error:
+        raise InputError(f"The reference image {picture} cannot be read ({error.strerror}).") from error
+    name = f"{hashlib.sha256(content).hexdigest()[:24]}{picture.suffix.lower()}"
+    place = settings.home.expanduser().absolute() / "references" / name
+    return place if place.is_file() else write_bytes(place, content)
+
+
+def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
+    """Puts the rows into the table, after the same checks as for a run here."""
+    settings = settings_of(home)
+    Foundry(settings=settings).prepare(
+        wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
+    )
+
+    async def put(ledger: Ledger) -> Pipeline:
+        from lora_foundry.tasks.pipelines import submit
+
+        return await submit(ledger, settings, wanted.request(settings))
+
+    pipeline = with_ledger(settings, put)
+    tasks = [stage.task_id for stage in pipeline.stages]
+    if as_json:
+        print(json.dumps({"status": "pending", "pipeline": pipeline.id, "tasks": tasks}))
+    else:
+        numbers = ", ".join(map(str, tasks))
+        _out.print(f"Tasks {numbers} are in the table; `lora-foundry worker` runs them.")
+
+
+def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -> None:
+    """Puts the rows into the table and stays until the LoRA is published. Raises what the failed stage raised."""
+    from lora_foundry.cli.terminal import RunDisplay, print_result
+
+    settings = settings_of(home)
+    run, _ = Foundry(settings=settings).prepare(
+        wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
+    )
+    check_writable(settings.home.expanduser().absolute(), run.dataset_dir, run.lora_dir)
+    with RunDisplay(_err, shown=not (as_json or quiet)) as display:
+
+        def trouble(stage: StageState) -> None:
+            display.say(f"{stage.stage}: {stage.error} It is tried again.")
+
+        async def work(ledger: Ledger) -> Pipeline:
+            from lora_foundry.stage_job import ENTRY, PRELOAD
+            from lora_foundry.tasks.foreground import Watcher, create
+            from lora_foundry.tasks.recovery import Timing
+            from lora_foundry.tasks.worker import WorkerOptions
+
+            timing, notifier = Timing(grace=CTRL_C_SECONDS), notifier_of(settings)
+            options = WorkerOptions(ENTRY, timing=timing, preload=PRELOAD, notifier=notifier)
+            watcher = Watcher(display.progress, display.finished, trouble)
+            return await create(ledger, settings, wanted.request(settings), options, watcher)
+
+        pipeline = with_ledger(settings, work)
+    if pipeline.status != "completed":
+        raise _error_of(pipeline)
+    result: CreateResult = result_of(run, {stage.stage: stage.seconds or 0.0 for stage in pipeline.stages})
+    if as_json:
+        print(result.model_dump_json())
+    else:
+        print_result(_out, result)
+
+
+def _error_of(pipeline: Pipeline) -> FoundryError:
+    """The error that a stage's process raised, as far as its row tells."""
+    failed = next((stage for stage in pipeline.stages if stage.status == "failed"), None)
+    if failed is None:
+        return BackendError("The pipeline was cancelled. Run the same command to go on.")
+    kind: Any = getattr(errors, failed.kind or "", BackendError)
+    known = isinstance(kind, type) and issubclass(kind, FoundryError)
+    return (kind if known else BackendError)(failed.error or "The stage failed without a word.")

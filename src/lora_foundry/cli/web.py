@@ -1,0 +1,39 @@
+"""The command that starts the web server."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lora_foundry.cli.tasks import Home, settings_of
+from lora_foundry.errors import MissingExtraError
+
+_out = Console(highlight=False)
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to answer on; any but loopback needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8189,
+    with_worker: Annotated[bool, typer.Option("--with-worker", help="Run a worker as well.")] = False,
+    home: Home = None,
+) -> None:
+    """Serve the dashboard and the REST API until stopped."""
+    try:
+        from lora_foundry.web.serving import access, run
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"The web server needs the package {error.name!r}; install it with: pip install 'lora-foundry[web]'."
+        ) from error
+    settings = settings_of(home)
+    token, made = access(settings, host)
+    if made:
+        _out.print(f"Token, shown only now: {token}", soft_wrap=True, markup=False)
+    run(settings, host, port, token, with_worker=with_worker, ready=_say)
+
+
+def _say(address: str) -> None:
+    _out.print(f"Serving {address} (Ctrl-C stops it).", soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""Programs that were here before, in their own words."""

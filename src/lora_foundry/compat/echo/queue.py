@@ -1,0 +1,103 @@
+"""The old `TaskQueue` over the ledger. It can also hand out tasks, to a loop of the host's; while it does, it
+beats like a worker, so that what it holds is given back if the process dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy.exc import DBAPIError
+
+from lora_foundry.domain.task import Task, TaskStatus
+from lora_foundry.errors import InputError
+from lora_foundry.tasks import recovery
+from lora_foundry.tasks.admission import Admitted, admit
+from lora_foundry.tasks.ledger import Failure, Ledger
+from lora_foundry.tasks.pipelines import is_ours
+from lora_foundry.tasks.redis_hints import push
+
+
+class TaskQueue:
+    """Adds, hands out and counts tasks. `initialize` it once."""
+
+    def __init__(self, database_url: str, redis_url: str | None = None) -> None:
+        self.ledger = Ledger(database_url)
+        self._redis_url = redis_url
+        self._name = f"queue-{uuid4().hex[:12]}"
+        self._held: dict[str, Admitted] = {}
+        self._beats: asyncio.Task[None] | None = None
+
+    async def initialize(self) -> None:
+        await self.ledger.upgrade()
+
+    async def close(self) -> None:
+        """Gives back what is still held."""
+        for held in list(self._held.values()):
+            await self.ledger.hand_back(held.task.id or 0, held.ticket)
+        if self._beats is not None:
+            self._beats.cancel()
+            await asyncio.gather(self._beats, return_exceptions=True)
+            await recovery.sign_off(self.ledger, self._name)
+        await self.ledger.close()
+
+    async def add_task(self, task: Task) -> str:
+        """Stores the task and returns its uuid; `task.id` is the row's id afterwards."""
+        await self.ledger.add(task)
+        if self._redis_url is not None:
+            await push(self._redis_url, task.priority, task.uuid)
+        return task.uuid
+
+    async def get_next_task(self) -> Task | None:
+        """The most urgent task whose parents are completed, now running and ours; None where there is none."""
+        if self._beats is None:
+            await recovery.beat(self.ledger, self._name, "all")
+            self._beats = asyncio.create_task(self._beat())
+        for lane in ("gpu", "cpu"):
+            for admitted in await admit(self.ledger, self._name, {lane: 1}):
+                self._held[admitted.task.uuid] = admitted
+                self._held[str(admitted.task.id)] = admitted
+                return await self.ledger.get(admitted.task.id or 0)
+        return None
+
+    async def update_task_status(
+        self, task_id: int | str, status: TaskStatus | str, result: Any = None, error: str | None = None
+    ) -> bool:
+        """Ends a task that `get_next_task` handed out, or cancels any; False where it was no longer this queue's."""
+        task = await self.ledger.get(task_id)
+        wanted = TaskStatus(status)
+        held = self._held.get(str(task.id))
+        if held is None or wanted == TaskStatus.CANCELLED:
+            if wanted != TaskStatus.CANCELLED:
+                raise InputError(
+                    f"Task {task.id} was not handed out by this queue, so it cannot be {wanted}."
+                )
+            await self.ledger.cancel(task.id or 0)
+            return held is None or await self.ledger.cancelled(task.id or 0, held.ticket)
+        if wanted == TaskStatus.RUNNING:
+            return True
+        self._held = {name: other for name, other in self._held.items() if other is not held}
+        if wanted == TaskStatus.COMPLETED:
+            data = result if isinstance(result, dict) else {"data": result}
+            return await self.ledger.complete(task.id or 0, held.ticket, data)
+        if wanted == TaskStatus.PENDING:
+            return await self.ledger.hand_back(task.id or 0, held.ticket)
+        failure = Failure(error or "The handler gave no reason.", permanent=wanted == TaskStatus.FAILED)
+        return await self.ledger.fail(task, held.ticket, failure) is not None
+
+    async def get_task_stats(self) -> dict[str, int]:
+        """Tasks of each status, and `total`."""
+        counts = await self.ledger.counts()
+        return counts | {"total": sum(counts.values())}
+
+    async def cleanup_old_tasks(self, days: int = 7) -> int:
+        """Deletes ended tasks of ours older than that; says how many."""
+        return await self.ledger.prune(timedelta(days=days), is_ours)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(recovery.Timing().beat)
+            with contextlib.suppress(DBAPIError, OSError):
+                await recovery.beat(self.ledger, self._name, "all")

@@ -1,0 +1,103 @@
+"""What the trainer must know about a kind of base model, and nothing else of it. One module a family, the
+same names in each: a function `load` that returns an object of the shape `FamilyModel`. To support a family,
+add a module here and its row in `bases.kinds`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_foundry import families
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.errors import BaseModelError, did_you_mean
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.prompts import Condition
+from lora_foundry.families._shared.targets import Target
+
+
+class FamilyModel(Protocol):
+    """A loaded, frozen base, as the trainer uses it."""
+
+    network: nn.Module
+    """The denoiser."""
+
+    side_multiple: int
+    """Picture sides must be multiples of this."""
+
+    recordable: bool
+    """Whether `losses` asks for nothing but tensors of known shape, so that a GPU can record it."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """All networks that can get a LoRA, by the names that files have for them: unet, te, te1, te2."""
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Latents (n, c, h, w), scaled as the network wants them, of pictures (n, 3, H, W) in -1..1."""
+        ...
+
+    def encode_captions(self, texts: Sequence[str]) -> list[Condition]:
+        """The conditions of captions of any length, on the device; gradients flow where the caller lets them."""
+        ...
+
+    def stack(self, conditions: Sequence[Condition]) -> Condition:
+        """Conditions of unlike length as one batch."""
+        ...
+
+    def release_encoders(self, keep_text: bool) -> None:
+        """Lets go of what is no longer needed once latents (and captions) are cached."""
+        ...
+
+    def lora_targets(self, settings: TrainSection) -> list[Target]:
+        """The modules that get a LoRA, in a fixed order. Raises InputError for settings that fit no module."""
+        ...
+
+    def export_name(self, target: Target) -> str:
+        """The name that kohya's files give to this module."""
+        ...
+
+    def losses(
+        self,
+        latents: Tensor,
+        condition: Condition,
+        noise: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss of each sample (n,), where `positions` in 0..1 says how far each is noised and `mask`
+        (n, 1, h, w) what of it counts."""
+        ...
+
+    def draw(
+        self, conditions: Sequence[Condition], frame: tuple[int, int], seed: int, steps: int, cfg: float
+    ) -> list[Image.Image]:
+        """Pictures with the network as it stands, one for each condition but the first, which is the negative one.
+        Only after loading with `sample_prompts`."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file says about its base: modelspec.* and ss_* entries."""
+        ...
+
+
+class Family(Protocol):
+    """A family's module."""
+
+    def load(self, base: Base, settings: TrainSection, device: torch.device) -> FamilyModel:
+        """Loads `base` frozen, its network in the precision of `settings`. Raises BaseModelError."""
+        ...
+
+
+def load_family(base: Base, settings: TrainSection, device: torch.device) -> FamilyModel:
+    """Loads `base` with the module of its family. Raises BaseModelError where there is none."""
+    known = [module.name for module in iter_modules(families.__path__) if not module.name.startswith("_")]
+    if base.family not in known:
+        raise BaseModelError(f"No trainer for the family {base.family!r}; {did_you_mean(base.family, known)}")
+    module = cast(Family, import_module(f"{families.__name__}.{base.family}.train"))
+    return module.load(base, settings, device)

@@ -1,0 +1,1 @@
+"""SDXL, and so Illustrious, Pony and NoobAI."""

@@ -1,0 +1,1 @@
+"""Files on disk: names, safe writing, locks, pictures."""

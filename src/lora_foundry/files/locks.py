@@ -1,0 +1,66 @@
+"""One run at a time in a folder: two commands on one character would write over each other's pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from lora_foundry.domain.run import Run
+from lora_foundry.errors import InputError
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model, storage_errors, write_model
+
+
+class FolderLock:
+    """An exclusive lock on a file, let go by the operating system when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        with storage_errors(self._path):
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self._descriptor)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise InputError(
+                f"Another run is at work in {self._path.parent}; wait for it or stop it first."
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def claim(paths: RunPaths, run: Run) -> None:
+    """Records whose folder this is. Raises InputError for a folder that holds a character of another name.
+
+    Two names can be one folder where the file system ignores case. Call it with the folder's lock held.
+    """
+    earlier = read_model(paths.run_file, Run)
+    if earlier is not None and earlier.character.name != run.character.name:
+        raise InputError(
+            f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
+        )
+    if earlier != run:
+        write_model(paths.run_file, run)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,1 @@
+"""The stage `caption`; `step` is the stage, beside it only what it alone needs."""

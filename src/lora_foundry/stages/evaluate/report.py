@@ -1,0 +1,241 @@
+"""report.html: one file that opens anywhere and shows everything about a run. Pictures are inside it, it
+loads nothing, and every word that came from a user is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined, Template
+from pydantic import BaseModel
+
+from lora_foundry.domain.curation import CurationResult, Verdict
+from lora_foundry.domain.dataset import Caption, GenerationMetadata, Round, TaggingResults
+from lora_foundry.domain.evaluation import Candidate, Evaluation, EvaluationPicture
+from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.run import Run
+from lora_foundry.files.images import load_picture
+from lora_foundry.files.paths import TRAINING_LOSS, RunPaths
+from lora_foundry.files.storage import read_model, write_text
+from lora_foundry.stages.train.loss_curve import draw_curve, draw_loss, read_losses
+
+_THUMB = 256
+_JPEG_QUALITY = 85
+
+
+class Figure(NamedTuple):
+    """A picture as a data URI, a caption, and what else there is to say about it."""
+
+    source: str
+    caption: str
+    detail: str = ""
+
+
+class Pair(NamedTuple):
+    """The same prompt and seed without and with the LoRA; right and seen count the character's traits
+    after."""
+
+    before: str
+    after: str
+    words: str
+    seed: int
+    right: int
+    seen: int
+
+
+class Comparison(NamedTuple):
+    """A measured share on both sides; `value` is what was asked for."""
+
+    name: str
+    before: float | None
+    after: float | None
+    value: str = ""
+
+
+class Gallery(NamedTuple):
+    """A round before the last gallery: what was found, and the pictures that it kept as data URIs."""
+
+    text: str
+    sources: list[str]
+
+
+def write_report(
+    run: Run, paths: RunPaths, scores: Evaluation, publication: Publication | None = None
+) -> None:
+    """Renders the report from what the stages left in the run's folder; before publishing, without its
+    verdict."""
+    tagging = read_model(paths.tagging_results, TaggingResults)
+    curation = read_model(paths.curation, CurationResult)
+    generation = read_model(paths.generation_metadata, GenerationMetadata)
+    training = read_model(paths.training_result, TrainedLora)
+    text = _template().render(
+        run=run,
+        scores=scores,
+        training=training,
+        publication=publication,
+        cards=_cards(scores),
+        traits=_compare(scores.before.identity_by_trait, scores.after.identity_by_trait, scores.traits),
+        attributes=_compare(scores.before.adherence_by_attribute, scores.after.adherence_by_attribute),
+        pairs=_pairs(paths, scores),
+        candidates=[_tried(paths, each) for each in scores.candidates],
+        curve=draw_curve(
+            [(each.step, each.score) for each in scores.candidates if each.strength == scores.strength]
+        ),
+        loss=draw_loss(read_losses(paths.training / TRAINING_LOSS)),
+        rounds=[_gallery(paths, each) for each in (generation.rounds if generation else ())],
+        dataset=[_captioned(paths, caption) for caption in (tagging.captions if tagging else ())],
+        edited=sum(caption.source == "edited" for caption in (tagging.captions if tagging else ())),
+        rejected=[_rejected(paths, verdict) for verdict in (curation.rejected if curation else ())],
+        seconds={
+            "generate": generation.seconds if generation else None,
+            "curate": curation.seconds if curation else None,
+            "train": training.seconds if training else None,
+            "evaluate": scores.seconds,
+        },
+        recipe=recipe_text(run.recipe),
+    )
+    write_text(paths.report, text)
+
+
+@cache
+def _template() -> Template:
+    source = (
+        resources.files("lora_foundry.stages.evaluate")
+        .joinpath("report.html.jinja")
+        .read_text(encoding="utf-8")
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["share"] = _share
+    environment.filters["percent"] = _percent
+    return environment.from_string(source)
+
+
+def _share(value: float | None) -> str:
+    """Two digits; a dash where nothing was measured. Adding 0 makes -0.00 a plain 0.00."""
+    return "–" if value is None else f"{round(value, 2) + 0:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    """A bar's length; a cosine below 0 has none."""
+    return f"{100 * min(max(value or 0.0, 0.0), 1.0):.1f}"
+
+
+def _cards(scores: Evaluation) -> list[Comparison]:
+    """The headline figures; the last one only where something was measured."""
+    before, after = scores.before, scores.after
+    cards = [
+        Comparison("identity", before.identity, after.identity),
+        Comparison("adherence", before.adherence, after.adherence),
+    ]
+    if after.similarity is not None:
+        cards.append(Comparison("likeness", before.similarity, after.similarity))
+    return cards
+
+
+def _compare(
+    before: Mapping[str, float], after: Mapping[str, float], values: Mapping[str, str] | None = None
+) -> list[Comparison]:
+    names = dict.fromkeys([*before, *after])
+    return [
+        Comparison(name.replace("_", " "), before.get(name), after.get(name), (values or {}).get(name, ""))
+        for name in names
+    ]
+
+
+def _pairs(paths: RunPaths, scores: Evaluation) -> list[Pair]:
+    """One pair a prompt, of its first seed: chosen before anyone has seen the pictures."""
+    folder = paths.evaluation_pictures()
+    pairs: dict[str, Pair] = {}
+    for before, after in zip(scores.before.pictures, scores.after.pictures, strict=True):
+        if after.prompt not in pairs:
+            pairs[after.prompt] = Pair(
+                before=_thumbnail(folder / before.file),
+                after=_thumbnail(folder / after.file),
+                words=_words(after),
+                seed=after.seed,
+                right=after.traits_right,
+                seen=after.traits_seen,
+            )
+    return list(pairs.values())
+
+
+def _words(picture: EvaluationPicture) -> str:
+    return ", ".join(picture.shot.words())
+
+
+def _tried(paths: RunPaths, candidate: Candidate) -> Figure:
+    """A checkpoint at a strength with the first picture it made, which is the same shot and seed for all."""
+    name = f"step-{candidate.step:05d}-at-{candidate.strength:g}"
+    files = sorted((paths.evaluation_pictures("choice") / name).glob("*.png"))
+    shares = f"identity {_share(candidate.identity)} · adherence {_share(candidate.adherence)}"
+    detail = f"{shares} · copies of training pictures {_share(candidate.memorised)}"
+    caption = f"step {candidate.step} at {candidate.strength:g}: score {candidate.score:.2f}"
+    return Figure(_thumbnail(files[0]) if files else "", caption, detail)
+
+
+def _gallery(paths: RunPaths, done: Round) -> Gallery:
+    """A round with the pictures it kept, and what came of them."""
+    folder = paths.round(done.number).images
+    settled = f"settled: {', '.join(done.settled)}" if done.settled else ""
+    outcome = "; ".join(filter(None, (settled, "a short LoRA was trained on them" if done.lora else "")))
+    text = f"Gallery {done.number}: mean distance {done.distance:.2f}, of those kept {1 - done.cohesion:.2f}"
+    return Gallery(
+        f"{text}; {outcome or 'nothing more to settle'}.", [_thumbnail(folder / name) for name in done.kept]
+    )
+
+
+def _captioned(paths: RunPaths, caption: Caption) -> Figure:
+    detail = f"{caption.file} · caption edited by hand" if caption.source == "edited" else caption.file
+    return Figure(_thumbnail(paths.images / caption.file), caption.text, detail)
+
+
+def _rejected(paths: RunPaths, verdict: Verdict) -> Figure:
+    reasons = "; ".join(reason.text for reason in verdict.reasons)
+    return Figure(_thumbnail(paths.root / verdict.file), reasons, f"{verdict.file} · seed {verdict.seed}")
+
+
+def _thumbnail(path: Path) -> str:
+    """A picture as a data URI: small ones as they are, large ones as a small JPEG; empty where there is
+    none."""
+    image = load_picture(path)
+    if image is None:
+        return ""
+    data = io.BytesIO()
+    if max(image.size) > _THUMB:
+        image.thumbnail((_THUMB, _THUMB))
+        image.save(data, format="jpeg", quality=_JPEG_QUALITY)
+        kind = "jpeg"
+    else:
+        image.save(data, format="png", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as TOML, so that it can be copied into a file and used again."""
+    top, sections = [], []
+    for name in type(recipe).model_fields:
+        value = getattr(recipe, name)
+        if isinstance(value, BaseModel):
+            lines = [f"{key} = {_toml(part)}" for key, part in value.model_dump(mode="json").items()]
+            sections.append("\n".join([f"[{name}]", *lines]))
+        else:
+            top.append(f"{name} = {_toml(value)}")
+    return "\n\n".join(["\n".join(top), *sections]) + "\n"
+
+
+def _toml(value: object) -> str:
+    """A TOML value; strings, numbers and lists of JSON are the same there, but for one control character."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_toml(part) for part in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,1 @@
+"""The stage `publish`; `step` is the stage, beside it only what it alone needs."""

@@ -1,0 +1,97 @@
+"""Opens the task database, on SQLite or PostgreSQL, and brings its tables up to date without losing a row."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.storage import make_folder
+
+BUSY_SECONDS = 30
+_FORMS = "sqlite:////folder/tasks.db or postgresql://user:password@host/database"
+
+
+def parse_url(url: str) -> sa.URL:
+    """The URL with our drivers in it. Raises InputError for what is neither SQLite nor PostgreSQL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InputError(f"The database address cannot be read; write it as {_FORMS}.") from error
+    kind = parsed.get_backend_name()
+    if kind == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return parsed.set(drivername="sqlite+aiosqlite")
+    if kind in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise InputError(f"Tasks cannot be kept in {kind!r} of that form; write the address as {_FORMS}.")
+
+
+def sync_url(url: sa.URL) -> sa.URL:
+    """The same database for code that blocks."""
+    return url.set(drivername="sqlite") if url.get_backend_name() == "sqlite" else url
+
+
+def connect_arguments(url: sa.URL) -> dict[str, Any]:
+    """Driver options: wait for a lock on SQLite; speak UTC and notice a dead server on PostgreSQL."""
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_SECONDS}
+    return {"options": "-c timezone=utc", "connect_timeout": 5, "prepare_threshold": None}
+
+
+def open_engine(url: sa.URL) -> AsyncEngine:
+    """An engine whose SQLite transactions take the write lock at once, so that two of them never deadlock."""
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(
+            url, connect_args=connect_arguments(url), pool_pre_ping=True, pool_size=5, max_overflow=5
+        )
+    engine = create_async_engine(url, connect_args=connect_arguments(url))
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        reading = connection.get_execution_options().get("reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+async def upgrade(url: sa.URL) -> None:
+    """Creates our tables or adopts an existing `echo_tasks`; InputError for one that cannot be adopted."""
+    if url.get_backend_name() == "sqlite":
+        make_folder(Path(str(url.database)).absolute().parent)
+    await asyncio.to_thread(_upgrade, sync_url(url))
+
+
+def _upgrade(url: sa.URL) -> None:
+    config = Config()
+    config.set_main_option("script_location", "lora_foundry:tasks/migrations")
+    engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
+    try:
+        with engine.connect() as connection:
+            if url.get_backend_name() == "sqlite":
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            else:  # two workers that start at once must not both make the tables
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(740112)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    except OperationalError as error:
+        place = url.render_as_string(hide_password=True)
+        raise BackendError(f"The task database {place} cannot be reached: {error.orig}") from error
+    finally:
+        engine.dispose()

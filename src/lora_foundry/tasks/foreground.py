@@ -1,0 +1,86 @@
+"""A pipeline that somebody waits for: submitted to the table like any other, followed to its end, and run by a worker
+in this process where no other is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.domain.task import ENDED
+from lora_foundry.settings import Settings
+from lora_foundry.tasks import pipelines, recovery
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
+from lora_foundry.tasks.worker import Worker, WorkerOptions
+
+LOOK = 0.3
+SERVED = 2.0
+
+
+@dataclass
+class Watcher:
+    """Who is told of a pipeline's news: of each stage's progress, of its end, and of what goes wrong meanwhile."""
+
+    progress: Callable[[ProgressEvent], None] = lambda event: None
+    finished: Callable[[str, float], None] = lambda stage, seconds: None
+    trouble: Callable[[StageState], None] = lambda stage: None
+    _seen: dict[str, object] = field(default_factory=dict)
+
+    def look(self, pipeline: Pipeline) -> None:
+        """Tells what has changed since the last look."""
+        for stage in pipeline.stages:
+            if stage.progress is not None and self._is_new(f"{stage.stage} news", stage.progress):
+                self.progress(ProgressEvent.model_validate(stage.progress))
+            if stage.status == "completed" and self._is_new(f"{stage.stage} end", stage.completed_at):
+                self.finished(stage.stage, stage.seconds or 0.0)
+            waits = stage.status in ("pending", "retrying")
+            if waits and stage.error and self._is_new(f"{stage.stage} error", stage.error):
+                self.trouble(stage)
+
+    def _is_new(self, name: str, value: object) -> bool:
+        earlier, self._seen[name] = self._seen.get(name), value
+        return earlier != value
+
+
+async def create(
+    ledger: Ledger, settings: Settings, request: PipelineRequest, options: WorkerOptions, watcher: Watcher
+) -> Pipeline:
+    """Submits a pipeline, or goes on with one that a killed command left, and returns when it has ended.
+
+    Where no worker serves the table, one is started here for this pipeline alone, with `options`. Cancelling this
+    coroutine stops that worker at the next safe place and cancels the pipeline.
+    """
+    pipeline = await pipelines.unfinished(ledger, request) or await pipelines.submit(
+        ledger, settings, request
+    )
+    stop, here = asyncio.Event(), None
+    asked = -SERVED
+    clock = asyncio.get_running_loop().time
+    try:
+        while True:
+            pipeline = await pipelines.get_pipeline(ledger, pipeline.id)
+            watcher.look(pipeline)
+            if pipeline.status in ENDED and not any(stage.status == "running" for stage in pipeline.stages):
+                return pipeline
+            if here is not None and here.done():
+                here.result()
+            if here is None and clock() - asked >= SERVED:
+                asked = clock()
+                if not await recovery.is_served(ledger):
+                    own = replace(options, pipeline=pipeline.id, lanes={"gpu": 1, "cpu": 1})
+                    here = asyncio.create_task(Worker(ledger, settings, own).run(stop))
+            await asyncio.sleep(LOOK)
+    except asyncio.CancelledError:
+        stop.set()
+        if here is not None:
+            await asyncio.wait([here])
+        await pipelines.cancel(ledger, pipeline.id)
+        raise
+    finally:
+        stop.set()
+        if here is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await here

@@ -1,0 +1,294 @@
+"""What a payload may say, and how it becomes a run. Rows come from programs and hands that are not ours, so
+every value is checked here, every folder is kept inside the folders of the settings, and each fault is one
+sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_foundry.domain.character import Character, check_name, file_name, split_tags
+from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
+from lora_foundry.domain.run import Run, StageName
+from lora_foundry.domain.task import TaskType
+from lora_foundry.errors import InputError, did_you_mean
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model
+from lora_foundry.pipeline import PIPELINE
+from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.settings import Settings
+
+Kind = Literal["generation", "tagging", "training", "stage", "unknown"]
+MOST_BYTES = 1_000_000
+_KINDS: dict[str, Kind] = {
+    TaskType.LORA_GENERATION.lower(): "generation",
+    TaskType.LORA_TAGGING.lower(): "tagging",
+    TaskType.LORA_TRAINING.lower(): "training",
+    TaskType.LORA_STAGE.lower(): "stage",
+}
+_STAGE_NAMES = tuple(stage.name for stage in PIPELINE)
+
+
+class Payload(BaseModel):
+    """What all payloads share. Unknown keys are another program's business."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    stages: ClassVar[tuple[StageName, ...]] = ()
+
+    character_name: str
+    recipe: str | dict[str, Any] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    task_uuid: str | None = None
+
+
+class GenerationPayload(Payload):
+    stages: ClassVar[tuple[StageName, ...]] = ("generate", "curate")
+
+    description: str
+    output_dir: str | None = None
+    reference_image: str | None = None
+
+
+class TaggingPayload(Payload):
+    stages: ClassVar[tuple[StageName, ...]] = ("caption",)
+
+    image_dir: str
+    character_tags: str | list[str]
+    description: str
+
+
+class TrainingPayload(Payload):
+    stages: ClassVar[tuple[StageName, ...]] = ("train", "evaluate", "publish")
+
+    training_dir: str
+    output_name: str
+    base_model: str | None = None
+    network_dim: Annotated[int, Field(ge=1)] = 32
+    network_alpha: Annotated[float, Field(gt=0)] = 16
+    epochs: Annotated[int, Field(ge=1)] = 15
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+
+
+class StagePayload(Payload):
+    """One stage of a pipeline."""
+
+    stage: StageName
+    description: str
+    character_tags: str | list[str] = ""
+    trigger: str = ""
+    output_name: str | None = None
+    reference_image: str | None = None
+
+
+_MODELS: dict[Kind, type[Payload]] = {
+    "generation": GenerationPayload,
+    "tagging": TaggingPayload,
+    "training": TrainingPayload,
+    "stage": StagePayload,
+    "unknown": Payload,
+}
+# What only a payload of ours has; a user_request without a marker is ours if it holds these and nothing
+# unknown.
+_SIGNS: tuple[tuple[Kind, frozenset[str]], ...] = (
+    ("training", frozenset({"character_name", "training_dir", "output_name"})),
+    ("tagging", frozenset({"character_name", "image_dir", "character_tags"})),
+    ("generation", frozenset({"character_name", "description"})),
+)
+
+
+def recognise(task_type: str, payload: object) -> Kind | None:
+    """Which of our kinds a row is; None for rows that are not ours and must not be touched."""
+    kind = _KINDS.get(task_type.lower())
+    if kind is not None or task_type.lower() != TaskType.USER_REQUEST or not isinstance(payload, dict):
+        return kind
+    marker = payload.get("task_type", payload.get("type"))
+    if isinstance(marker, str):
+        misspelt = marker.lower().startswith("lora_") and "character_name" in payload
+        return _KINDS.get(marker.lower()) or ("unknown" if misspelt else None)
+    for candidate, signs in _SIGNS:
+        if signs <= payload.keys() <= _MODELS[candidate].model_fields.keys():
+            return candidate
+    return None
+
+
+def lane_of(kind: Kind, payload: object) -> Literal["cpu", "gpu"]:
+    """The lane a task needs; one that will be refused anyway needs only the cheap one."""
+    names = _MODELS[kind].stages
+    if kind == "stage" and isinstance(payload, dict):
+        names = (payload.get("stage", ""),)
+    return "gpu" if any(stage.lane == "gpu" for stage in PIPELINE if stage.name in names) else "cpu"
+
+
+def stage_name(kind: Kind, payload: object) -> str:
+    """A stage's name, or the kind of an old producer's task."""
+    return str(payload.get("stage", kind)) if kind == "stage" and isinstance(payload, dict) else kind
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checked task: the run and the stages of it to be done."""
+
+    run: Run
+    stages: tuple[StageName, ...]
+
+    def job(self, settings: Settings) -> dict[str, Any]:
+        """The same as JSON-like values, for the process that does it."""
+        plain = {"run": self.run.model_dump(mode="json"), "stages": list(self.stages)}
+        return plain | {"settings": settings.model_dump(mode="json")}
+
+
+def prepare(kind: Kind, payload: object, settings: Settings) -> Work:
+    """Checks a payload completely. Raises PermanentError kinds, each one sentence for the row's `error`."""
+    checked = parse(kind, payload)
+    recipe = _recipe(checked, settings)
+    find_base(recipe.model.base, settings.model_folders)
+    character, folder, output = _place(checked, settings)
+    run = Run(
+        character=character,
+        recipe=recipe,
+        dataset_dir=folder,
+        lora_dir=settings.loras_dir,
+        output_name=file_name(output or f"{character.slug}_{recipe.name}"),
+    )
+    return Work(run, (checked.stage,) if isinstance(checked, StagePayload) else checked.stages)
+
+
+def parse(kind: Kind, payload: object) -> Payload:
+    """The payload as its model. Raises InputError with the first fault."""
+    if not isinstance(payload, dict):
+        raise InputError(f"The payload of a {kind} task must be a JSON object, not {type(payload).__name__}.")
+    size = len(json.dumps(payload))
+    if size > MOST_BYTES:
+        raise InputError(f"The payload has {size} bytes; at most {MOST_BYTES} are read.")
+    if kind == "unknown":
+        marker = str(payload.get("task_type", payload.get("type")))
+        raise InputError(f"There is no task type {marker[:80]!r}; {did_you_mean(marker.lower(), _KINDS)}")
+    try:
+        return _MODELS[kind].model_validate(payload)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "missing":
+            raise InputError(f"The payload of a {kind} task lacks {where!r}.") from error
+        raise InputError(f"The payload's {where!r} is not possible: {fault['msg']}.") from error
+
+
+def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str | None]:
+    """Whose task it is, the folder it works in and the LoRA's name, if the payload says it."""
+    name = check_name(payload.character_name)
+    root = settings.datasets_dir
+    if isinstance(payload, GenerationPayload):
+        folder = inside(root, payload.output_dir or name, "output_dir")
+        reference = readable(settings, payload.reference_image)
+        character = Character(name=name, description=payload.description, reference_image=reference)
+        return character, folder, None
+    if isinstance(payload, TaggingPayload):
+        folder = inside(root, payload.image_dir, "image_dir")
+        return _character(name, payload.description, payload.character_tags), folder, None
+    if isinstance(payload, TrainingPayload):
+        folder = inside(root, payload.training_dir, "training_dir")
+        earlier = read_model(RunPaths(folder, "").run_file, Run)
+        known = earlier.character if earlier and earlier.character.name == name else None
+        return known or Character(name=name, description=name), folder, payload.output_name
+    assert isinstance(payload, StagePayload)
+    character = _character(name, payload.description, payload.character_tags, payload.trigger)
+    reference = readable(settings, payload.reference_image)
+    character = character.model_copy(update={"reference_image": reference})
+    return character, inside(root, name, "character_name"), payload.output_name
+
+
+def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:
+    listed = split_tags(tags if isinstance(tags, str) else ",".join(str(tag) for tag in tags))
+    return Character(name=name, description=description, trigger=trigger, tags=listed)
+
+
+def readable(settings: Settings, given: str | None) -> Path | None:
+    """A reference image inside the home or the datasets folder, links followed. Raises InputError for others."""
+    if given is None:
+        return None
+    homes = (settings.home.expanduser(), settings.datasets_dir)
+    try:
+        path = (settings.datasets_dir / given).resolve()
+        allowed = any(home.resolve() in path.parents for home in homes) and path.is_file()
+    except (OSError, RuntimeError, ValueError):
+        allowed = False
+    if not allowed:
+        raise InputError(
+            f"The payload's reference_image {given[:80]!r} is no file inside {homes[0]} or {homes[1]}; "
+            "only those are read."
+        )
+    return path
+
+
+def inside(root: Path, given: str, what: str) -> Path:
+    """`given` as a folder below `root`, links followed. Raises InputError for any that leads out of it."""
+    refusal = f"The payload's {what} {given[:80]!r} is not a folder inside {root}; only those may be written."
+    if "\0" in given or not given.strip():
+        raise InputError(refusal)
+    try:
+        home, folder = root.resolve(), (root / given).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(refusal) from error
+    if folder.name == "images":
+        folder = folder.parent
+    if home not in folder.parents:
+        raise InputError(refusal)
+    for part in folder.relative_to(home).parts:
+        check_name(part)
+    return folder
+
+
+def _recipe(payload: Payload, settings: Settings) -> Recipe:
+    """The recipe that applies, with the payload's values over it."""
+    changes = list(flatten(payload.settings))
+    if isinstance(payload, TrainingPayload):
+        given = payload.model_fields_set
+        names = {
+            "network_dim": "train.rank",
+            "network_alpha": "train.alpha",
+            "epochs": "train.epochs",
+            "learning_rate": "train.learning_rate",
+        }
+        changes = [f"{path}={getattr(payload, key)}" for key, path in names.items() if key in given] + changes
+        if payload.base_model is not None:
+            changes.insert(0, f"model.base={json.dumps(_base_name(payload.base_model, settings))}")
+    if isinstance(payload.recipe, dict):
+        values = deepcopy(payload.recipe)
+        for change in changes:
+            apply_setting(values, change)
+        return build_recipe(values, "in the payload")
+    name = payload.recipe or settings.recipe
+    if payload.recipe is not None and payload.recipe not in recipe_names():
+        path = (settings.home / "recipes" / f"{payload.recipe.removesuffix('.toml')}.toml").resolve()
+        if "\0" in payload.recipe or (settings.home / "recipes").resolve() not in path.parents:
+            raise InputError(
+                f"The recipe {payload.recipe[:80]!r} is neither shipped nor in {settings.home}/recipes."
+            )
+        name = str(path) if path.is_file() else payload.recipe
+    return load_recipe(name, changes)
+
+
+def _base_name(given: str, settings: Settings) -> str:
+    """A base model by its name or by a path inside the model folders; no other path is read."""
+    if "/" not in given and "\\" not in given and "\0" not in given:
+        return given
+    folders = [folder.resolve() for folder in settings.model_folders]
+    if "\0" not in given and any(folder in Path(given).resolve().parents for folder in folders):
+        return given
+    raise InputError(f"The payload's base_model {given[:80]!r} is not in the folders of base models.")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """{"train": {"steps": 800}} or {"train.steps": 800} as "train.steps=800"."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value, ensure_ascii=False)}"

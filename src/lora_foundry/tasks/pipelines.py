@@ -1,0 +1,371 @@
+"""Pipelines as the command line and the REST API speak of them: six linked rows, one a stage, submitted, listed,
+cancelled and done again as one thing. What must really be redone is decided by the stages themselves, which keep
+whatever still fits; here it is only decided which rows run again, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, Field
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.recipe import setting_values
+from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
+from lora_foundry.errors import InputError
+from lora_foundry.pipeline import PIPELINE
+from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.settings import Settings
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.payloads import flatten, prepare, recognise, stage_name
+from lora_foundry.tasks.schema import tasks
+
+STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE)
+
+
+class PipelineRequest(BaseModel):
+    """What a pipeline is made from.
+
+    recipe: a recipe's name, or all its values; the default of the worker's settings if None.
+    settings: recipe values over it, nested or dotted. reference_image: a file that the worker can read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    character: Character
+    recipe: str | dict[str, Any] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    output_name: str | None = None
+    reference_image: str | None = None
+    creator: str | None = None
+
+
+class StageState(BaseModel):
+    """One row of a pipeline.
+
+    progress: the newest ProgressEvent of its attempts, as JSON-like values. seconds: how long the completing attempt
+    took. kind: the name of the error's class, where the stage failed with one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    task_id: int
+    status: str
+    progress: dict[str, Any] | None
+    error: str | None
+    kind: str | None
+    retries: int
+    resumes: int
+    worker: str | None
+    seconds: float | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class Pipeline(BaseModel):
+    """A pipeline as its rows have it; `status` sums the rows up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    status: TaskStatus
+    character: str
+    description: str
+    recipe: str | None
+    settings: dict[str, Any]
+    output_name: str | None
+    creator: str | None
+    created_at: datetime | None
+    stages: tuple[StageState, ...]
+
+
+async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -> Pipeline:
+    """Checks the request as a worker would and puts its rows into the table.
+
+    Raises PermanentError kinds, with nothing written, for what no worker could run.
+    """
+    rows = pipeline_tasks(request)
+    prepare("stage", rows[0].payload, settings)
+    await ledger.add(*rows)
+    return _summary(rows)
+
+
+async def unfinished(ledger: Ledger, request: PipelineRequest) -> Pipeline | None:
+    """A pipeline of the very same request that has not come to its end, as a killed command leaves one."""
+    own = ("stage", "task_uuid")
+    wanted = {key: value for key, value in _payload(request, "", "").items() if key not in own}
+    open_rows = await ledger.where(
+        tasks.c.pipeline.is_not(None) & tasks.c.status.in_([*WAITING, TaskStatus.RUNNING])
+    )
+    for row in open_rows:
+        said = row.payload if isinstance(row.payload, dict) else {}
+        if {key: value for key, value in said.items() if key not in own} == wanted:
+            return await get_pipeline(ledger, row.pipeline or "")
+    return None
+
+
+def portable_recipe(recipe: str | None) -> str | dict[str, Any] | None:
+    """A shipped recipe's name as it is; a file's values, since a worker elsewhere may not read that file."""
+    if recipe is None or recipe in recipe_names():
+        return recipe
+    return load_recipe(recipe).model_dump(mode="json")
+
+
+def pipeline_tasks(request: PipelineRequest) -> list[Task]:
+    """The rows of one pipeline, each depending on the one before."""
+    pipeline, character = str(uuid4()), request.character
+    made: list[Task] = []
+    for stage in PIPELINE:
+        task = Task(
+            name=f"{stage.name} {character.name}",
+            task_type=TaskType.LORA_STAGE,
+            priority=TaskPriority.NORMAL,
+            timeout=stage.timeout,
+            max_retries=stage.retries,
+            dependencies=[made[-1].uuid] if made else [],
+            creator=request.creator,
+            pipeline=pipeline,
+        )
+        task.payload = _payload(request, stage.name, task.uuid)
+        made.append(task)
+    return made
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _payload(request: PipelineRequest, stage: str, uuid: str) -> dict[str, Any]:
+    character = request.character
+    return {
+        "stage": stage,
+        "character_name": character.name,
+        "description": character.description,
+        "character_tags": list(character.tags),
+        "trigger": character.trigger,
+        "recipe": request.recipe,
+        "settings": request.settings,
+        "output_name": request.output_name,
+        "reference_image": request.reference_image or _text(character.reference_image),
+        "task_uuid": uuid,
+    }
+
+
+async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]:
+    """The newest pipelines first."""
+    newest = sa.select(tasks.c.pipeline).where(tasks.c.pipeline.is_not(None)).group_by(tasks.c.pipeline)
+    newest = newest.order_by(sa.func.max(tasks.c.id).desc()).limit(limit)
+    async with ledger.reading() as connection:
+        names = (await connection.execute(newest)).scalars().all()
+    rows: dict[str, list[Task]] = {}
+    for row in await ledger.where(tasks.c.pipeline.in_(names)):
+        rows.setdefault(row.pipeline or "", []).append(row)
+    return [_summary(rows[name]) for name in names if name in rows]
+
+
+async def get_pipeline(ledger: Ledger, reference: int | str) -> Pipeline:
+    """The pipeline of that id, or the one that a task of that id or uuid belongs to. Raises InputError."""
+    rows = await _rows_of(ledger, reference)
+    if rows[0].pipeline is None:
+        raise InputError(f"Task {rows[0].id} belongs to no pipeline.")
+    return _summary(rows)
+
+
+async def cancel(ledger: Ledger, reference: int | str) -> list[Task]:
+    """Cancels a task, or every unfinished row of a pipeline, and returns what it asked to be cancelled.
+
+    Waiting rows end at once; the child of a running one is killed by its worker. Raises InputError.
+    """
+    rows = await _rows_of(ledger, reference)
+    if not _is_pipeline(rows, reference):
+        rows = [await ledger.get(reference)]
+    _refuse_foreign(rows)
+    unfinished = [row.id or 0 for row in rows if row.status in (*WAITING, TaskStatus.RUNNING)]
+    await ledger.cancel(*unfinished)
+    ids = [row.id for row in rows]
+    return [row for row in await ledger.where(tasks.c.id.in_(ids)) if row.id in unfinished or len(ids) == 1]
+
+
+async def retry(
+    ledger: Ledger,
+    settings: Settings,
+    reference: int | str,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    start: str | None = None,
+) -> list[Task]:
+    """Sets rows to pending again, and returns them: those from the first that must run, to the last below it.
+
+    reference: a pipeline's id, or a task's id or uuid; in a pipeline the first to run is the earliest of the named
+    task, `start`, the first stage that did not complete, and the first whose recipe section `changes` touches.
+    changes: recipe values, nested or dotted, laid over the settings that the rows already carry.
+    Raises InputError where nothing would run again, where a row is running, or for impossible changes.
+    """
+    rows = await _rows_of(ledger, reference)
+    _refuse_foreign(rows)
+    new = setting_values(flatten(changes or {}))
+    in_pipeline = rows[0].pipeline is not None
+    if in_pipeline:
+        first = _first_again(rows, reference, new, start)
+        again = rows[first:]
+    elif start is not None:
+        raise InputError(
+            f"Task {rows[0].id} belongs to no pipeline, so it has no stage {start!r} to start at."
+        )
+    else:
+        again = rows
+    again = await ledger.with_descendants(again)
+    again = [row for row in again if is_ours(row)]
+    if all(row.status == TaskStatus.PENDING for row in again) and not new:
+        raise InputError(f"Task {again[0].id} is pending already; it runs when a worker is free.")
+    payloads = _changed([*rows, *again] if in_pipeline else again, new) if new else {}
+    for row in again:
+        if (kind := recognise(row.task_type, payload := payloads.get(row.id or 0))) and new:
+            prepare(kind, payload, settings)
+    await ledger.run_again([row.id or 0 for row in again], payloads)
+    return await ledger.where(tasks.c.id.in_([row.id for row in again]))
+
+
+def _first_again(
+    rows: Sequence[Task], reference: int | str, new: Mapping[str, Any], start: str | None
+) -> int:
+    """The index of the first row of a pipeline that must run again."""
+    names = [_stage_of(row) for row in rows]
+    wanted = [index for index, row in enumerate(rows) if row.status != TaskStatus.COMPLETED][:1]
+    wanted += [index for index, row in enumerate(rows) if str(reference) in (str(row.id), row.uuid)]
+    wanted += [names.index(stage) for stage in names if start == stage]
+    wanted += [index for index, row in enumerate(rows) if set(new) & _sections_of(row)]
+    if start is not None and start not in names:
+        raise InputError(f"The pipeline has no stage {start!r}; it has {', '.join(names)}.")
+    if not wanted:
+        raise InputError(
+            f"Pipeline {rows[0].pipeline} is completed; say where to start with --from STAGE, or what to change with --set."
+        )
+    return min(wanted)
+
+
+def _sections_of(row: Task) -> set[str]:
+    """The recipe's sections that decide what a row's stages do; what belongs to none starts with the pictures."""
+    kind = recognise(row.task_type, row.payload)
+    kinds = {"generation": STAGES[:2], "tagging": STAGES[2:3], "training": STAGES[3:]}
+    names = set(kinds.get(kind or "", (_stage_of(row),)))
+    return names | {"seed", "name", "description", "model", "shots"} if STAGES[0] in names else names
+
+
+def _changed(rows: Sequence[Task], new: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The rows' payloads with the changes in them, by id."""
+    changed = {}
+    for row in rows:
+        if isinstance(row.payload, dict):
+            earlier = row.payload.get("settings")
+            kept = flatten(earlier) if isinstance(earlier, dict) else ()
+            changed[row.id or 0] = row.payload | {"settings": setting_values([*kept, *flatten(new)])}
+    return changed
+
+
+async def _rows_of(ledger: Ledger, reference: int | str) -> list[Task]:
+    """The rows of the pipeline that a reference means, in order; a task that belongs to none alone."""
+    rows = await ledger.where(tasks.c.pipeline == str(reference))
+    if rows:
+        return rows
+    task = await ledger.get(reference)
+    return [task] if task.pipeline is None else await ledger.where(tasks.c.pipeline == task.pipeline)
+
+
+def _is_pipeline(rows: Sequence[Task], reference: int | str) -> bool:
+    return rows[0].pipeline is not None and rows[0].pipeline == str(reference)
+
+
+def is_ours(row: Task) -> bool:
+    """Whether a row is a task of this program; rows of others, and other user_requests, are never written to."""
+    return recognise(row.task_type, row.payload) is not None
+
+
+def _refuse_foreign(rows: Sequence[Task]) -> None:
+    for row in rows:
+        if not is_ours(row):
+            raise InputError(f"Task {row.id} ({row.task_type}) is another program's; it is left alone.")
+
+
+def _stage_of(row: Task) -> str:
+    kind = recognise(row.task_type, row.payload)
+    return stage_name(kind, row.payload) if kind else row.task_type
+
+
+def _summary(rows: Sequence[Task]) -> Pipeline:
+    payload = next((row.payload for row in rows if isinstance(row.payload, dict)), {})
+    recipe, settings = payload.get("recipe"), payload.get("settings")
+    return Pipeline(
+        id=rows[0].pipeline or "",
+        status=_status([row.status for row in rows]),
+        character=str(payload.get("character_name", "")),
+        description=str(payload.get("description", "")),
+        recipe=_word(recipe.get("name") if isinstance(recipe, dict) else recipe),
+        settings=settings if isinstance(settings, dict) else {},
+        output_name=next((name for row in rows if (name := _output_name(row))), None),
+        creator=rows[0].creator,
+        created_at=rows[0].created_at,
+        stages=tuple(_state(row) for row in rows),
+    )
+
+
+def _word(value: object) -> str | None:
+    """A row by hand may hold anything; what is no text is not shown."""
+    return value if isinstance(value, str) else None
+
+
+def _output_name(row: Task) -> str | None:
+    return _word(row.payload.get("output_name")) if isinstance(row.payload, dict) else None
+
+
+def _seconds(stages: object) -> float | None:
+    """What a row's result says of the time that its stages took, as far as it can be read."""
+    parts = stages.values() if isinstance(stages, dict) else ()
+    taken = [part.get("seconds") for part in parts if isinstance(part, dict)]
+    known = [each for each in taken if isinstance(each, int | float)]
+    return sum(known) if known else None
+
+
+def _state(row: Task) -> StageState:
+    result = row.result if isinstance(row.result, dict) else {}
+    return StageState(
+        stage=_stage_of(row),
+        task_id=row.id or 0,
+        status=row.status,
+        progress=row.progress if isinstance(row.progress, dict) else None,
+        error=row.error,
+        kind=_word(result.get("kind")),
+        retries=row.retries,
+        resumes=row.resumes,
+        worker=row.worker,
+        seconds=_seconds(result.get("stages")),
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+    )
+
+
+def _status(statuses: Sequence[str]) -> TaskStatus:
+    """A pipeline is as bad as its worst row, runs while one runs, and waits where none has begun."""
+    for decisive in (TaskStatus.FAILED, TaskStatus.RUNNING, TaskStatus.CANCELLED, TaskStatus.RETRYING):
+        if decisive in statuses:
+            return decisive
+    if all(status == TaskStatus.COMPLETED for status in statuses):
+        return TaskStatus.COMPLETED
+    return TaskStatus.RUNNING if TaskStatus.COMPLETED in statuses else TaskStatus.PENDING
+
+
+async def pulse(ledger: Ledger) -> dict[str, str]:
+    """A mark for each unfinished pipeline that differs whenever one of its rows does; cheap enough to ask often."""
+    columns = (tasks.c.pipeline, tasks.c.id, tasks.c.status, tasks.c.updated_at, tasks.c.retries)
+    unfinished = tasks.c.pipeline.is_not(None) & tasks.c.status.in_((*WAITING, TaskStatus.RUNNING))
+    async with ledger.reading() as connection:
+        rows = (await connection.execute(sa.select(*columns).where(unfinished).order_by(tasks.c.id))).all()
+    marks: dict[str, str] = {}
+    for pipeline, *rest in rows:
+        marks[pipeline] = f"{marks.get(pipeline, '')} {rest}"
+    return marks

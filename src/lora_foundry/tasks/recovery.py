@@ -1,0 +1,179 @@
+"""Fail-over: every worker beats on the database's clock, and whoever finds a stale beat gives the dead
+worker's rows back. Children die before their worker counts as dead (see runner), so an attempt never runs
+beside its successor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from lora_foundry.domain.task import OUR_TYPES, TaskStatus, TaskType
+from lora_foundry.tasks.ledger import MAX_RESUMES, Ledger
+from lora_foundry.tasks.schema import clock, executors, moment, tasks
+
+
+class Timing(NamedTuple):
+    """Seconds. A child waits `patience` for a sign of life; `dead_after` must be longer than that. Rows that wait are
+    looked at every `poll` seconds, an empty table every `idle_poll`: what changes in it wakes the worker (see signals).
+    """
+
+    beat: float = 2.0
+    patience: float = 8.0
+    dead_after: float = 10.0
+    poll: float = 1.0
+    report: float = 0.5
+    grace: float = 30.0
+    idle_poll: float = 5.0
+
+
+class Own(NamedTuple):
+    """What a worker runs: the tickets of its attempts."""
+
+    worker: str
+    tickets: frozenset[str]
+
+
+class Lost(NamedTuple):
+    """A row taken from a worker that is dead or does not run it, and the ticket it held."""
+
+    task_id: int
+    ticket: str
+
+
+def this_process() -> str:
+    """Names a process so that others on the same machine can tell whether it lives: boot, process namespace, pid."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}/{os.getpid()}"
+    except OSError:  # not Linux: a worker is dead when it is silent, not before
+        return socket.gethostname()
+
+
+def _is_gone(process: str | None) -> bool:
+    """Whether a process of this machine has ended; False for those of other machines, which only time can tell."""
+    place, _, pid = (process or "").rpartition("/")
+    if not place or place != this_process().rpartition("/")[0]:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+async def beat(ledger: Ledger, worker: str, lanes: str) -> bool:
+    """Signs of life. False says that this worker was unknown: it is new, or was declared dead meanwhile."""
+    now = clock(ledger.dialect)
+    async with ledger.writing() as connection:
+        known = await connection.execute(executors.update().where(executors.c.id == worker).values(beat=now))
+        if not known.rowcount:
+            new = {"id": worker, "host": this_process(), "lanes": lanes, "beat": now}
+            await connection.execute(executors.insert().values(**new))
+    return known.rowcount == 1
+
+
+async def sign_off(ledger: Ledger, worker: str) -> None:
+    """Forgets a worker that stops; its rows were handed back before."""
+    async with ledger.writing() as connection:
+        await connection.execute(executors.delete().where(executors.c.id == worker))
+
+
+class WorkerState(NamedTuple):
+    """A live worker. lanes: "gpu,cpu" or one of them, "" for one that serves a single pipeline; last_seen: UTC by the
+    database's clock."""
+
+    name: str
+    host: str
+    lanes: str
+    last_seen: datetime
+
+
+async def workers(ledger: Ledger, dead_after: float = Timing().dead_after) -> list[WorkerState]:
+    """The workers whose beat is fresh and whose process, where that can be told, has not ended."""
+    async with ledger.reading() as connection:
+        limit = await ledger.now(connection) - dead_after
+        query = sa.select(executors).where(executors.c.beat >= limit).order_by(executors.c.id)
+        rows = (await connection.execute(query)).all()
+    return [
+        WorkerState(row.id, row.id.rsplit("-", 2)[0], row.lanes or "", datetime.fromtimestamp(row.beat, UTC))
+        for row in rows
+        if not _is_gone(row.host)
+    ]
+
+
+async def is_served(ledger: Ledger) -> bool:
+    """Whether live workers take rows of every lane."""
+    lanes = ",".join(worker.lanes for worker in await workers(ledger)).split(",")
+    return {"gpu", "cpu"} <= set(lanes)
+
+
+async def take_over(ledger: Ledger, dead_after: float, own: Own | None = None) -> list[Lost]:
+    """Gives back the rows of workers that are dead or unknown, and forgets those workers; and the rows that the asking
+    worker holds and has not run for `dead_after` seconds, since it could not write an attempt's end."""
+    ours = sa.func.lower(tasks.c.task_type).in_([*OUR_TYPES, TaskType.USER_REQUEST.value])
+    held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None) & ours
+    lost = sa.exists().where(held, tasks.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
+    glanced = sa.select(clock(ledger.dialect).label("now"), lost.label("lost")).subquery()
+    look = sa.select(glanced, executors).select_from(glanced.outerjoin(executors, sa.true()))
+    async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
+        seen = (await connection.execute(look)).all()
+    known = [row for row in seen if row.id is not None]
+    ended = [row.id for row in known if _is_gone(row.host)]
+    if not (ended or seen[0].lost or any(row.beat < row.now - dead_after for row in known)):
+        return []
+    async with ledger.writing() as connection:
+        now = await ledger.now(connection)
+        locked = sa.select(tasks.c.id, tasks.c.ticket, tasks.c.resumes).where(
+            _orphans(now - dead_after, ended, own) & ours
+        )
+        rows = (await connection.execute(locked.with_for_update(skip_locked=True))).all()
+        for number, ticket, resumes in rows:
+            held = (
+                (tasks.c.id == number) & (tasks.c.ticket == ticket) & (tasks.c.status == TaskStatus.RUNNING)
+            )
+            await connection.execute(tasks.update().where(held).values(**_returned(resumes or 0, now)))
+        still = sa.select(tasks.c.worker).where(
+            tasks.c.status == TaskStatus.RUNNING, tasks.c.worker.is_not(None)
+        )
+        gone = executors.c.id.in_(ended) | (executors.c.beat < now - dead_after)
+        await connection.execute(executors.delete().where(gone & executors.c.id.not_in(still)))
+    return [Lost(number, ticket or "") for number, ticket, _ in rows]
+
+
+def _not_run(own: Own | None) -> sa.ColumnElement[bool]:
+    """Rows that the worker holds without an attempt."""
+    if own is None:
+        return sa.false()
+    return (tasks.c.worker == own.worker) & tasks.c.ticket.not_in(sorted(own.tickets))
+
+
+def _orphans(limit: float, ended: Sequence[str], own: Own | None) -> sa.ColumnElement[bool]:
+    """Running rows whose worker has ended, or has not beaten since `limit` and did not take the row just now, or does not
+    run it."""
+    fresh = sa.select(executors.c.id).where(executors.c.beat >= limit)
+    silent = (tasks.c.worker.not_in(fresh) | _not_run(own)) & (tasks.c.updated_at < moment(limit))
+    held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None)
+    return held & (silent | tasks.c.worker.in_(ended))
+
+
+def _returned(resumes: int, now: float) -> dict[str, object]:
+    values: dict[str, object] = {
+        "worker": None,
+        "ticket": None,
+        "updated_at": moment(now),
+        "resumes": resumes + 1,
+    }
+    if resumes < MAX_RESUMES:
+        return values | {"status": TaskStatus.PENDING}
+    said = (
+        f"The task's worker died {resumes + 1} times in a row while it ran; see the task's log for the cause."
+    )
+    return values | {"status": TaskStatus.FAILED, "error": said, "completed_at": moment(now)}

@@ -1,0 +1,378 @@
+"""A worker: takes rows as lanes are free, runs each attempt as a durable DBOS workflow around a child
+process, and settles the row. It can be killed at any instruction; what it held is given back by the workers
+that remain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from dbos import DBOS, DBOSConfig, SetWorkflowID, _workflow_commands
+from sqlalchemy.exc import DBAPIError
+
+from lora_foundry.domain.task import Task, TaskPriority
+from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.files.paths import task_log
+from lora_foundry.ports import Notifier
+from lora_foundry.settings import Settings
+from lora_foundry.tasks import recovery, signals
+from lora_foundry.tasks.admission import Admitted, admit, anything_waits
+from lora_foundry.tasks.announce import announce
+from lora_foundry.tasks.children import Child, Job, Outcome, start_process
+from lora_foundry.tasks.database import sync_url
+from lora_foundry.tasks.devices import Devices, lanes_for
+from lora_foundry.tasks.ledger import Failure, Ledger
+from lora_foundry.tasks.logs import speak_of
+from lora_foundry.tasks.payloads import prepare, stage_name
+from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.redis_hints import RedisHints
+
+logger = logging.getLogger(__name__)
+LOOK = 0.5
+DBOS_CHORES = 30.0
+LONGEST_TIMEOUT = 30 * 24 * 3600
+
+# DBOS wants functions that are registered at import; each finds its attempt here, by ticket.
+_attempts: dict[str, Callable[[], Awaitable[str]]] = {}
+
+
+@DBOS.step(name="attempt")
+async def _attempt(ticket: str) -> str:
+    return await _attempts[ticket]()
+
+
+@DBOS.workflow(name="echo_task")
+async def _echo_task(ticket: str, task_id: int) -> str:
+    return await _attempt(ticket)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker works.
+
+    entry: "module:function" that a child calls with the attempt's work. lanes: tasks at once in each; this machine's
+    if None. pipeline: take the rows of this pipeline only, one process for all of them, and let nobody count on this
+    worker for other rows. preload: modules that this process imports ahead. json_log: children log JSON lines.
+    notifier: is told of ends and failures.
+    """
+
+    entry: str
+    lanes: Mapping[str, int] | None = None
+    timing: Timing = field(default_factory=Timing)
+    redis_url: str | None = None
+    pipeline: str | None = None
+    preload: tuple[str, ...] = ()
+    json_log: bool = False
+    notifier: Notifier | None = None
+
+
+@dataclass
+class Running:
+    """A row that this worker holds and the child that works on it."""
+
+    admitted: Admitted
+    child: Child
+    news: dict[str, Any] | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+    cancel: bool = False
+    starved: bool = False
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Keeps the newest news, with the last picture that was told of in this stage."""
+        earlier = self.last if self.last.get("stage") == event.get("stage") else {}
+        self.news = self.last = event | {"image": event.get("image") or earlier.get("image")}
+
+
+class Worker:
+    """Runs tasks until its stop event is set. One worker a process."""
+
+    def __init__(self, ledger: Ledger, settings: Settings, options: WorkerOptions) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self._ledger, self._settings, self._options = ledger, settings, options
+        self._timing = options.timing
+        self._lanes = dict(options.lanes or lanes_for("all", settings.device))
+        self._devices = Devices(settings.device)
+        self._running: dict[str, Running] = {}
+        self._carriers: set[asyncio.Task[None]] = set()
+        self._spare: Process | None = None
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._last_beat = time.monotonic()
+        self.hints = RedisHints(options.redis_url, ledger) if options.redis_url else None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then gives running children `grace` seconds and hands the rest back."""
+        if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
+            log = task_log(self._settings.home, 0)
+            self._spare = await start_process(log, self._devices.take("spare", "gpu"), self._options.preload)
+        await self._ledger.upgrade()
+        await asyncio.to_thread(_launch, self._ledger, self.name)
+        await self._beat_once()
+        helpers = [asyncio.create_task(self._beats()), asyncio.create_task(self._look_for_cancels())]
+        helpers.append(asyncio.create_task(signals.watch(self._ledger.url, self._wake.set)))
+        if self.hints is not None:
+            helpers.append(asyncio.create_task(self.hints.watch(self._wake.set)))
+        waker = asyncio.create_task(_call_after(stop, self._wake.set))
+        try:
+            while not stop.is_set():
+                self._wake.clear()
+                pause = self._timing.poll
+                try:
+                    if await anything_waits(self._ledger):
+                        await self._admit()
+                    else:
+                        pause = self._timing.idle_poll
+                except (DBAPIError, OSError) as error:
+                    logger.warning("The task database does not answer: %s", error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), pause)
+        finally:
+            await self._wind_up()
+            await self._drop_spare()
+            for helper in (*helpers, waker):
+                helper.cancel()
+            await asyncio.gather(*helpers, waker, return_exceptions=True)
+            with contextlib.suppress(DBAPIError, OSError):
+                await recovery.sign_off(self._ledger, self.name)
+            await asyncio.to_thread(partial(DBOS.destroy, workflow_completion_timeout_sec=0))
+
+    async def _admit(self) -> None:
+        held = [running.admitted.lane for running in self._running.values()]
+        free = {lane: number - held.count(lane) for lane, number in self._lanes.items()}
+        if self._options.pipeline is not None and held:
+            return  # its stages come one after another
+        if not any(number > 0 for number in free.values()):
+            return
+        for admitted in await admit(self._ledger, self.name, free, self._options.pipeline):
+            log = task_log(self._settings.home, admitted.task.id or 0)
+            environment = self._devices.take(admitted.ticket, admitted.lane)
+            child = Child(log, lambda event: None, environment, self._spare)
+            self._spare = None
+            running = Running(admitted, child)
+            child.on_progress = running.hear
+            self._running[admitted.ticket] = running
+            carrier = asyncio.create_task(self._carry(running))
+            self._carriers.add(carrier)
+            carrier.add_done_callback(self._carriers.discard)
+
+    async def _carry(self, running: Running) -> None:
+        """One attempt as a workflow; frees the lane however it ends, and then says so to people."""
+        admitted, ended = running.admitted, ""
+        task, number = admitted.task, admitted.task.id or 0
+        speak_of(run=task.pipeline or task.uuid, task=number, stage=stage_name(admitted.kind, task.payload))
+        _attempts[admitted.ticket] = partial(self._attempt, running)
+        try:
+            with SetWorkflowID(workflow_id(number, admitted.ticket)):
+                handle = await DBOS.start_workflow_async(_echo_task, admitted.ticket, number)
+            ended = await handle.get_result()
+            logger.info("Task %s (%s): %s", number, task.name, ended)
+        except Exception:
+            logger.exception("Task %s was dropped; it is handed back", number)
+            running.child.kill()
+            with contextlib.suppress(DBAPIError, OSError):
+                await self._ledger.hand_back(number, admitted.ticket)
+        finally:
+            _attempts.pop(admitted.ticket, None)
+            self._running.pop(admitted.ticket, None)
+            self._devices.give_back(admitted.ticket)
+            self._wake.set()
+        if self._options.notifier is not None:
+            await announce(self._ledger, self._settings, self._options.notifier, task, ended)
+
+    async def _attempt(self, running: Running) -> str:
+        task, child = running.admitted.task, running.child
+        reporter = asyncio.create_task(self._report(running))
+        try:
+            check_numbers(task)
+            work = await asyncio.to_thread(prepare, running.admitted.kind, task.payload, self._settings)
+            job = Job(
+                self._options.entry,
+                work.job(settings_for(self._settings, child.environment)),
+                self._timing.patience,
+                task.timeout,
+                self._options.json_log,
+                keep=self._options.pipeline is not None,
+            )
+            outcome = await self._start(running, job)
+        except FoundryError as error:
+            outcome = Outcome(error=str(error), kind=type(error).__name__, permanent=not error.retryable)
+        finally:
+            reporter.cancel()
+            await asyncio.gather(reporter, return_exceptions=True)
+        return await self._settle(running, outcome)
+
+    async def _start(self, running: Running, job: Job) -> Outcome:
+        """Runs the child, if the row still is ours: a host that slept since it took the row may find it long done."""
+        try:
+            gone = await self._ledger.cancel_requests([running.admitted.ticket])
+        except (DBAPIError, OSError):
+            gone = set()  # a database that restarts must not cost the attempt; settling asks again
+        if gone:
+            running.cancel = True
+            return Outcome(error="The row was cancelled or taken away before its attempt began.")
+        outcome = await running.child.run(job)
+        if running.child.is_kept(job):
+            self._spare = running.child.process
+        return outcome
+
+    async def _settle(self, running: Running, outcome: Outcome) -> str:
+        """Writes the end of an attempt to its row, trying for as long as the row can still be ours."""
+        until = time.monotonic() + self._timing.dead_after
+        while True:
+            try:
+                return await self._write_end(running, outcome)
+            except (DBAPIError, OSError):
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(LOOK)
+
+    async def _write_end(self, running: Running, outcome: Outcome) -> str:
+        task, ticket = running.admitted.task, running.admitted.ticket
+        number = task.id or 0
+        if running.news is not None:
+            await self._ledger.report(number, ticket, running.news)
+        if outcome.result is not None:
+            return "completed" if await self._ledger.complete(number, ticket, outcome.result) else "lost"
+        if running.cancel:
+            return "cancelled" if await self._ledger.cancelled(number, ticket) else "lost"
+        if running.starved or (self._stopping and not outcome.permanent):
+            return "handed back" if await self._ledger.hand_back(number, ticket) else "lost"
+        failure = Failure(outcome.error, outcome.permanent, outcome.progressed, outcome.kind)
+        return await self._ledger.fail(task, ticket, failure) or "lost"
+
+    async def _report(self, running: Running) -> None:
+        """Writes news to the row and the workflow's stream, at most once per `report` seconds."""
+        while True:
+            await asyncio.sleep(self._timing.report)
+            news = running.news
+            if news is None:
+                continue
+            with contextlib.suppress(DBAPIError, OSError):
+                admitted = running.admitted
+                if not await self._ledger.report(admitted.task.id or 0, admitted.ticket, news):
+                    running.child.kill()
+                await DBOS.write_stream_async("progress", news)
+                if running.news is news:
+                    running.news = None
+
+    async def _look_for_cancels(self) -> None:
+        """Kills the children of rows that somebody cancelled or that are no longer ours."""
+        while True:
+            await asyncio.sleep(LOOK)
+            if not self._running:
+                continue
+            with contextlib.suppress(DBAPIError, OSError):
+                for ticket in await self._ledger.cancel_requests(list(self._running)):
+                    running = self._running.get(ticket)
+                    if running is not None:
+                        running.cancel = True
+                        running.child.kill()
+
+    async def _beats(self) -> None:
+        while True:
+            await asyncio.sleep(self._timing.beat)
+            try:
+                await self._beat_once()
+                own = recovery.Own(self.name, frozenset(self._running))
+                for lost in await recovery.take_over(self._ledger, self._timing.dead_after, own):
+                    logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
+                    self._wake.set()
+                    with contextlib.suppress(Exception):  # a record that was never made need not be closed
+                        await DBOS.cancel_workflow_async(workflow_id(lost.task_id, lost.ticket))
+            except (DBAPIError, OSError) as error:
+                logger.warning("No beat: the task database does not answer: %s", error)
+
+    async def _beat_once(self) -> None:
+        """Tells the database, and only then the children, that this worker lives."""
+        if time.monotonic() - self._last_beat > self._timing.patience * 0.9:
+            for running in self._running.values():  # we slept or were cut off, so they have killed themselves
+                running.starved = True
+        lanes = "" if self._options.pipeline else ",".join(self._lanes)
+        await recovery.beat(self._ledger, self.name, lanes)
+        self._last_beat = time.monotonic()
+        for child in self._children():
+            child.write("beat")
+
+    def _children(self) -> list[Child]:
+        """All that must hear the beat: those at work, and one that waits for work."""
+        spare = Child(Path(os.devnull), lambda event: None, process=self._spare)
+        return [*(running.child for running in self._running.values()), spare]
+
+    async def _wind_up(self) -> None:
+        """Asks children to come to a safe place and end, kills what is left, and hands it all back."""
+        self._stopping = True
+        for running in self._running.values():
+            running.child.write("stop")
+        if self._carriers:
+            await asyncio.wait(self._carriers, timeout=self._timing.grace)
+        for running in self._running.values():
+            running.child.kill()
+        if self._carriers:
+            await asyncio.wait(self._carriers, timeout=self._timing.dead_after)
+
+    async def _drop_spare(self) -> None:
+        if self._spare is not None:
+            await Child(Path(os.devnull), lambda event: None, process=self._spare).end()
+
+
+def workflow_id(task_id: int | None, ticket: str) -> str:
+    """The engine's name of one attempt; the ticket keeps an old attempt's result from being replayed."""
+    return f"echo-task-{task_id}-{ticket}"
+
+
+def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """The settings for a child that sees one GPU only, whatever its number is here."""
+    if environment and settings.device.startswith("cuda"):
+        return settings.model_copy(update={"device": "cuda"})
+    return settings
+
+
+def check_numbers(task: Task) -> None:
+    """Raises InputError for numbers that mean nothing."""
+    if task.priority not in tuple(TaskPriority):
+        raise InputError(
+            f"Priority {task.priority} does not exist; priorities are 1 (urgent) to 5 (scheduled)."
+        )
+    if not 0 < task.timeout <= LONGEST_TIMEOUT:
+        raise InputError(f"A timeout of {task.timeout} s is not possible; it must be 1 to {LONGEST_TIMEOUT}.")
+    if task.max_retries < 0:
+        raise InputError(f"max_retries is {task.max_retries}; it must not be negative.")
+
+
+def _launch(ledger: Ledger, name: str) -> None:
+    """Starts DBOS: in the same database on PostgreSQL, in a file beside it on SQLite."""
+    url = sync_url(ledger.url)
+    if ledger.dialect == "sqlite":
+        url = url.set(database=f"{url.database}.engine")
+    engine = DBOS(
+        config=DBOSConfig(
+            name="lora-foundry",
+            system_database_url=url.render_as_string(hide_password=False),
+            executor_id=name,
+            application_version="1",
+            log_level="ERROR",
+            notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
+        )
+    )
+    DBOS.listen_queues([])
+    # Its own queue, delays and deadlines, of which we use none, are looked at every second: a hundredth of a core for
+    # nothing. No public setting says otherwise in the version that pyproject.toml pins.
+    engine._registry.get_internal_queue()._polling_interval_sec = DBOS_CHORES
+    _workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC = DBOS_CHORES
+    DBOS.launch()
+
+
+async def _call_after(event: asyncio.Event, function: Callable[[], None]) -> None:
+    await event.wait()
+    function()

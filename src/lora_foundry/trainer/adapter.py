@@ -1,0 +1,194 @@
+"""The LoRA itself: peft's layers in the frozen networks (denoiser, and text encoders where they learn too), their
+weights in fp32 whatever the base computes in, started from a seed of their own, and addressed by the path of the
+module they belong to. `lycoris` makes the other kinds of network in the same shape."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.targets import DENOISER, ENCODERS, Target
+from lora_foundry.trainer.flat import lay_out
+
+NAME = "default"
+DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
+
+
+class Piece(NamedTuple):
+    """What is trained at one module: tensors by the names that files give them (LoRA: lora_down.weight (r, in),
+    lora_up.weight (out, r); convolutions have two more dimensions), and the alpha that scales them."""
+
+    target: Target
+    tensors: dict[str, nn.Parameter]
+    alpha: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.target.part}:{self.target.module}"
+
+
+class Adapter:
+    """What learns, on `networks` by part. It changes nothing at first: the `up` matrices start at zero. `buffers` are the
+    weights of the denoiser and of all text encoders, each with their gradients in one piece (`training.flat`)."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        targets: Sequence[Target],
+        settings: TrainSection,
+        seed: int,
+    ) -> None:
+        self._owned: list[nn.Module] = []
+        generator = torch.Generator().manual_seed(seed)
+        pieces: list[Piece] = []
+        for part, network in networks.items():
+            modules = [target.module for target in targets if target.part == part]
+            if not modules:
+                continue
+            if settings.network in {"lora", "dora"}:
+                _inject(network, modules, settings)
+                layers = dict(network.named_modules())
+                pieces += [_start(Target(part, path), layers[path], settings, generator) for path in modules]
+            else:
+                from lora_foundry.trainer.lycoris import attach
+
+                for piece, owner in attach(network, part, modules, settings, generator):
+                    pieces.append(piece)
+                    self._owned.append(owner)
+        self.pieces = tuple(pieces)
+        self.buffers = {
+            part: lay_out(tensors) for part in (DENOISER, ENCODERS) if (tensors := self.parameters(part))
+        }
+
+    def parameters(self, part: str = "") -> list[nn.Parameter]:
+        """Every trained tensor, in a fixed order; of one part alone where it is named, `te` meaning all text
+        encoders."""
+        return [
+            tensor
+            for piece in self.pieces
+            if piece.target.part.startswith(part)
+            for tensor in piece.tensors.values()
+        ]
+
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Every trained tensor by a name of its own."""
+        return {
+            f"{piece.name}.{name}": tensor for piece in self.pieces for name, tensor in piece.tensors.items()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the weights by name, on the CPU."""
+        return {
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.named().items()
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state` gave. Raises KeyError for a missing module."""
+        for name, tensor in self.named().items():
+            tensor.copy_(state[name])
+
+    @torch.no_grad()
+    def limit_norms(self, largest: float) -> None:
+        """Scales back each module whose update (alpha / r) * up @ down has a Frobenius norm above `largest`.
+
+        |BA|^2 = sum((B^T B) * (A A^T)), two small products of rank by rank, and no question to the device.
+        """
+        for piece in self.pieces:
+            down, up = piece.tensors[DOWN], piece.tensors[UP]
+            low, high = down.flatten(1), up.flatten(1)
+            square = ((high.T @ high) * (low @ low.T)).sum().clamp(min=0)
+            norm = square.sqrt() * (piece.alpha / len(low))
+            factor = (largest / norm.clamp(min=1e-12)).clamp(max=1).sqrt()
+            down.mul_(factor)
+            up.mul_(factor)
+
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers.values())
+
+    def forget_gradients(self) -> None:
+        """Sets every gradient to zero, where it lies."""
+        for buffer in self.buffers.values():
+            assert buffer.grad is not None
+            buffer.grad.zero_()
+
+
+class _CastLinear(nn.Linear):
+    """fp32 weights that compute in whatever type comes in: casting them is cheap, casting the activations is
+    not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+class _CastConv2d(nn.Conv2d):
+    """The same for convolutions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(
+            input, self.weight.to(input.dtype), None, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+def size_of(layer: nn.Module, settings: TrainSection) -> tuple[int, float]:
+    """Rank and alpha for `layer`: 3x3 convolutions have their own."""
+    spatial = isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
+    if spatial:
+        return settings.conv_rank, settings.conv_alpha
+    return settings.rank, settings.alpha
+
+
+def _inject(network: nn.Module, modules: Sequence[str], settings: TrainSection) -> None:
+    """peft's layers at `modules` of `network`."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = dict(network.named_modules())
+    sizes = {path: size_of(layers[path], settings) for path in modules}
+    other = {path: size for path, size in sizes.items() if size != (settings.rank, settings.alpha)}
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        target_modules=list(modules),
+        # peft reads these keys as patterns; a whole path from its start names one module.
+        rank_pattern={f"^{path}": rank for path, (rank, _) in other.items()},
+        alpha_pattern={f"^{path}": alpha for path, (_, alpha) in other.items()},
+        use_dora=settings.network == "dora",
+        init_lora_weights=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inject_adapter_in_model(config, network, NAME)
+
+
+def _start(target: Target, layer: Any, settings: TrainSection, generator: torch.Generator) -> Piece:
+    """fp32 weights of one module: down uniform as kohya and peft start it, up zero, and DoRA's magnitudes as the
+    base has them."""
+    layer.cast_input_dtype_enabled = False  # peft would turn every activation into fp32 and back
+    tensors: dict[str, nn.Parameter] = {}
+    for side, name in (("lora_A", DOWN), ("lora_B", UP)):
+        part = getattr(layer, side)[NAME]
+        part.__class__ = _CastConv2d if isinstance(part, nn.Conv2d) else _CastLinear
+        weight = torch.zeros(part.weight.shape)
+        if side == "lora_A":
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+        part.weight = nn.Parameter(weight.to(part.weight.device))
+        tensors[name] = part.weight
+    if settings.network == "dora":
+        holder = layer.lora_magnitude_vector[NAME]
+        base = layer.get_base_layer().weight.detach().float()
+        norms = base.flatten(1).norm(dim=1).view(holder.weight.shape)
+        holder.weight = nn.Parameter(norms)
+        tensors[MAGNITUDE] = holder.weight
+    return Piece(target, tensors, size_of(layer.get_base_layer(), settings)[1])

@@ -1,0 +1,217 @@
+"""Latents and text embeddings are computed once and kept beside the dataset, keyed by the content of picture
+and caption, so that no step waits for an encoder and a second training starts at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lora_foundry.domain.run import fingerprint
+from lora_foundry.errors import InputError
+from lora_foundry.families._shared.family import FamilyModel
+from lora_foundry.families._shared.prompts import Condition
+from lora_foundry.files import storage
+from lora_foundry.trainer.resident import Resident
+
+ENCODE_BATCH = 8
+_MEMORY_LIMIT = 2 * 1024**3
+_SHUFFLED_KEPT = 1024
+Report = Callable[[int, int], None]
+
+
+class TensorFile:
+    """Named tensors in one safetensors file; held in memory when they are few, read from the disk when
+    not."""
+
+    def __init__(
+        self, path: Path, names: frozenset[str], tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.path = path
+        self.names = names
+        self._tensors = tensors
+
+    @classmethod
+    def open(cls, path: Path) -> TensorFile | None:
+        """The file at `path`, if there is one and it is whole."""
+        try:
+            with safe_open(path, "pt") as file:
+                names = frozenset(file.keys())
+                small = path.stat().st_size <= _MEMORY_LIMIT
+                return cls(path, names, {name: file.get_tensor(name) for name in names} if small else None)
+        except (OSError, SafetensorError):
+            return None
+
+    @classmethod
+    def create(cls, path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
+        """Writes the file as a whole: how pictures were batched decides the last bits of their latents, so a
+        part of the set that an interrupted run had made could not be told from the real thing."""
+        storage.write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        return cls(path, frozenset(tensors), dict(tensors) if size <= _MEMORY_LIMIT else None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._tensors is not None:
+            return self._tensors[name]
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"The picture {path} cannot be read ({error.strerror or error}).") from error
+
+
+def choose_frame(sizes: Sequence[tuple[int, int]], resolution: int, multiple: int) -> tuple[int, int]:
+    """The one width and height that all pictures of a set are brought to: the commonest shape among `sizes`,
+    scaled to the area of `resolution` squared, in multiples of `multiple`."""
+    commonest, _ = min(Counter(sizes).items(), key=lambda item: (-item[1], item[0]))
+    return fit_frame(commonest, resolution, multiple)
+
+
+def fit_frame(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
+    """A picture's shape scaled to the area of `resolution` squared, in multiples of `multiple`: its bucket."""
+    width, height = size
+    aspect = min(4.0, max(0.25, width / height))
+    ideal = resolution * aspect**0.5, resolution / aspect**0.5
+    across, down = (max(multiple, round(side / multiple) * multiple) for side in ideal)
+    return across, down
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height as shown, without decoding the picture. Raises InputError."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise _unreadable(path) from error
+
+
+def read_picture(path: Path, frame: tuple[int, int]) -> Tensor:
+    """A picture (3, H, W) in -1..1, scaled to cover `frame` and cut to it around the centre; transparency is
+    white."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            fitted = ImageOps.fit(image.convert("RGB"), frame, Image.Resampling.LANCZOS)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise _unreadable(path) from error
+    pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
+    return pixels.permute(2, 0, 1) / 127.5 - 1
+
+
+def read_mask(path: Path, frame: tuple[int, int], alpha: bool) -> Tensor:
+    """What counts of a picture (1, H, W) in 0..1, cut as the picture is: its alpha channel, or how bright the mask
+    picture is. Raises InputError."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            shown = image.convert("RGBA").getchannel("A") if alpha else image.convert("L")
+            fitted = ImageOps.fit(shown, frame, Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise _unreadable(path) from error
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())[None] / 255
+
+
+def cache_latents(
+    model: FamilyModel,
+    pictures: Mapping[str, Path],
+    frame: tuple[int, int],
+    identity: str,
+    folder: Path,
+    report: Report,
+) -> TensorFile:
+    """The latents of all pictures, by content hash, from the cache or made now. Raises InputError,
+    StorageError."""
+    names = sorted(pictures)
+    path = folder / f"latents-{fingerprint('latents-1', identity, frame)}.safetensors"
+    known = TensorFile.open(path)
+    if known is not None and known.names >= set(names):
+        return known
+    latents: dict[str, Tensor] = {}
+    for start in range(0, len(names), ENCODE_BATCH):
+        batch = names[start : start + ENCODE_BATCH]
+        encoded = model.encode_images(torch.stack([read_picture(pictures[name], frame) for name in batch]))
+        latents |= {name: latent.clone() for name, latent in zip(batch, encoded, strict=True)}
+        report(len(latents), len(names))
+    return TensorFile.create(path, latents)
+
+
+class CaptionCache:
+    """Conditions by caption. Captions known in advance are kept on disk; shuffled ones are encoded as they
+    come up.
+
+    Each caption is encoded alone, so that its condition never depends on its neighbours in a batch.
+    """
+
+    def __init__(self, model: FamilyModel, device: torch.device, live: bool = False) -> None:
+        self._model = model
+        self._live = live
+        self._device = device
+        self._resident = Resident(self._read, device)
+        self._file: TensorFile | None = None
+        self._index: dict[str, dict[str, str]] = {}
+        self._fresh: dict[str, Condition] = {}
+
+    def prepare(self, captions: Sequence[str], identity: str, folder: Path, report: Report) -> None:
+        """Takes all of `captions` from the cache file, or encodes them into it. Raises StorageError."""
+        keys = {fingerprint("caption-1", text): text for text in dict.fromkeys(captions)}
+        path = folder / f"captions-{fingerprint('captions-1', identity)}.safetensors"
+        file = TensorFile.open(path)
+        if file is None or not set(keys) <= {name.partition(".")[0] for name in file.names}:
+            tensors: dict[str, Tensor] = {}
+            for done, (key, text) in enumerate(keys.items(), start=1):
+                tensors |= {f"{key}.{name}": tensor for name, tensor in self._encode(text).items()}
+                report(done, len(keys))
+            file = TensorFile.create(path, tensors)
+        for full in file.names:
+            key, _, name = full.partition(".")
+            if key in keys:
+                self._index.setdefault(keys[key], {})[name] = full
+        self._file = file
+
+    def batch(self, captions: Sequence[str]) -> Condition:
+        """The condition of one batch. Where text encoders learn nothing is cached, and gradients flow."""
+        if self._live:
+            return self._model.stack(self._model.encode_captions(captions))
+        return self._model.stack([self.one(caption) for caption in captions])
+
+    def one(self, caption: str) -> Condition:
+        """The condition of one caption as it is now, without gradients."""
+        if self._live:
+            return self._encode(caption)
+        if self._file is not None and caption in self._index:
+            return {name: self._resident(full) for name, full in self._index[caption].items()}
+        if caption not in self._fresh:
+            if len(self._fresh) >= _SHUFFLED_KEPT:
+                self._fresh.pop(next(iter(self._fresh)))
+            self._fresh[caption] = self._encode(caption)
+        return {name: tensor.to(self._device) for name, tensor in self._fresh[caption].items()}
+
+    def _read(self, full: str) -> Tensor:
+        assert self._file is not None
+        return self._file[full]
+
+    @torch.no_grad()
+    def _encode(self, caption: str) -> Condition:
+        return {name: tensor.cpu() for name, tensor in self._model.encode_captions([caption])[0].items()}
+
+
+def _unreadable(path: Path) -> InputError:
+    return InputError(f"{path} is not a picture that can be read; replace or remove it.")

@@ -1,0 +1,174 @@
+"""A training's state on disk: LoRA, optimizer and position, as safetensors and JSON (no pickle, which could
+run code). The JSON is written last and names the tensors' hash, so a checkpoint either is whole or does not
+count; the newest two are kept, so that one that turns out damaged costs little."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lora_foundry.files import storage
+from lora_foundry.trainer.adapter import Adapter
+from lora_foundry.trainer.optimizers import RunningMean, exported_state
+
+KEPT = 2
+_log = logging.getLogger(__name__)
+
+
+class CheckpointRecord(BaseModel):
+    """The JSON beside a checkpoint's tensors. `fingerprint` is of everything that decides the training."""
+
+    # Optimizers hold infinities (Prodigy's growth rate), which JSON as pydantic writes it would turn into null.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    step: int
+    fingerprint: str
+    sha256: str
+    optimizer_groups: list[dict[str, Any]]
+    optimizer_values: dict[str, Any]
+    scaler: dict[str, float] = {}
+
+
+class Learner(NamedTuple):
+    """What learns, and so what a checkpoint must hold."""
+
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    mean: RunningMean | None = None
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """The weights that a file gets: the running mean, or what the optimizer answers with."""
+        return self.mean.state() if self.mean else exported_state(self.optimizer, self.adapter)
+
+    @contextmanager
+    def as_exported(self) -> Iterator[None]:
+        """The adapter with the weights that a file gets, for a look at them; afterwards bit for bit as before."""
+        kept = self.adapter.state()
+        self.adapter.load(self.exported_state())
+        try:
+            yield
+        finally:
+            self.adapter.load(kept)
+
+
+class Checkpoints:
+    """The checkpoints of one training, in one folder."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder = folder
+        self._fingerprint = fingerprint
+
+    def save(self, step: int, learner: Learner) -> Path:
+        """Writes the state after `step` steps and removes all but the newest two. Raises StorageError."""
+        tensors = {f"lora.{name}": tensor for name, tensor in learner.adapter.state().items()}
+        if learner.mean:
+            tensors |= {f"mean.{name}": tensor for name, tensor in learner.mean.state().items()}
+        state = learner.optimizer.state_dict()
+        values: dict[str, Any] = {}
+        groups: list[dict[str, Any]] = []
+        for index, group in enumerate(state["param_groups"]):
+            held = {key: value for key, value in group.items() if isinstance(value, Tensor)}
+            tensors |= {f"group.{index}.{key}": value.detach().cpu().clone() for key, value in held.items()}
+            groups.append({key: value for key, value in group.items() if key not in held})
+        for index, entries in state["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous().clone()
+                else:
+                    values[f"{index}.{key}"] = value
+        data = save(tensors)
+        storage.write_bytes(self._tensors(step), data)
+        record = CheckpointRecord(
+            step=step,
+            fingerprint=self._fingerprint,
+            sha256=hashlib.sha256(data).hexdigest(),
+            optimizer_groups=groups,
+            optimizer_values=values,
+            scaler=learner.scaler.state_dict(),
+        )
+        storage.write_model(self._record(step), record)
+        self._remove_old()
+        return self._record(step)
+
+    def restore(self, learner: Learner) -> int:
+        """Puts the newest whole checkpoint of this training into `learner`; returns its step, 0 where there
+        is none.
+
+        Checkpoints of another training (other pictures, captions or settings) are removed.
+        """
+        for step in sorted(self._steps(), reverse=True):
+            record = storage.read_model(self._record(step), CheckpointRecord)
+            if record is None or record.fingerprint != self._fingerprint:
+                _log.info("checkpoint %d belongs to another training and is removed", step)
+                self._remove(step)
+                continue
+            try:
+                data = self._tensors(step).read_bytes()
+                if hashlib.sha256(data).hexdigest() == record.sha256:
+                    _put_back(record, load(data), learner)
+                    return step
+            except (OSError, SafetensorError, KeyError, ValueError):
+                _log.debug("checkpoint %d cannot be read", step, exc_info=True)
+            _log.warning("the checkpoint of step %d is damaged and is left out", step)
+            self._remove(step)
+        return 0
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        return max(self._steps(), default=0)
+
+    def _steps(self) -> list[int]:
+        names = [path.stem.removeprefix("step-") for path in self._folder.glob("step-*.json")]
+        return [int(name) for name in names if name.isdigit()]
+
+    def _tensors(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}.safetensors"
+
+    def _record(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}.json"
+
+    def _remove_old(self) -> None:
+        """Keeps the newest two, and clears away what kills left behind."""
+        keep = set(sorted(self._steps())[-KEPT:])
+        for path in [*self._folder.glob("step-*"), *self._folder.glob(".step-*.part*")]:
+            name = path.stem.removeprefix("step-")
+            if not (name.isdigit() and int(name) in keep):
+                path.unlink(missing_ok=True)
+
+    def _remove(self, step: int) -> None:
+        self._record(step).unlink(missing_ok=True)
+        self._tensors(step).unlink(missing_ok=True)
+
+
+def _put_back(record: CheckpointRecord, tensors: dict[str, Tensor], learner: Learner) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    groups = [dict(group) for group in record.optimizer_groups]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts.setdefault(kind, {})[rest] = tensor
+        index, _, key = rest.partition(".")
+        if kind == "optimizer":
+            state.setdefault(int(index), {})[key] = tensor
+        elif kind == "group":
+            groups[int(index)][key] = tensor
+    for name, value in record.optimizer_values.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    learner.adapter.load(parts["lora"])
+    if learner.mean:
+        learner.mean.load(parts["mean"])
+    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if record.scaler:
+        learner.scaler.load_state_dict(dict(record.scaler))

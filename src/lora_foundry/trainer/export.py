@@ -1,0 +1,81 @@
+"""Writes the trained LoRA the way sd-scripts does, since that is what ComfyUI, A1111 and diffusers read:
+kohya's key names, an alpha for each module, fp16. The same training gives the same bytes: no times are in the
+file, and the header's order is fixed (the safetensors library shuffles it)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lora_foundry.errors import DivergedError
+from lora_foundry.families._shared.targets import Target
+from lora_foundry.files import storage
+from lora_foundry.trainer.adapter import DOWN, MAGNITUDE, Adapter
+
+_LEGACY_OFFSET, _LEGACY_BYTES = 0x100000, 0x10000
+
+
+def kohya_tensors(
+    adapter: Adapter,
+    state: Mapping[str, Tensor],
+    export_name: Callable[[Target], str],
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, Tensor]:
+    """For each module its tensors under kohya's names and an alpha (0-d), all in `dtype`. `state` has the weights, as
+    `Adapter.state` names them. Raises DivergedError."""
+    tensors: dict[str, Tensor] = {}
+    for piece in adapter.pieces:
+        name = export_name(piece.target)
+        tensors[f"{name}.alpha"] = torch.tensor(piece.alpha, dtype=dtype)
+        for ending in piece.tensors:
+            tensor = state[f"{piece.name}.{ending}"].to(dtype)
+            if ending == MAGNITUDE:  # one number for each output, in as many dimensions as the weight has
+                tensor = tensor.reshape(-1, *[1] * (state[f"{piece.name}.{DOWN}"].ndim - 1))
+            tensors[f"{name}.{ending}"] = tensor
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise DivergedError(
+            "The trained weights do not fit fp16 or are not numbers; lower train.learning_rate and "
+            "train again."
+        )
+    return tensors
+
+
+def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Writes the file atomically and returns its SHA-256. Raises StorageError."""
+    data = lora_bytes(tensors, metadata)
+    storage.write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def lora_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The file's bytes, with the hashes in its metadata by which model managers know a LoRA."""
+    described = {**metadata, **_hashes(tensors, metadata)}
+    return _serialize(tensors, described)
+
+
+def _hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Both hashes are taken over a file with the ss_ entries alone, as sd-scripts does."""
+    data = _serialize(tensors, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    (length,) = struct.unpack("<Q", data[:8])
+    weights = hashlib.sha256(data[8 + length :]).hexdigest()
+    legacy = hashlib.sha256(data[_LEGACY_OFFSET : _LEGACY_OFFSET + _LEGACY_BYTES]).hexdigest()[:8]
+    return {"sshs_model_hash": weights, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{weights}"}
+
+
+def _serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """safetensors bytes whose header has its keys in a fixed order."""
+    data = save(dict(sorted(tensors.items())), {key: metadata[key] for key in sorted(metadata)})
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]

@@ -1,0 +1,91 @@
+"""A LoRA module in as few passes over its activations as there can be. Layer by layer, peft multiplies, scales and adds:
+three results of full size forward and as many back. Here the up product is added onto the frozen layer's result while
+it is computed (beta = 1 of the matrix product), so that only the narrow tensor between down and up is new, and the same
+backward; the gradients are added where `training.flat` keeps them, in the same product. The sums are the same; only
+their rounding differs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from lora_foundry.families._shared.cpu_layers import compute_by, widened
+
+
+class FusedLora(torch.autograd.Function):
+    """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r). The
+    gradients of A and B are not returned but added to those that the two have when it is called."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        low, high = down.to(x.dtype), up.to(x.dtype)
+        narrow = x @ low.T
+        wide = widened(weight, x.dtype)
+        result = functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
+        result.addmm_(narrow, high.T, alpha=scale)
+        context.save_for_backward(x, weight, low, high, narrow)
+        context.scale, context.gradients = scale, (down.grad, up.grad)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, low, high, narrow = context.saved_tensors
+        back = grad @ high
+        back *= context.scale
+        to_input = None
+        if context.needs_input_grad[0]:
+            to_input = (grad @ widened(weight, grad.dtype)).addmm_(back, low)
+        to_down, to_up = context.gradients
+        _add_product(to_down, back.T, x, 1.0)
+        _add_product(to_up, grad.T, narrow, context.scale)
+        return to_input, None, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """total += scale * left @ right, in `total`'s own type."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.add_(left @ right, alpha=scale)
+
+
+_apply: Any = FusedLora.apply  # untyped in the library
+
+
+def fuse(network: nn.Module, name: str) -> int:
+    """Gives every plain LoRA on a linear layer of `network` (peft's adapter `name`) the fused form; returns how many
+    there were. Others (DoRA, convolutions, dropout) stay as they are."""
+    from peft.tuners.lora import Linear
+
+    count = 0
+    for layer in network.modules():
+        if not isinstance(layer, Linear) or layer.use_dora.get(name, False):
+            continue
+        base = layer.get_base_layer()
+        plain = type(base) is nn.Linear and isinstance(layer.lora_dropout[name], nn.Identity)
+        if plain and list(layer.active_adapters) == [name]:
+            compute_by(layer, _Forward(layer, base, name))
+            count += 1
+    return count
+
+
+class _Forward:
+    """What stands in for peft's forward of one layer."""
+
+    def __init__(self, layer: Any, base: Any, name: str) -> None:
+        self._base, self._scale = base, float(layer.scaling[name])
+        self._down, self._up = layer.lora_A[name], layer.lora_B[name]
+
+    def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        result: Tensor = _apply(
+            flat, self._base.weight, self._base.bias, self._down.weight, self._up.weight, self._scale
+        )
+        return result.view(*x.shape[:-1], -1)

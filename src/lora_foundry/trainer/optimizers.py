@@ -1,0 +1,111 @@
+"""The optimizers people choose, behind one function: two groups of weights (denoiser, text encoders) with peak rates
+of their own, and the weights each would have exported."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.errors import InputError, MissingExtraError
+from lora_foundry.families._shared.targets import DENOISER, ENCODERS
+from lora_foundry.trainer.adapter import Adapter
+
+PEAK = "peak"  # the key of a group's peak rate, beside its current one
+
+
+def build_optimizer(settings: TrainSection, adapter: Adapter) -> torch.optim.Optimizer:
+    """The optimizer that `settings` names, on the adapter's weights. Raises InputError, MissingExtraError."""
+    rates = {DENOISER: settings.learning_rate, ENCODERS: settings.text_encoder_rate}
+    # What AdamW does to a number depends on no other, so that all can be one tensor; the others look at whole matrices.
+    whole = settings.optimizer == "adamw"
+    groups = [
+        {"params": [buffer] if whole else adapter.parameters(part), "lr": rates[part], PEAK: rates[part]}
+        for part, buffer in adapter.buffers.items()
+    ]
+    return _build(settings, groups, [tensor.device for tensor in adapter.parameters()])
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's learning rate to `factor` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[PEAK] * factor
+
+
+def exported_state(optimizer: torch.optim.Optimizer, adapter: Adapter) -> dict[str, Tensor]:
+    """The weights to export: schedule-free trains at one point and answers with another, all others with the one
+    they train at. Leaves everything bit for bit as it was."""
+    if not hasattr(optimizer, "eval"):
+        return adapter.state()
+    kept = [tensor.detach().clone() for tensor in adapter.parameters()]
+    optimizer.eval()
+    state = adapter.state()
+    with torch.no_grad():
+        for tensor, value in zip(adapter.parameters(), kept, strict=True):
+            tensor.copy_(value)
+    for group in optimizer.param_groups:
+        group["train_mode"] = True
+    return state
+
+
+class RunningMean:
+    """An exponential running mean of the weights (EMA): w' = decay w' + (1 - decay) w after each step, the decay
+    rising with the steps at first so that the start weighs little."""
+
+    def __init__(self, adapter: Adapter, decay: float) -> None:
+        self._adapter, self._decay = adapter, decay
+        self.values = {name: tensor.detach().clone() for name, tensor in adapter.named().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after step `step` (counted from 1)."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        weights: list[Tensor] = [*self._adapter.named().values()]
+        torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU, named as `Adapter.state` names them."""
+        return {name: value.to("cpu", copy=True).contiguous() for name, value in self.values.items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `state` gave."""
+        for name, value in self.values.items():
+            value.copy_(state[name])
+
+
+def _build(settings: TrainSection, groups: list[Any], devices: list[torch.device]) -> torch.optim.Optimizer:
+    decay = settings.weight_decay
+    match settings.optimizer:
+        case "adamw":
+            fused = all(device.type in {"cpu", "cuda"} for device in devices)
+            return torch.optim.AdamW(groups, weight_decay=decay, fused=fused)
+        case "adafactor":
+            # torch's own scales the rate by the weights' size, which for `up` matrices that start at zero is none.
+            from transformers.optimization import Adafactor
+
+            return Adafactor(groups, weight_decay=decay, relative_step=False, scale_parameter=False)
+        case "adamw8bit":
+            if any(device.type != "cuda" for device in devices):
+                raise InputError(
+                    'train.optimizer = "adamw8bit" needs a CUDA device; take "adamw" or "adafactor" here.'
+                )
+            return _imported("bitsandbytes.optim", "AdamW8bit", "cuda")(groups, weight_decay=decay)  # type: ignore[no-any-return]
+        case "prodigy":
+            kind = _imported("pytorch_optimizer", "Prodigy", "optimizers")
+            return kind(groups, weight_decay=decay, bias_correction=True, safeguard_warmup=True)  # type: ignore[no-any-return]
+        case "schedule_free":
+            kind = _imported("pytorch_optimizer", "ScheduleFreeAdamW", "optimizers")
+            return kind(groups, weight_decay=decay)  # type: ignore[no-any-return]
+
+
+def _imported(module: str, name: str, extra: str) -> Any:
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f'train.optimizer needs the package {module.partition(".")[0]}; pip install "lora-foundry[{extra}]".'
+        ) from error

@@ -1,0 +1,91 @@
+"""Pictures become latents once, whatever their size, and captions conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lora_foundry.errors import InputError
+from lora_foundry.trainer.caches import TensorFile, choose_frame, read_picture, read_size
+
+
+@pytest.mark.parametrize(
+    ("sizes", "resolution", "multiple", "frame"),
+    [
+        ([(64, 64)] * 3, 64, 8, (64, 64)),
+        ([(768, 768), (512, 512), (768, 768)], 512, 64, (512, 512)),
+        ([(512, 768)] * 2 + [(64, 64)], 512, 64, (448, 640)),
+        ([(5000, 10)], 64, 8, (128, 32)),
+        ([(1, 1)], 64, 8, (64, 64)),
+    ],
+)
+def test_the_frame_has_the_commonest_shape_and_the_asked_area(
+    sizes: list[tuple[int, int]], resolution: int, multiple: int, frame: tuple[int, int]
+) -> None:
+    assert choose_frame(sizes, resolution, multiple) == frame
+
+
+def test_a_picture_is_scaled_to_cover_and_cut_around_the_centre(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))
+    wide.save(tmp_path / "wide.png")
+    pixels = read_picture(tmp_path / "wide.png", (32, 32))
+    assert pixels.shape == (3, 32, 32)
+    assert torch.allclose(pixels[:, 16, 16], torch.tensor([-1.0, -1.0, 1.0]), atol=0.02)
+    assert torch.allclose(pixels[:, 4, 2], torch.tensor([-1.0, -1.0, 1.0]), atol=0.02)
+
+
+def test_transparency_is_white_and_palettes_and_grey_are_read(tmp_path: Path) -> None:
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert torch.equal(read_picture(tmp_path / "clear.png", (16, 16)), torch.ones(3, 16, 16))
+    for mode in ("L", "P", "1", "I;16", "LA"):
+        path = tmp_path / f"{mode.replace(';', '')}.png"
+        Image.new(mode, (40, 40)).save(path)
+        assert read_picture(path, (16, 16)).shape == (3, 16, 16)
+
+
+def test_a_turned_photograph_is_read_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "white")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_size(tmp_path / "turned.jpg") == (20, 40)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\nhalf"])
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    for read in (read_size, lambda file: read_picture(file, (16, 16))):
+        with pytest.raises(InputError, match=r"broken\.png is not a picture"):
+            read(path)
+
+
+def test_a_cut_off_picture_is_named(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 80).save(whole)
+    path = tmp_path / "cut.png"
+    path.write_bytes(whole.read_bytes()[:-900])
+    with pytest.raises(InputError, match=r"cut\.png"):
+        read_picture(path, (16, 16))
+
+
+def test_a_large_cache_is_read_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
+    TensorFile.create(tmp_path / "c.safetensors", tensors)
+    monkeypatch.setattr("lora_foundry.trainer.caches._MEMORY_LIMIT", 1)
+    on_disk = TensorFile.open(tmp_path / "c.safetensors")
+    assert on_disk is not None
+    assert on_disk._tensors is None
+    assert torch.equal(on_disk["a"], tensors["a"])
+
+
+def test_a_damaged_cache_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    assert TensorFile.open(path) is None
+    TensorFile.create(path, {"a": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:-4])
+    assert TensorFile.open(path) is None

@@ -1,0 +1,86 @@
+"""What is random about a step depends on the seed and the step alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.ports import TrainingImage
+from lora_foundry.trainer.draws import Draws, derive_seed, shuffle_tags
+
+IMAGES = [TrainingImage(Path(f"{n}.png"), f"elara, a{n}, b{n}, c{n}, d{n}", 1 + n % 2) for n in range(5)]
+
+
+def draws(**settings: object) -> Draws:
+    return Draws(TrainSection.model_validate({"batch_size": 4, **settings}), IMAGES)
+
+
+def test_a_step_is_the_same_whatever_was_drawn_before() -> None:
+    worn, fresh = draws(shuffle_tags=True, caption_dropout=0.3), draws(shuffle_tags=True, caption_dropout=0.3)
+    for step in range(9):
+        worn.samples(step), worn.noise(step, (4, 4, 8, 8)), worn.positions(step)
+    assert worn.samples(9) == fresh.samples(9)
+    assert torch.equal(worn.noise(9, (4, 4, 8, 8)), fresh.noise(9, (4, 4, 8, 8)))
+    assert torch.equal(worn.positions(9), fresh.positions(9))
+
+
+def test_steps_and_seeds_differ() -> None:
+    shape = (4, 4, 8, 8)
+    assert not torch.equal(draws().noise(1, shape), draws().noise(2, shape))
+    assert not torch.equal(draws(seed=1).noise(1, shape), draws(seed=2).noise(1, shape))
+    assert derive_seed(1, "noise", 1) != derive_seed(1, "offset", 1) != derive_seed(1, "offset", 11)
+
+
+def test_every_epoch_shows_each_picture_as_often_as_it_is_repeated() -> None:
+    stream = draws(batch_size=1)
+    shown = [stream.samples(step)[0].image for step in range(3 * 7)]
+    for epoch in range(3):
+        assert Counter(shown[epoch * 7 : epoch * 7 + 7]) == {0: 1, 1: 2, 2: 1, 3: 2, 4: 1}
+    assert shown[:7] != shown[7:14]
+
+
+def test_batches_do_not_stop_at_the_end_of_an_epoch() -> None:
+    one_by_one = [draws(batch_size=1).samples(step)[0].image for step in range(12)]
+    batched = [sample.image for step in range(3) for sample in draws(batch_size=4).samples(step)]
+    assert batched == one_by_one
+
+
+def test_positions_are_spread_over_the_batch_and_uniform_over_time() -> None:
+    stream = draws(batch_size=4)
+    drawn = torch.stack([stream.positions(step) for step in range(500)])
+    assert torch.equal((drawn.sort(dim=1).values * 4).long(), torch.tensor([[0, 1, 2, 3]]).expand(500, 4))
+    assert abs(float(drawn[:, 0].mean()) - 0.5) < 0.05
+
+
+def test_noise_offset_moves_whole_channels() -> None:
+    shape = (4, 4, 16, 16)
+    plain, offset = draws().noise(3, shape), draws(noise_offset=0.5).noise(3, shape)
+    shift = offset - plain
+    assert torch.allclose(shift, shift[:, :, :1, :1].expand_as(shift), atol=1e-6)
+    assert 0.2 < float(shift[:, :, 0, 0].std()) < 0.9
+
+
+def test_caption_dropout_empties_about_its_share() -> None:
+    stream = draws(caption_dropout=0.25)
+    captions = [sample.caption for step in range(250) for sample in stream.samples(step)]
+    assert 0.2 < captions.count("") / len(captions) < 0.3
+    assert set(captions) - {""} == {image.caption for image in IMAGES}
+
+
+@given(st.lists(st.text("abc", min_size=1), max_size=8), st.integers(0, 9), st.integers())
+def test_shuffling_keeps_the_tags_and_the_first_ones_in_place(tags: list[str], keep: int, seed: int) -> None:
+    shuffled = shuffle_tags(", ".join(tags), keep, random.Random(seed))
+    found = shuffled.split(", ") if shuffled else []
+    assert sorted(found) == sorted(tags)
+    assert found[:keep] == tags[:keep]
+
+
+def test_shuffling_really_shuffles() -> None:
+    rng = random.Random(1)
+    assert len({shuffle_tags("e, a, b, c, d", 1, rng) for _ in range(20)}) > 10

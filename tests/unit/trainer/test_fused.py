@@ -1,0 +1,85 @@
+"""The fused form must learn what the plain one learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.targets import Target
+from lora_foundry.trainer.adapter import NAME, Adapter
+from lora_foundry.trainer.fused import FusedLora, fuse
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 20)
+        self.second = nn.Linear(20, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.second(torch.nn.functional.silu(self.first(x)))
+        return answer
+
+
+def gradients(kind: torch.dtype, fused: bool, **settings: object) -> tuple[list[Tensor], int]:
+    torch.manual_seed(0)
+    network = Small().requires_grad_(False).to(kind)
+    section = TrainSection.model_validate({"rank": 4, "alpha": 2.0} | settings)
+    adapter = Adapter({"unet": network}, [Target("unet", "first"), Target("unet", "second")], section, 3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in adapter.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    count = fuse(network, NAME) if fused else 0
+    x = torch.randn(2, 5, 12, generator=generator).to(kind).requires_grad_()
+    answer = network(x)
+    answer.float().square().sum().backward()
+    assert x.grad is not None
+    return [
+        answer,
+        x.grad,
+        *(tensor.grad for tensor in adapter.parameters() if tensor.grad is not None),
+    ], count
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_result_and_every_gradient_are_those_of_the_plain_form(
+    kind: torch.dtype, tolerance: float
+) -> None:
+    plain, _ = gradients(kind, fused=False)
+    fused, count = gradients(kind, fused=True)
+    assert count == 2
+    assert len(plain) == len(fused) == 6
+    for one, other in zip(plain, fused, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.allclose(
+            one.float(), other.float(), rtol=tolerance, atol=tolerance * one.abs().max().item()
+        )
+
+
+def test_dora_keeps_its_own_form() -> None:
+    _, count = gradients(torch.float32, fused=True, network="dora")
+    assert count == 0
+
+
+def test_the_formula_by_numerical_differentiation() -> None:
+    torch.manual_seed(0)
+    x, weight, bias, down, up = (
+        torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4), (5, 4), (5,), (2, 4), (5, 2))
+    )
+    for tensor in (x, down, up):
+        tensor.requires_grad_()
+
+    def plain() -> Tensor:
+        return x @ weight.T + bias + 0.7 * (x @ down.T) @ up.T
+
+    down.grad, up.grad = torch.ones_like(down), torch.ones_like(up)
+    answer: Tensor = FusedLora.apply(x, weight, bias, down, up, 0.7)
+    assert torch.allclose(answer, plain())
+    given = torch.randn_like(answer)
+    expected = torch.autograd.grad(plain(), (x, down, up), given)
+    answer.backward(given)
+    for found, other in zip((x.grad, down.grad - 1, up.grad - 1), expected, strict=True):
+        assert torch.allclose(found, other, rtol=1e-5, atol=1e-6)

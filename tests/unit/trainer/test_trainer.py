@@ -1,0 +1,250 @@
+"""The trainer on the bundled model: exact repeats, exact resumes, and clear ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.errors import DivergedError, InputError
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families.sd import train as sd
+from lora_foundry.ports import TrainingImage, TrainingJob
+from lora_foundry.trainer.trainer import InProcessTrainer
+
+MakeJob = Callable[..., TrainingJob]
+
+
+class Stopped(Exception):
+    """Stands for anything that ends a process between two steps."""
+
+
+def silent(event: ProgressEvent) -> None:
+    """Ignores the news."""
+
+
+def stop_at(step: int) -> Callable[[ProgressEvent], None]:
+    def progress(event: ProgressEvent) -> None:
+        if event.done >= step:
+            raise Stopped
+
+    return progress
+
+
+def train(base: Base, job: TrainingJob, progress: Callable[[ProgressEvent], None] = silent) -> Any:
+    return InProcessTrainer(base, "cpu").train(job, progress)
+
+
+def outcome(job: TrainingJob) -> tuple[bytes, bytes]:
+    return job.output.read_bytes(), (job.workdir / "loss.csv").read_bytes()
+
+
+def test_equal_jobs_give_equal_bytes(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
+    jobs = [make_job(tmp_path / name) for name in ("one", "two")]
+    results = [train(base, job) for job in jobs]
+    assert outcome(jobs[0]) == outcome(jobs[1])
+    assert results[0].sha256 == results[1].sha256
+    assert results[0].final_loss == results[1].final_loss > 0
+    other = make_job(tmp_path / "three", seed=8)
+    train(base, other)
+    assert outcome(other) != outcome(jobs[0])
+
+
+EVERYTHING: dict[str, object] = {
+    "precision": "bf16", "gradient_checkpointing": True, "shuffle_tags": True, "caption_dropout": 0.3,
+    "noise_offset": 0.1, "min_snr_gamma": 5.0, "lr_schedule": "cosine_with_restarts", "restarts": 2,
+    "weight_decay": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_a_stopped_training_goes_on_to_the_same_bytes(
+    base: Base, make_job: MakeJob, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    whole, stopped = make_job(tmp_path / "whole", **settings), make_job(tmp_path / "stopped", **settings)
+    train(base, whole)
+    for step in (3, 5):
+        with pytest.raises(Stopped):
+            train(base, stopped, stop_at(step))
+    result = train(base, stopped)
+    assert result.resumed_from == 4
+    assert outcome(stopped) == outcome(whole)
+    log = (stopped.workdir / "log.txt").read_text()
+    assert [log.count(f"[step {step}] checkpoint") for step in (2, 4, 6)] == [1, 1, 1]
+    assert log.count("going on") == 2
+
+
+def test_exports_are_kept_on_the_way_and_the_last_of_them_is_the_result(
+    base: Base, make_job: MakeJob, tmp_path: Path
+) -> None:
+    whole = make_job(tmp_path / "whole", saves=3)
+    kept = train(base, whole).saved
+    assert [saved.step for saved in kept] == [2, 4, 6]
+    assert [saved.path.name for saved in kept] == [f"step-{step:04d}.safetensors" for step in (2, 4, 6)]
+    assert kept[-1].path.read_bytes() == whole.output.read_bytes()
+    with safe_open(kept[0].path, "pt") as file:
+        assert file.metadata()["ss_steps"] == "2"
+
+    stopped = make_job(tmp_path / "stopped", saves=3)
+    with pytest.raises(Stopped):
+        train(base, stopped, stop_at(5))
+    assert [saved.sha256 for saved in train(base, stopped).saved] == [saved.sha256 for saved in kept]
+    train(base, stopped._replace(settings=stopped.settings.model_copy(update={"saves": 0, "seed": 8})))
+    assert not list((stopped.workdir / "saved").iterdir()), "of another training"
+
+
+def test_running_a_finished_training_again_writes_the_same_file(
+    base: Base, make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path)
+    train(base, job)
+    before = outcome(job)
+    job.output.unlink()
+    assert train(base, job).resumed_from == 6
+    assert outcome(job) == before
+
+
+def test_other_settings_begin_anew_and_how_often_to_save_is_no_setting_of_the_result(
+    base: Base, make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "a")
+    train(base, job)
+    assert train(base, make_job(tmp_path / "a", learning_rate=1e-3)).resumed_from == 0
+    seldom = make_job(tmp_path / "b", checkpoint_every=5)
+    train(base, seldom)
+    train(base, job)
+    assert outcome(seldom) == outcome(job)
+
+
+def test_a_single_picture_is_learned(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(
+        tmp_path, steps=40, batch_size=4, learning_rate=5e-3, lr_schedule="constant", checkpoint_every=40
+    )
+    result = train(base, job._replace(images=job.images[:1]))
+    losses = [float(row.split(",")[1]) for row in (job.workdir / "loss.csv").read_text().splitlines()[1:]]
+    assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
+    assert result.steps == 40
+    assert result.parameters == sum(
+        tensor.numel() for name, tensor in _tensors(job.output).items() if not name.endswith("alpha")
+    )
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_result(
+    base: Base, make_job: MakeJob, tmp_path: Path
+) -> None:
+    plain, saving = make_job(tmp_path / "a"), make_job(tmp_path / "b", gradient_checkpointing=True)
+    losses = [train(base, job).final_loss for job in (plain, saving)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_nan_stops_at_its_step_and_the_last_good_checkpoint_stays(
+    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, job = make_job(tmp_path / "whole"), make_job(tmp_path / "job")
+    train(base, whole)
+    real, calls = sd.Model.losses, []
+
+    def poisoned(self: sd.Model, *arguments: Any) -> Tensor:
+        calls.append(1)
+        return real(self, *arguments) * (float("nan") if len(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(sd.Model, "losses", poisoned)
+    with pytest.raises(DivergedError, match=r"step 5.*checkpoint of step 4 is kept.*learning_rate"):
+        train(base, job)
+    assert not job.output.exists()
+    assert "[step 5] stopped" in (job.workdir / "log.txt").read_text()
+    assert (job.workdir / "loss.csv").read_text().splitlines()[-1].startswith("4,")
+    monkeypatch.undo()
+    assert train(base, job).resumed_from == 4
+    assert outcome(job) == outcome(whole)
+
+
+def test_latents_and_captions_are_encoded_once(
+    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path)
+    train(base, job)
+
+    def never(self: sd.Model, *arguments: Any) -> Tensor:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(sd.Model, "encode_images", never)
+    monkeypatch.setattr(sd.Model, "encode_captions", never)
+    train(base, make_job(tmp_path, seed=99))
+
+
+def test_an_edited_caption_or_picture_is_encoded_again(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    train(base, job)
+    before = job.output.read_bytes()
+    edited = (job.images[0]._replace(caption="elara, something else"), *job.images[1:])
+    assert train(base, job._replace(images=edited)).resumed_from == 0
+    assert job.output.read_bytes() != before
+
+
+def test_progress_counts_steps_with_their_loss_and_is_not_a_flood(
+    base: Base, make_job: MakeJob, tmp_path: Path
+) -> None:
+    events: list[ProgressEvent] = []
+    train(base, make_job(tmp_path, checkpoint_every=6), events.append)
+    counted = [event for event in events if event.loss is not None]
+    assert counted[-1].done == counted[-1].total == 6
+    assert [event.done for event in counted] == sorted({event.done for event in counted})
+    assert all(event.stage == "train" and event.total == 6 for event in events)
+
+
+def test_the_file_says_how_it_was_made(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    train(base, job)
+    with safe_open(job.output, "pt") as file:
+        metadata = file.metadata()
+    expected = {
+        "modelspec.sai_model_spec": "1.0.1", "modelspec.trigger_phrase": "elara", "modelspec.prediction_type": "v",
+        "modelspec.resolution": "64x64", "ss_network_dim": "4", "ss_network_alpha": "4.0", "ss_steps": "6",
+        "ss_network_module": "networks.lora", "ss_unet_lr": "0.002", "ss_seed": "7",
+        "ss_output_name": "elara_mini", "ss_v_parameterization": "True", "ss_zero_terminal_snr": "True",
+    }  # fmt: skip
+    assert metadata.items() >= expected.items()
+    assert metadata["lora_foundry.base"] == f"mini [{base.identity}]"
+    frequencies = json.loads(metadata["ss_tag_frequency"])["1_elara"]
+    assert frequencies["elara"] == frequencies["running"] == 5
+    assert frequencies["tag 3"] == 1
+    assert not any("time" in key or "date" in key for key in metadata)
+
+
+@pytest.mark.parametrize("fault", ["none", "no caption", "no picture"])
+def test_bad_sets_are_refused_by_name(base: Base, make_job: MakeJob, tmp_path: Path, fault: str) -> None:
+    job = make_job(tmp_path)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"text")
+    images, message = {
+        "none": ((), "no pictures"),
+        "no caption": ((job.images[0]._replace(caption=" "),), "elara_000.png"),
+        "no picture": ((*job.images, TrainingImage(broken, "elara", 1)), "broken.png is not a picture"),
+    }[fault]
+    with pytest.raises(InputError, match=message):
+        train(base, job._replace(images=images))
+    assert not job.output.exists()
+
+
+def test_a_long_caption_is_read_to_its_end(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
+    """Two captions that differ only far beyond the text encoder's window must train differently."""
+    files = []
+    for number, ending in enumerate(("red hair", "blue hair")):
+        job = make_job(tmp_path / str(number), steps=2)
+        caption = "elara, " + "running, " * 70 + ending
+        train(base, job._replace(images=(job.images[0]._replace(caption=caption),)))
+        files.append(_tensors(job.output))
+    assert any(not torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
