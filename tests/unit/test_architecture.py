@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "lora_foundry"
 
@@ -47,10 +47,16 @@ def room(path: Path) -> str:
     return parts[0]
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Every absolute module name that a file imports, at any depth, type-checking imports included."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -69,71 +75,83 @@ def rank(name: str) -> int:
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_go_one_way(path: Path) -> None:
-    own = room(path)
-    for module in imports(path):
-        parts = module.split(".")
-        if (
-            parts[0] != "lora_foundry"
-            or len(parts) < 2
-            or parts[1].startswith("__")
-            or (own, parts[1]) in LAZY_BELOW
-        ):
-            continue
-        assert rank(parts[1]) >= rank(own), f"{path} imports {module}, which lies above it"
+def faults(rule: Callable[[Path], Iterator[str]]) -> list[str]:
+    """What a rule finds in every file, each with the file's name; all of them, not the first alone."""
+    assert len(FILES) > 100, "the sources were not found"
+    return [f"{path.relative_to(SOURCE)} {fault}" for path in FILES for fault in rule(path)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_backends_never_import_one_another(path: Path) -> None:
-    own = path.relative_to(SOURCE).with_suffix("").parts
-    if own[0] != "backends" or own[-1] == "__init__":
-        return
-    for module in imports(path):
-        parts = module.split(".")
-        if parts[:2] == ["lora_foundry", "backends"] and len(parts) > 2:
-            assert parts[2] == own[1], f"{path} imports another backend, {module}"
-        assert parts[:2] != ["lora_foundry", "trainer"], f"{path} imports the trainer"
+def test_imports_go_one_way() -> None:
+    def rule(path: Path) -> Iterator[str]:
+        own = room(path)
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[0] != "lora_foundry" or len(parts) < 2 or parts[1].startswith("__"):
+                continue
+            if (own, parts[1]) not in LAZY_BELOW and rank(parts[1]) < rank(own):
+                yield f"imports {module}, which lies above it"
+
+    assert faults(rule) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_torch_stays_in_its_rooms(path: Path) -> None:
-    if room(path) in TORCH_ROOMS or path.name == "doctor.py":
-        return
-    heavy = {module for module in imports(path) if module.split(".")[0] in HEAVY}
-    assert not heavy, f"{path} imports {heavy}"
+def test_backends_never_import_one_another() -> None:
+    def rule(path: Path) -> Iterator[str]:
+        own = path.relative_to(SOURCE).with_suffix("").parts
+        if own[0] != "backends":
+            return
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[:2] == ["lora_foundry", "backends"] and len(parts) > 2 and parts[2] != own[1]:
+                yield f"imports another backend, {module}"
+            if parts[:2] == ["lora_foundry", "trainer"]:
+                yield f"imports the trainer, {module}"
+
+    assert faults(rule) == []
+
+
+def test_torch_stays_in_its_rooms() -> None:
+    def rule(path: Path) -> Iterator[str]:
+        if room(path) not in TORCH_ROOMS and path.name != "doctor.py":
+            yield from (
+                f"imports {module}" for module in sorted(imports(path)) if module.split(".")[0] in HEAVY
+            )
+
+    assert faults(rule) == []
 
 
 def test_stages_never_name_a_backend() -> None:
-    names = (
-        "comfyui",
-        "diffusers",
-        "kohya",
-        "plan_captions",
-        "FolderPublisher",
-        "DiffusersGenerator",
-        "mini_instruments",
-    )
-    for path in (SOURCE / "stages").rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert not [name for name in names if f"backends.{name}" in text or f"{name}(" in text], path
+    names = ("comfyui", "diffusers", "kohya", "plan_captions", "mini_instruments")
+    classes = ("FolderPublisher", "DiffusersGenerator", "MiniEmbedder", "PlanCaptioner")
+
+    def rule(path: Path) -> Iterator[str]:
+        if room(path) == "stages":
+            text = path.read_text(encoding="utf-8")
+            yield from (f"names {name}" for name in names if f"backends.{name}" in text or f"{name}(" in text)
+            yield from (f"names {name}" for name in classes if name in text)
+
+    assert any(room(path) == "stages" for path in FILES)
+    assert faults(rule) == []
 
 
 def test_every_module_says_why_it_exists() -> None:
-    for path in FILES:
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), (
-            f"{path} has no opening paragraph"
-        )
+    def rule(path: Path) -> Iterator[str]:
+        if not ast.get_docstring(tree_of(path)):
+            yield "has no opening paragraph"
+
+    assert faults(rule) == []
 
 
 def test_modules_and_functions_stay_small() -> None:
-    for path in FILES:
-        text = path.read_text(encoding="utf-8")
-        assert text.count("\n") <= 450, f"{path} is too long; make two rooms of it"
-        for node in ast.walk(ast.parse(text)):
+    def rule(path: Path) -> Iterator[str]:
+        if path.read_text(encoding="utf-8").count("\n") > 450:
+            yield "is too long; make two rooms of it"
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno
-                assert length <= 70, f"{path}: {node.name} has {length} lines"
+                if length > 70:
+                    yield f"has a function of {length} lines, {node.name}"
+
+    assert faults(rule) == []
 
 
 def test_importing_the_package_and_its_command_line_loads_nothing_heavy() -> None:
