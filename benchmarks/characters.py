@@ -12,7 +12,7 @@ from pathlib import Path
 from common import finish, table
 
 from lora_foundry import Character, Foundry
-from lora_foundry.foundry import CreateResult
+from lora_foundry.api import CreateResult
 from lora_foundry.mini import world
 
 SCORES = ("identity_before", "identity_after", "adherence_before", "adherence_after")

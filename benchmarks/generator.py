@@ -16,12 +16,12 @@ from pathlib import Path
 from common import finish, table
 
 from lora_foundry import Character
+from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.inspect import find_base
-from lora_foundry.foundry import RecipePorts
 from lora_foundry.ports import Generator
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings

@@ -22,6 +22,7 @@ from common import finish, table
 from PIL import Image
 
 from lora_foundry.backends.mini_instruments import MiniTagger
+from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord
 from lora_foundry.domain.evaluation import Evaluation
@@ -34,7 +35,6 @@ from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.images import load_picture
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
-from lora_foundry.foundry import RecipePorts
 from lora_foundry.mini import world
 from lora_foundry.mini.instruments import AttributeReader
 from lora_foundry.ports import Trait

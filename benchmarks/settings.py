@@ -19,6 +19,7 @@ from common import RESULTS, finish, table
 from lora_foundry import Character
 from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.backends.mini_instruments import MiniTagger
+from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.held_out import exam, held_out_shots
 from lora_foundry.domain.lora import LoraUse
@@ -26,7 +27,6 @@ from lora_foundry.domain.run import Run
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
-from lora_foundry.foundry import RecipePorts
 from lora_foundry.ports import TrainingJob
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.recipe import Recipe, help_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
 
 INTRODUCTION = """# Recipes
@@ -30,7 +30,7 @@ def rows(section: type[BaseModel], prefix: str, values: list[BaseModel]) -> list
     for name, field in section.model_fields.items():
         cells = [
             f"`{prefix}{name}`",
-            field.description or "",
+            help_of(field),
             *(f"`{shown(getattr(each, name))}`" for each in values),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_foundry.api import CreateResult, Foundry
     from lora_foundry.domain.character import Character
     from lora_foundry.domain.recipe import Recipe
     from lora_foundry.errors import FoundryError
-    from lora_foundry.foundry import CreateResult, Foundry
 
 __version__ = "0.1.0"
 __all__ = ["Character", "CreateResult", "Foundry", "FoundryError", "Recipe", "__version__"]
@@ -21,8 +21,8 @@ _HOMES = {
     "Character": "lora_foundry.domain.character",
     "Recipe": "lora_foundry.domain.recipe",
     "FoundryError": "lora_foundry.errors",
-    "Foundry": "lora_foundry.foundry",
-    "CreateResult": "lora_foundry.foundry",
+    "Foundry": "lora_foundry.api",
+    "CreateResult": "lora_foundry.api",
 }
 
 

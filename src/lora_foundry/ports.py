@@ -1,5 +1,5 @@
 """The plug-in points, all of them: to add a backend, write one class that has one of these shapes and name it in
-`foundry.BACKENDS`. Stages see only these protocols, never a backend's name.
+`registry.BACKENDS`. Stages see only these protocols, never a backend's name.
 
 Images are PIL RGB pictures. A backend may load its model at the first call; `close` gives the memory back.
 """

@@ -12,13 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder
-from lora_foundry.foundry import RecipePorts
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.logs import speak_of

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.backends.apprise import AppriseNotifier
+from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.foundry import notifier_of
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.announce import announce
 from lora_foundry.tasks.ledger import Ledger

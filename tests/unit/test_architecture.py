@@ -18,12 +18,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("web",),
     ("compat", "doctor"),
     ("stage_job",),
-    ("foundry",),
+    ("api",),
+    ("composition",),
     ("backends", "tasks", "trainer"),
     ("stages", "pipeline"),
     ("mini",),
     (
         "announcements",
+        "context",
         "families",
         "files",
         "identity",
@@ -33,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("ports",),
     ("domain", "recipes"),
+    ("registry",),
     ("errors",),
 )
 # Lower modules that reach the package's data by name only.

@@ -13,12 +13,12 @@ import torch
 
 from lora_foundry.backends.comfyui.handover import ComfyUIGpu, NotEnoughMemoryError, Waits, take_gpu
 from lora_foundry.backends.gpu import LocalGpu
+from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError
 from lora_foundry.families._shared import memory
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.memory import MIB, driver_free, needed_memory, training_memory
-from lora_foundry.foundry import RecipePorts
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.testing.comfyui_stub import StubServer

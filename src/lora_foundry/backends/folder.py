@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from lora_foundry.context import Context
 from lora_foundry.domain.publication import LoraCard
 from lora_foundry.errors import InputError
 from lora_foundry.files import paths, storage
@@ -23,6 +24,11 @@ from lora_foundry.ports import PublishedFiles
 class FolderPublisher:
     """Copies atomically: the metadata first, which claims the name, the LoRA last, so that a LoRA seen
     there is complete."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls()
 
     def publish(self, lora: Path, preview: Path, card: LoraCard, folder: Path, name: str) -> PublishedFiles:
         """See ports.Publisher. Raises InputError for a file of another character or of unknown origin."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
+from lora_foundry.context import Context
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.inspect import Base
@@ -15,6 +17,11 @@ from lora_foundry.settings import Settings
 
 class LocalGpu:
     """The Gpu port. `free` asks the driver (None: no such GPU)."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.base, context.settings)
 
     def __init__(
         self, base: Base, settings: Settings, free: Callable[[str], int | None] = driver_free

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Self
 
 from PIL import Image
 
+from lora_foundry.context import Context
 from lora_foundry.mini import world
 from lora_foundry.mini.instruments import AttributeReader, ImageEncoder
 from lora_foundry.ports import FloatArray, Trait
@@ -19,6 +21,11 @@ _ARM_POSES = ("arms crossed", "reaching up", "jumping", "dancing", "fighting sta
 
 class MiniTagger:
     """Reads the attributes of the miniature world."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls()
 
     @cached_property
     def _reader(self) -> AttributeReader:
@@ -82,6 +89,11 @@ class MiniEmbedder:
     """Tells characters of the miniature world apart."""
 
     same = 0.85  # 99% of pictures of one character reach it; one other hair colour, outfit colour or accessory does not
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls()
 
     @cached_property
     def _encoder(self) -> ImageEncoder:

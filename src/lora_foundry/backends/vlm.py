@@ -8,10 +8,11 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
+from lora_foundry.context import Context
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.errors import BackendError, InputError
@@ -29,6 +30,11 @@ _PATIENCE = 120.0
 
 class VisionCaptioner:
     """Asks the model about one picture at a time, at temperature 0."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.settings.vlm_url, context.settings.vlm_model, context.settings.vlm_key)
 
     def __init__(
         self, url: str | None, model: str, key: str = "", transport: httpx.BaseTransport | None = None

@@ -190,8 +190,8 @@ def recipes(
 @app.command()
 def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption = False) -> None:
     """Check what a run needs on this machine, each failing line with its mend. Exit code 1 if a line fails."""
+    from lora_foundry.api import Foundry
     from lora_foundry.doctor import examine
-    from lora_foundry.foundry import Foundry
     from lora_foundry.recipe_files import load_recipe
 
     with _errors(as_json):
@@ -215,10 +215,11 @@ def check(
     home: Home = None,
 ) -> None:
     """Say what a workflow binds, and compare it with the server's own list of nodes. Exit code 2 if it cannot work."""
-    from lora_foundry.foundry import Foundry, load_backend
+    from lora_foundry import registry
+    from lora_foundry.api import Foundry
 
     with _errors(as_json=False):
-        load_backend("generator", "comfyui")
+        registry.load("generator", "comfyui")
         from lora_foundry.backends.comfyui.examine import check_workflow
         from lora_foundry.backends.comfyui.workflows import describe, load_workflow
 

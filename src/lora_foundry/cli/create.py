@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lora_foundry import errors
+from lora_foundry.api import CreateResult, Foundry, check_writable, result_of
 from lora_foundry.cli.tasks import settings_of, with_ledger
+from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.errors import BackendError, FoundryError, InputError
 from lora_foundry.files.storage import write_bytes
-from lora_foundry.foundry import CreateResult, Foundry, check_writable, notifier_of, result_of
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ def worker(
     """Run tasks from the table until stopped; as many workers as you like may share a database."""
     settings = settings_of(home)
     with_ledger(settings, _nothing)
-    from lora_foundry.foundry import notifier_of
+    from lora_foundry.composition import notifier_of
     from lora_foundry.stage_job import ENTRY
     from lora_foundry.tasks.devices import lanes_for
     from lora_foundry.tasks.logs import start_log

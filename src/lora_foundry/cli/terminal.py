@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lora_foundry.domain.recipe import Recipe
+from lora_foundry.api import CreateResult
+from lora_foundry.domain.recipe import Recipe, help_of
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.foundry import CreateResult
 from lora_foundry.pipeline import PIPELINE
 
 
@@ -97,11 +97,9 @@ def print_recipe(console: Console, recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if not isinstance(value, BaseModel):
             if name not in {"name", "description"}:
-                console.print(
-                    f"{name} = {value!r}  [dim]{escape(field.description or '')}[/dim]", soft_wrap=True
-                )
+                console.print(f"{name} = {value!r}  [dim]{escape(help_of(field))}[/dim]", soft_wrap=True)
             continue
         console.print(f"\n[bold]\\[{name}][/bold]")
         for key, part in type(value).model_fields.items():
             shown = escape(repr(getattr(value, key)))
-            console.print(f"  {key} = {shown}  [dim]{escape(part.description or '')}[/dim]", soft_wrap=True)
+            console.print(f"  {key} = {shown}  [dim]{escape(help_of(part))}[/dim]", soft_wrap=True)

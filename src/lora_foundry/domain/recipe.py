@@ -10,7 +10,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from lora_foundry.domain.sections import (
     CaptionSection,
@@ -24,6 +25,27 @@ from lora_foundry.domain.sections import (
 )
 from lora_foundry.domain.shots import Vocabulary
 from lora_foundry.errors import InputError, did_you_mean
+from lora_foundry.registry import choice_of
+
+# Keys of earlier versions: what they are called now, or None where nothing stands in their place. Recipes of that time
+# lie in users' files and in the rows of their databases.
+FORMER_KEYS: dict[str, str | None] = {"caption.backend": None}
+
+
+def with_current_keys(data: Any) -> Any:
+    """Nested recipe values under today's keys; what already has them is returned as it is."""
+    if not isinstance(data, Mapping):
+        return data
+    for former, current in FORMER_KEYS.items():
+        section, _, key = former.partition(".")
+        values = data.get(section)
+        if isinstance(values, Mapping) and key in values:
+            kept = {name: value for name, value in values.items() if name != key}
+            data = {**data, section: kept}
+            if current is not None:
+                target, _, name = current.partition(".")
+                data = {**data, target: {name: values[key], **(data.get(target) or {})}}
+    return data
 
 
 class Recipe(Section):
@@ -40,6 +62,11 @@ class Recipe(Section):
     train: TrainSection
     evaluate: EvaluateSection
     publish: PublishSection
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_keys(cls, data: Any) -> Any:
+        return with_current_keys(data)
 
     @property
     def total_steps(self) -> int:
@@ -62,6 +89,7 @@ def parse_recipe(text: str, source: str, settings: Iterable[str] = ()) -> Recipe
 
 def build_recipe(data: Mapping[str, Any], source: str) -> Recipe:
     """A recipe from nested values. Raises InputError with the first fault in plain words."""
+    data = with_current_keys(data)
     refuse_unknown_keys(Recipe, data, ())
     try:
         return Recipe.model_validate(data)
@@ -72,7 +100,10 @@ def build_recipe(data: Mapping[str, Any], source: str) -> Recipe:
             raise InputError(f"The recipe {source} lacks {where}.") from error
         if fault["type"] == "value_error":  # settings that contradict one another; the sentence names them
             raise InputError(f"{fault['ctx']['error']}.") from error
-        raise InputError(f"{where} = {fault['input']!r} is not possible: {_plain(fault['msg'])}.") from error
+        end = "" if fault["msg"].endswith("?") else "."
+        raise InputError(
+            f"{where} = {fault['input']!r} is not possible: {_plain(fault['msg'])}{end}"
+        ) from error
 
 
 def apply_setting(data: dict[str, Any], setting: str) -> None:
@@ -83,6 +114,12 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
         raise InputError(
             f"--set {setting!r} is not of the form section.key=value, as in --set train.rank=16."
         )
+    former = ".".join(keys)
+    if former in FORMER_KEYS:
+        current = FORMER_KEYS[former]
+        if current is None:
+            return
+        keys = tuple(current.split("."))
     refuse_unknown_keys(Recipe, _nest(keys, raw), ())
     target = data
     for key in keys[:-1]:
@@ -132,6 +169,18 @@ def field_paths(section: type[BaseModel] | None = None, prefix: str = "") -> lis
         else:
             paths.append(prefix + name)
     return paths
+
+
+def help_of(field: FieldInfo) -> str:
+    """What a field means, with what its choices are where they are the names of backends."""
+    marker = choice_of([*field.metadata, *_inner_metadata(field.annotation)])
+    description = field.description or ""
+    return description if marker is None else f"{description} {marker.help}"
+
+
+def _inner_metadata(annotation: Any) -> list[Any]:
+    """The markers of the items of a list-valued field."""
+    return [each for part in get_args(annotation) for each in getattr(part, "__metadata__", ())]
 
 
 def _nest(keys: tuple[str, ...], value: Any) -> dict[str, Any]:

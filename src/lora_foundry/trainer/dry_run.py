@@ -5,7 +5,9 @@ in the result, changes no picture, and is never published."""
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Self
 
+from lora_foundry.context import Context
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.families._shared.devices import find_device
@@ -23,6 +25,11 @@ MARK = {"lora_foundry.dry_run": "true", "modelspec.usage_hint": "A dry run: noth
 
 class DryRunTrainer:
     """Prepares a training and does not train."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.base, context.settings.device)
 
     def __init__(self, base: Base, device: str = "auto") -> None:
         self._base, self._device = base, device

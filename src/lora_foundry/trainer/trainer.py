@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from lora_foundry.context import Context
 from lora_foundry.domain.lora import SavedLora, TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.domain.sections import TrainSection
@@ -69,6 +71,11 @@ _log = logging.getLogger(__name__)
 
 class InProcessTrainer:
     """Trains a LoRA in this process, on the best device there is."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.base, context.settings.device)
 
     def __init__(self, base: Base, device: str = "auto") -> None:
         self._base = base

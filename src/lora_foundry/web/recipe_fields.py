@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.recipe import Recipe, help_of
+from lora_foundry.registry import choice_of
 
 Kind = Literal["integer", "number", "boolean", "text", "choice", "choices", "list", "table"]
 _KINDS: tuple[tuple[type, Kind], ...] = (
@@ -63,6 +64,8 @@ def fields_of(recipe: Recipe) -> list[FieldGroup]:
 
 def _field(path: str, name: str, field: FieldInfo, value: Any) -> RecipeField:
     kind, choices = _kind(field.annotation)
+    if marker := choice_of(field.metadata):
+        kind, choices = "choice", list(marker.choices)
     limits = {
         _LIMITS[key]: float(getattr(each, key))
         for each in field.metadata
@@ -72,7 +75,7 @@ def _field(path: str, name: str, field: FieldInfo, value: Any) -> RecipeField:
     default = None if field.default is PydanticUndefined else field.default
     return RecipeField(
         path=path, name=name, type=kind, value=value, default=default, choices=choices,
-        description=field.description or "", **limits,
+        description=help_of(field), **limits,
     )  # fmt: skip
 
 
@@ -82,6 +85,8 @@ def _kind(annotation: Any) -> tuple[Kind, list[str] | None]:
         return "choice", [str(each) for each in get_args(annotation)]
     if get_origin(annotation) in (tuple, list):
         inner = get_args(annotation)[0]
+        if marker := choice_of(getattr(inner, "__metadata__", ())):
+            return "choices", list(marker.choices)
         inner = get_args(inner)[0] if get_origin(inner) is Annotated else inner
         if get_origin(inner) is Literal:
             return "choices", [str(each) for each in get_args(inner)]

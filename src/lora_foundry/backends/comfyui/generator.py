@@ -16,13 +16,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Drawing, Patience, find_model
 from lora_foundry.backends.comfyui.loras import PlacedLoras
 from lora_foundry.backends.comfyui.workflows import Values, Workflow, load_workflow
+from lora_foundry.context import Context
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import fingerprint
@@ -90,6 +91,11 @@ async def _end_others() -> None:
 
 class ComfyUIGenerator:
     """A Generator that lets a ComfyUI server draw."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(options_of(context.base, context.recipe.generate, context.settings))
 
     def __init__(self, options: ComfyUIOptions) -> None:
         self._options = options
@@ -276,8 +282,3 @@ def _checkpoint_file(base: Base, name: str, settings: Settings) -> Path | None:
         ),
         None,
     )
-
-
-def comfyui_generator(base: Base, section: GenerateSection, settings: Settings) -> ComfyUIGenerator:
-    """The generator that a recipe's [generate] asks for, on the server of the settings."""
-    return ComfyUIGenerator(options_of(base, section, settings))

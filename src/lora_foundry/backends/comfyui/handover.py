@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import httpx
 
 from lora_foundry.backends.comfyui.client import ComfyUIClient
+from lora_foundry.context import Context
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError, FoundryError
 from lora_foundry.families._shared.inspect import Base
@@ -50,6 +51,11 @@ class NotEnoughMemoryError(BackendError):
 
 class ComfyUIGpu:
     """The Gpu port where a ComfyUI computes on the same GPU."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.base, context.settings)
 
     def __init__(
         self,

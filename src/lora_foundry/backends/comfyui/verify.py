@@ -5,6 +5,7 @@ A server says nothing else of a LoRA of which it could load nothing, or which tu
 from __future__ import annotations
 
 import asyncio
+from typing import Self
 
 import httpx
 import numpy as np
@@ -14,20 +15,23 @@ from lora_foundry.backends.comfyui.client import ComfyUIClient, FlatPictureError
 from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions, options_of
 from lora_foundry.backends.comfyui.keys import check_keys, read_keys
 from lora_foundry.backends.comfyui.loras import listed_name
+from lora_foundry.context import Context
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.publication import Proof
-from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, FoundryError, VerificationError
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import PublishedFiles
-from lora_foundry.settings import Settings
 
 _NOT_LOADED = "lora key not loaded: "
 
 
 class ComfyUIProver:
     """The Prover port on a ComfyUI server."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(options_of(context.base, context.recipe.generate, context.settings))
 
     def __init__(self, options: ComfyUIOptions) -> None:
         self._options = options
@@ -122,8 +126,3 @@ def _refuse_left_out(lora: LoraUse, lines: list[str]) -> None:
         raise VerificationError(
             f"ComfyUI says in its log that it left out {len(lost)} keys of {lora.path.name}, such as {lost[0]}."
         )
-
-
-def comfyui_prover(base: Base, section: GenerateSection, settings: Settings) -> ComfyUIProver:
-    """The prover of a recipe, on the server of the settings."""
-    return ComfyUIProver(options_of(base, section, settings))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from lora_foundry.backends.diffusers.lora import APPLIED, check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
 from lora_foundry.backends.diffusers.merging import Kept, merge, restore
+from lora_foundry.context import Context
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
@@ -54,6 +55,11 @@ class _Settings(NamedTuple):
 
 class DiffusersGenerator:
     """A Generator on a diffusers pipeline, which is loaded at the first picture and kept until `close`."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.base, context.recipe.generate, context.settings.device)
 
     def __init__(self, base: Base, section: GenerateSection, device: str = "auto") -> None:
         self._base = base

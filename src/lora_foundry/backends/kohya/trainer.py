@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic, perf_counter
+from typing import Self
 
 from lora_foundry.backends.kohya.checkout import Checkout, find_checkout
 from lora_foundry.backends.kohya.faults import translate
@@ -26,6 +27,7 @@ from lora_foundry.backends.kohya.plan import (
     total_steps,
 )
 from lora_foundry.backends.kohya.process import command, run
+from lora_foundry.context import Context
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.errors import (
@@ -57,6 +59,13 @@ _STATE_FILES = ("optimizer.bin", "random_states_0.pkl")
 
 class KohyaTrainer:
     """Trains with the sd-scripts checkout in `folder`, run by `python`."""
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(
+            context.base, context.settings.kohya, context.settings.kohya_python, context.settings.device
+        )
 
     def __init__(self, base: Base, folder: Path | None, python: Path | None, device: str = "auto") -> None:
         self._base, self._device = base, device

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from lora_foundry.backends.onnx.files import OnnxModel, Source, planes, unit
+from lora_foundry.context import Context
 from lora_foundry.ports import FloatArray
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,6 +24,11 @@ class DinoEmbedder:
 
     same = 0.6
     source = Source("dinov2-base.onnx", "Apache-2.0", "onnx-community/dinov2-base", "onnx/model.onnx")
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.instruments)
 
     def __init__(self, folder: Path | None = None) -> None:
         self._model = OnnxModel(self.source, folder)
@@ -53,6 +60,11 @@ class CcipEmbedder:
         "deepghs/ccip_onnx",
         "ccip-caformer-24-randaug-pruned/model_feat.onnx",
     )
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.instruments)
 
     def __init__(self, folder: Path | None = None) -> None:
         self._model = OnnxModel(self.source, folder)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
 from lora_foundry.backends.onnx.files import OnnxModel, Source, unit
+from lora_foundry.context import Context
 from lora_foundry.ports import FloatArray
 
 _SIDE = 640  # of the picture that YuNet's file was exported for
@@ -41,6 +42,11 @@ class YuNetDetector:
         "opencv/face_detection_yunet",
         "face_detection_yunet_2023mar.onnx",
     )
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.instruments)
 
     def __init__(self, folder: Path | None = None) -> None:
         self._model = OnnxModel(self.source, folder)
@@ -121,6 +127,11 @@ class SFaceEmbedder:
         "opencv/face_recognition_sface",
         "face_recognition_sface_2021dec.onnx",
     )
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.instruments)
 
     def __init__(self, folder: Path | None = None) -> None:
         self._detector = YuNetDetector(folder)

@@ -6,12 +6,13 @@ import csv
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
 from lora_foundry.backends.onnx.files import OnnxModel, Source, find_file
+from lora_foundry.context import Context
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.tags import booru
@@ -38,6 +39,11 @@ class WdTagger:
 
     model = Source("wd-vit-tagger-v3.onnx", "Apache-2.0", _REPOSITORY, "model.onnx")
     names = Source("wd-vit-tagger-v3.csv", "Apache-2.0", _REPOSITORY, "selected_tags.csv")
+
+    @classmethod
+    def make(cls, context: Context) -> Self:
+        """See registry."""
+        return cls(context.instruments)
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder

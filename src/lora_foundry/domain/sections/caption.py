@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from lora_foundry.domain.sections.base import Section, Share
+from lora_foundry.registry import OneOf
 
 
 class CaptionSection(Section):
     """[caption]: what the trainer is told about each picture."""
 
-    backend: Literal["plan"] = Field(
-        "plan", description="Where captions come from: `plan` is what was asked for."
-    )
-    look: tuple[Literal["wd", "vlm"], ...] = Field(
-        (),
-        description="What looks at each picture as well: a WD v3 tagger, a vision-language model behind an "
-        "OpenAI-compatible address (LORA_FOUNDRY_VLM_URL). What they see beats what was asked for.",
+    look: tuple[Annotated[str, OneOf("captioner")], ...] = Field(
+        (), description="What looks at each picture; what it sees beats what was asked for."
     )
     identity_share: Share = Field(
         0.35,

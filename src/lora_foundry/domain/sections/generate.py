@@ -7,14 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lora_foundry.domain.sections.base import Section, Share, Size
+from lora_foundry.registry import OneOf
 
 
 class GenerateSection(Section):
     """[generate]: how the training pictures are made."""
 
-    backend: Literal["diffusers", "comfyui"] = Field(
-        "diffusers", description="Where pictures are made: in this process, or by a ComfyUI server."
-    )
+    backend: Annotated[str, OneOf("generator")] = Field("diffusers", description="Where pictures are made.")
     workflow: str = Field(
         "sd15",
         description="ComfyUI workflow: a shipped one's name or an API-format .json file. Other backends ignore it.",

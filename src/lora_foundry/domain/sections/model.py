@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from lora_foundry.domain.sections.base import Section
+from lora_foundry.registry import OneOf
 
 
 class ModelSection(Section):
@@ -24,20 +25,18 @@ class ModelSection(Section):
     zero_terminal_snr: Literal["auto", "on", "off"] = Field(
         "auto", description="Whether the base's noise schedule ends in pure noise; `auto` reads it likewise."
     )
-    tagger: Literal["mini", "wd", "none"] = Field(
-        description="Instrument that reads visible traits: the bundled one, or a WD v3 tagger; `none` leaves "
-        "adherence unmeasured."
+    tagger: Annotated[str, OneOf("tagger", also=("none",))] = Field(
+        description="Instrument that reads visible traits; `none` leaves adherence unmeasured."
     )
-    embedder: Literal["mini", "dinov2", "ccip", "sface", "arcface", "none"] = Field(
-        description="Instrument that tells characters apart by their looks: the bundled one, DINOv2 (anything), CCIP "
-        "(anime), SFace (real faces), or ArcFace, whose file you have to bring since its licence is non-commercial."
+    embedder: Annotated[str, OneOf("embedder", also=("none",))] = Field(
+        description="Instrument that tells characters apart by their looks; `none` leaves identity unmeasured."
     )
     instruments: str = Field(
         "",
         description="Folder of the instruments' ONNX files; those that are not there are fetched from the hub at their "
         "first use. Their names are in docs/identity.md.",
     )
-    detector: Literal["none", "yunet"] = Field(
+    detector: Annotated[str, OneOf("detector", also=("none",))] = Field(
         "none",
         description="Instrument that counts the faces of a picture; `none` rejects no picture for them.",
     )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from lora_foundry.domain.sections.base import Section
+from lora_foundry.registry import OneOf
 
 
 class PublishSection(Section):
     """[publish]: where a proven LoRA goes."""
 
-    backend: Literal["folder"] = Field(
-        "folder", description="How it is installed: copied to the LoRA folder."
-    )
-    verify: Literal["auto", "comfyui", "none"] = Field(
+    backend: Annotated[str, OneOf("publisher")] = Field("folder", description="How it is installed.")
+    verify: Annotated[str, OneOf("prover", also=("auto", "none"))] = Field(
         "auto",
-        description="Which program must load the LoRA and draw with it before it is installed; `auto` asks ComfyUI "
-        "where it also made the pictures.",
+        description="Which program must load the LoRA and draw with it before it is installed; `auto` asks the program "
+        "that also made the pictures, where it can be asked.",
     )
     min_change: float = Field(
         1.0,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from lora_foundry.domain.sections.base import Positive, Section, Share, Size
+from lora_foundry.registry import OneOf
 
 # Settings that say what is kept or shown on the way, or how it is computed, and leave the trained weights as they are.
 WITHOUT_INFLUENCE = frozenset(
@@ -30,11 +31,7 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 class NetworkSettings(Section):
     """What is trained: the kind of network, its size, and the modules that get one."""
 
-    backend: Literal["inprocess", "kohya", "dry-run"] = Field(
-        "inprocess",
-        description="Which trainer: `inprocess`; `kohya`, an sd-scripts checkout (LORA_FOUNDRY_KOHYA); or "
-        "`dry-run`, which prepares everything, trains nothing and is never published.",
-    )
+    backend: Annotated[str, OneOf("trainer")] = Field("inprocess", description="Which trainer.")
     network: Literal["lora", "dora", "loha", "lokr"] = Field(
         "lora",
         description="`lora`; `dora`: LoRA with a magnitude of its own for each output (arXiv 2402.09353); `loha` and "

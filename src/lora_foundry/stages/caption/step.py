@@ -30,6 +30,8 @@ from lora_foundry.files.storage import (
 )
 from lora_foundry.ports import Ports, ProgressCallback
 
+FROM_PLAN = "plan"  # where a caption came from, in tagging_results.json
+
 
 class Written(BaseModel):
     """The hashes of all captions that this stage has written or is about to write, by picture.
@@ -64,13 +66,13 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
     remove_leftovers(paths.images)
     captions = []
     for number, (file, text) in enumerate(texts.items(), 1):
-        caption = _write(paths.images / file, text, section.backend, ours.hashes[file])
+        caption = _write(paths.images / file, text, FROM_PLAN, ours.hashes[file])
         captions.append(caption)
         progress(ProgressEvent(stage="caption", done=number, total=len(texts), unit="image"))
     result = TaggingResults(
         character=character.name,
         trigger=character.trigger,
-        captioner=section.backend,
+        captioner=FROM_PLAN,
         pruned=pruned,
         fingerprint=fingerprint("caption-2", section, character, [each.sha256 for each in pictures]),
         captions=tuple(captions),

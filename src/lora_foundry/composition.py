@@ -1,0 +1,112 @@
+"""The composition root: joins a recipe's choices to backends, by their rows in `registry` and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import cast
+
+from lora_foundry import registry
+from lora_foundry.backends.plan_captions import PlanCaptioner
+from lora_foundry.context import Context
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.errors import MissingExtraError
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.ports import (
+    Captioner,
+    Detector,
+    Embedder,
+    Generator,
+    Gpu,
+    Notifier,
+    Prover,
+    Publisher,
+    Tagger,
+    Trainer,
+)
+from lora_foundry.settings import Settings
+
+
+class RecipePorts:
+    """The ports of one recipe; each backend is made when it is first asked for."""
+
+    def __init__(self, recipe: Recipe, base: Base, settings: Settings) -> None:
+        base = base.told(recipe.model.prediction, recipe.model.zero_terminal_snr)
+        self._recipe, self._context = recipe, Context(recipe, base, settings)
+
+    @cached_property
+    def generator(self) -> Generator:
+        return cast(Generator, self._make("generator", self._recipe.generate.backend))
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        """What the plan asked for, as captions."""
+        return PlanCaptioner()
+
+    @cached_property
+    def lookers(self) -> Sequence[Captioner]:
+        """What looks at pictures for their captions, beside the plan."""
+        return tuple(cast(Captioner, self._make("captioner", name)) for name in self._recipe.caption.look)
+
+    @cached_property
+    def tagger(self) -> Tagger | None:
+        return cast(Tagger | None, self._instrument("tagger", self._recipe.model.tagger))
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        return cast(Embedder | None, self._instrument("embedder", self._recipe.model.embedder))
+
+    @cached_property
+    def detector(self) -> Detector | None:
+        return cast(Detector | None, self._instrument("detector", self._recipe.model.detector))
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        self.close()  # a small GPU does not hold the generator's base and the trainer's; the generator loads again
+        return cast(Trainer, self._make("trainer", self._recipe.train.backend))
+
+    @cached_property
+    def gpu(self) -> Gpu:
+        # A program that draws for us and has a hand-over of its own is asked for its memory before a training.
+        drawn_by = self._recipe.generate.backend
+        used = drawn_by in registry.backends("gpu")
+        shared = self._context.settings.comfyui_shares_gpu(used=used)
+        return cast(Gpu, self._make("gpu", "comfyui" if shared else "local"))
+
+    @cached_property
+    def prover(self) -> Prover | None:
+        name = self._recipe.publish.verify
+        if name == "auto":  # the program that made the pictures, where it can be asked
+            name = self._recipe.generate.backend
+            name = name if name in registry.backends("prover") else "none"
+        if name == "none":
+            return None
+        self.close()  # the program that draws with the LoRA now may need the GPU that our own generator holds
+        return cast(Prover, self._make("prover", name))
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        return cast(Publisher, self._make("publisher", self._recipe.publish.backend))
+
+    def close(self) -> None:
+        """Gives back the memory of the generator, if it was ever made."""
+        if "generator" in self.__dict__:
+            self.generator.close()
+
+    def _instrument(self, kind: registry.Kind, name: str) -> object | None:
+        return None if name == "none" else self._make(kind, name)
+
+    def _make(self, kind: registry.Kind, name: str) -> object:
+        return cast(object, registry.load(kind, name).make(self._context))
+
+
+def notifier_of(settings: Settings) -> Notifier | None:
+    """Who tells people when a run is over, if the settings name any address. Raises InputError for a wrong one."""
+    addresses = settings.notify.get_secret_value() if settings.notify else ""
+    if not addresses.strip():
+        return None
+    try:
+        from lora_foundry.backends.apprise import AppriseNotifier
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(registry.missing("LORA_FOUNDRY_NOTIFY", error)) from error
+    return AppriseNotifier(addresses)
