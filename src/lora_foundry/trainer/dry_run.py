@@ -49,7 +49,8 @@ class DryRunTrainer:
         write_json(
             job.workdir / TRAINING_CONFIG, {"dry_run": True, "steps": planned, "settings": job.settings}
         )
-        tensors = kohya_tensors(prepared.adapter, prepared.adapter.state(), prepared.model.export_name)
+        model, adapter = prepared.model, prepared.adapter
+        tensors = kohya_tensors(adapter, adapter.state(), model.export_name, file_format=model.file_format)
         digest = write_lora(job.output, tensors, metadata | MARK)
         progress(
             ProgressEvent(

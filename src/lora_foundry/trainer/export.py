@@ -15,9 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_foundry.errors import DivergedError
-from lora_foundry.families._shared.targets import Target
+from lora_foundry.families._shared.targets import KOHYA, FileFormat, Target
 from lora_foundry.files import storage
-from lora_foundry.trainer.adapter import DOWN, MAGNITUDE, Adapter
+from lora_foundry.trainer.adapter import DOWN, MAGNITUDE, UP, Adapter
 
 _LEGACY_OFFSET, _LEGACY_BYTES = 0x100000, 0x10000
 
@@ -27,18 +27,25 @@ def kohya_tensors(
     state: Mapping[str, Tensor],
     export_name: Callable[[Target], str],
     dtype: torch.dtype = torch.float16,
+    file_format: FileFormat = KOHYA,
 ) -> dict[str, Tensor]:
-    """For each module its tensors under kohya's names and an alpha (0-d), all in `dtype`. `state` has the weights, as
-    `Adapter.state` names them. Raises DivergedError."""
+    """For each module its tensors as `file_format` names them, all in `dtype`: with an alpha (0-d), or with the scale
+    alpha / rank in the up matrix where the format has none. `state` has the weights, as `Adapter.state` names them.
+    Raises DivergedError."""
+    endings = {DOWN: file_format.down, UP: file_format.up}
     tensors: dict[str, Tensor] = {}
     for piece in adapter.pieces:
         name = export_name(piece.target)
-        tensors[f"{name}.alpha"] = torch.tensor(piece.alpha, dtype=dtype)
+        if file_format.alpha or UP not in piece.tensors:
+            tensors[f"{name}.alpha"] = torch.tensor(piece.alpha, dtype=dtype)
         for ending in piece.tensors:
-            tensor = state[f"{piece.name}.{ending}"].to(dtype)
+            tensor = state[f"{piece.name}.{ending}"]
+            if ending == UP and not file_format.alpha:
+                tensor = tensor * (piece.alpha / len(state[f"{piece.name}.{DOWN}"]))
+            tensor = tensor.to(dtype)
             if ending == MAGNITUDE:  # one number for each output, in as many dimensions as the weight has
                 tensor = tensor.reshape(-1, *[1] * (state[f"{piece.name}.{DOWN}"].ndim - 1))
-            tensors[f"{name}.{ending}"] = tensor
+            tensors[f"{name}.{endings.get(ending, ending)}"] = tensor
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise DivergedError(
             "The trained weights do not fit fp16 or are not numbers; lower train.learning_rate and "

@@ -242,7 +242,7 @@ class Preparation:
         StorageError."""
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[self._job.settings.export_precision]
         state = self.learner.exported_state()
-        tensors = kohya_tensors(self.adapter, state, self.model.export_name, dtype)
+        tensors = kohya_tensors(self.adapter, state, self.model.export_name, dtype, self.model.file_format)
         learned = Learned(step, loss, self.adapter.count())
         described = describe_lora(self._job, self._base, self.frame, self.model.metadata(), learned)
         return write_lora(path, tensors, described)

@@ -15,7 +15,10 @@ from lora_foundry.errors import BaseModelError, VerificationError
 from lora_foundry.families._shared.inspect import read_header
 
 # Names that were seen to load whole; what is known where the checkpoint itself cannot be looked into.
-_LOADED_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "diffusion_model.")
+_LOADED_PREFIXES = (
+    "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "diffusion_model.",
+    "transformer.",
+)  # fmt: skip
 _UNET = "model.diffusion_model."
 _CLIP = re.compile(
     r"(?:cond_stage_model|conditioner\.embedders\.0)\.transformer\.text_model\.encoder\.layers\.(.+)"
@@ -37,7 +40,10 @@ _RESNET_PARTS = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_SUFFIXES = (".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".alpha", ".dora_scale")
+_SUFFIXES = (
+    ".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".lora_A.weight", ".lora_B.weight", ".alpha",
+    ".dora_scale",
+)  # fmt: skip
 
 
 def read_keys(path: Path) -> list[str]:

@@ -23,9 +23,9 @@ from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
 from lora_foundry.families._shared.convolutions import quicken
-from lora_foundry.families._shared.devices import choose_dtype, find_device, use_available_cores
+from lora_foundry.families._shared.devices import find_device, use_available_cores
 from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.loading import denoiser, load_pipeline, quiet_libraries
+from lora_foundry.families._shared.loading import denoiser, drawing_dtype, load_pipeline, quiet_libraries
 from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts
 from lora_foundry.ports import GeneratedImage
 
@@ -107,7 +107,7 @@ class DiffusersGenerator:
         if self._loaded is None:
             device = find_device(self._device_name)
             use_available_cores()
-            self._loaded = load_pipeline(self._base, choose_dtype("fp16", device), device)
+            self._loaded = load_pipeline(self._base, drawing_dtype(self._base, device), device)
             self._base_schedule = self._loaded.scheduler.config
             if device.type == "cpu":
                 quicken(denoiser(self._loaded))

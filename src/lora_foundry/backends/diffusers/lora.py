@@ -3,7 +3,8 @@ line in the log, and the LoRA then seems to load but does nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lora_foundry.families._shared.names import is_sdxl, original_name
 
 APPLIED = "applied"
 _MAGNITUDE = ".dora_scale"
+_DOWN, _UP = (".lora_down.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_B.weight")
+_ENDINGS = re.compile(r"\.(lora_|alpha$|dora_scale$|hada_|lokr_)")
 _KOHYA = {
     "unet": ("lora_unet_",),
     "transformer": ("lora_unet_",),
@@ -36,7 +39,7 @@ def check_lora(path: Path, pipeline: Any) -> list[str]:
             f"{path} is missing or is no whole safetensors file; train the LoRA again."
         ) from error
     known = {name for name, _ in modules_by_name(pipeline)}
-    strange = sorted(key for key in keys if _module_of(key) not in known)
+    strange = sorted(key for key in keys if module_of(key) not in known)
     if strange:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         raise VerificationError(
@@ -59,11 +62,12 @@ def lora_source(path: Path, keys: Iterable[str], pipeline: Any) -> str | dict[st
     places = {id(module): place for place, module in _places(pipeline)}
     modules = dict(modules_by_name(pipeline))
     file: dict[str, Tensor] = load_file(path)
-    rank = max(len(tensor) for key, tensor in file.items() if key.endswith(".lora_down.weight"))
+    rank = max(len(tensor) for key, tensor in file.items() if key.endswith(_DOWN))
     tensors: dict[str, Tensor] = {}
-    for name in dict.fromkeys(_module_of(key) for key in file):
-        place, down = places[id(modules[name])], file[f"{name}.lora_down.weight"].float()
-        up = file[f"{name}.lora_up.weight"].float() * (float(file[f"{name}.alpha"]) / len(down))
+    for name in dict.fromkeys(module_of(key) for key in file):
+        place, down = places[id(modules[name])], _either(file, name, _DOWN).float()
+        alpha = float(file.get(f"{name}.alpha", torch.tensor(len(down))))
+        up = _either(file, name, _UP).float() * (alpha / len(down))
         missing = rank - len(down)
         magnitude = file[f"{name}{_MAGNITUDE}"].float()
         tensors[f"{place}.lora_A.weight"] = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
@@ -74,6 +78,11 @@ def lora_source(path: Path, keys: Iterable[str], pipeline: Any) -> str | dict[st
             magnitude.flatten() if flat else magnitude.reshape(1, -1, 1, 1)
         )
     return tensors
+
+
+def _either(file: Mapping[str, Tensor], name: str, endings: Iterable[str]) -> Tensor:
+    """The tensor of a module under kohya's or peft's name."""
+    return next(file[name + ending] for ending in endings if name + ending in file)
 
 
 def _places(pipeline: Any) -> Iterator[tuple[str, Any]]:
@@ -102,8 +111,8 @@ def modules_by_name(pipeline: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{part}.{form}", module
 
 
-def _module_of(key: str) -> str:
+def module_of(key: str) -> str:
     """The module that a key of the file belongs to."""
     if key.startswith(_PREFIXES):
         return key.split(".", 1)[0]
-    return key.partition(".lora")[0].removesuffix(".alpha")
+    return _ENDINGS.split(key, 1)[0]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_foundry.backends.diffusers.lora import modules_by_name
+from lora_foundry.backends.diffusers.lora import module_of, modules_by_name
 from lora_foundry.errors import MissingExtraError
 
 _MARKS = (".hada_w", ".lokr_w")
@@ -30,7 +30,8 @@ def put_on(path: Path, pipeline: Any, strength: float) -> list[Any]:
     layers = dict(modules_by_name(pipeline))
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(path).items():
-        name, _, ending = key.partition(".")
+        name = module_of(key)
+        ending = key.removeprefix(f"{name}.")
         groups.setdefault(name, {})[ending] = tensor
     applied = []
     for name, tensors in groups.items():

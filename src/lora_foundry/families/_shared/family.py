@@ -18,7 +18,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BaseModelError, did_you_mean
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.targets import Target
+from lora_foundry.families._shared.targets import FileFormat, Target
 
 
 class FamilyModel(Protocol):
@@ -58,8 +58,11 @@ class FamilyModel(Protocol):
         """The modules that get a LoRA, in a fixed order. Raises InputError for settings that fit no module."""
         ...
 
+    file_format: FileFormat
+    """How an exported file names the tensors of a module."""
+
     def export_name(self, target: Target) -> str:
-        """The name that kohya's files give to this module."""
+        """The name by which ComfyUI and diffusers both find this module."""
         ...
 
     def losses(

@@ -17,7 +17,7 @@ from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.loading import quiet_libraries
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts
-from lora_foundry.families._shared.targets import DENOISER
+from lora_foundry.families._shared.targets import DENOISER, KOHYA
 
 _ENCODED_ON_CPU = 1 << 16  # pixels at once: with more, pictures push each other out of the processor's cache
 
@@ -27,6 +27,7 @@ class FrozenModel:
     its first use: none that the caches make needless, and the denoiser after the encoders were let go."""
 
     recordable = False
+    file_format = KOHYA
 
     def __init__(
         self, base: Base, settings: TrainSection, device: torch.device, storage: torch.dtype | None = None

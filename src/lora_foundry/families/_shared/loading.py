@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lora_foundry.errors import BaseModelError
+from lora_foundry.families._shared.devices import choose_dtype
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.kinds import SD, SDXL, Z_IMAGE
 
@@ -51,6 +52,16 @@ def load_pipeline(
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
         return pipeline if device is None else pipeline.to(device)
+
+
+def drawing_dtype(base: Base, device: torch.device) -> torch.dtype:
+    """The type in which pictures are made: half precision on a GPU. Z-Image's activations overflow fp16 to black
+    pictures, so that it is drawn in bf16, or in fp32 on a GPU that does not know bf16."""
+    if base.family != Z_IMAGE:
+        return choose_dtype("fp16", device)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return torch.bfloat16 if device.type != "cpu" else torch.float32
 
 
 def denoiser_name(base: Base) -> str:

@@ -15,7 +15,7 @@ from lora_foundry.families._shared.diffusion import FlowProcess, mean_error
 from lora_foundry.families._shared.frozen import FrozenModel
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.prompts import ChatPrompts, Condition
-from lora_foundry.families._shared.targets import DENOISER, Target
+from lora_foundry.families._shared.targets import DENOISER, PEFT, Target
 
 TARGETS = {
     "attention": ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
@@ -48,6 +48,8 @@ def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
 class Model(FrozenModel):
     """A Z-Image base in the shape that the trainer wants (`FamilyModel`)."""
 
+    file_format = PEFT
+
     def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
         super().__init__(base, settings, device)
         self.side_multiple = self._parts.vae_scale_factor * _PATCH
@@ -70,8 +72,11 @@ class Model(FrozenModel):
         return ChatPrompts.stack(conditions)
 
     def export_name(self, target: Target) -> str:
-        """layers.0.attention.to_q -> lora_unet_layers_0_attention_to_q."""
-        return f"lora_{target.part}_" + target.module.replace(".", "_")
+        """layers.0.attention.to_q -> transformer.layers.0.attention.to_q.
+
+        ComfyUI derives `lora_unet_...` from its own layout, in which query, key and value are one matrix, and drops
+        such a name; by this one it knows the modules of diffusers, whose own form it is."""
+        return f"transformer.{target.module}"
 
     def losses(
         self,
