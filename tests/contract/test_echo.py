@@ -50,19 +50,6 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings()
 
 
-def test_the_factories_make_the_contracts_tasks() -> None:
-    generation = echo.create_lora_generation_task("Elara", "1girl")
-    tagging = echo.create_lora_tagging_task("Elara", "Elara/images", ["a", "b"], "1girl")
-    training = echo.create_lora_training_task("Elara", "Elara", "elara", network_dim=8)
-    made = (generation, tagging, training)
-    assert [task.priority for task in made] == [3, 3, 2]
-    assert [task.timeout for task in made] == [3600, 300, 7200]
-    assert [task.max_retries for task in made] == [2, 2, 1]
-    assert all(isinstance(task.payload, dict) and task.payload["task_uuid"] == task.uuid for task in made)
-    assert isinstance(training.payload, dict)
-    assert training.payload["network_dim"] == 8
-
-
 def test_a_pipeline_runs_in_order_through_our_background_worker(
     database_url: str, settings: Settings
 ) -> None:

@@ -8,8 +8,9 @@ from lora_foundry.compat.echo.factories import (
 )
 from lora_foundry.compat.echo.handlers import register_lora_handlers
 from lora_foundry.compat.echo.queue import TaskQueue
+from lora_foundry.compat.echo.task import Task
 from lora_foundry.compat.echo.worker import BackgroundWorker
-from lora_foundry.domain.task import Task, TaskPriority, TaskStatus, TaskType
+from lora_foundry.domain.task import TaskPriority, TaskStatus, TaskType
 
 __all__ = [
     "BackgroundWorker",

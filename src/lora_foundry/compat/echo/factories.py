@@ -1,5 +1,5 @@
-"""Makes the three kinds of task with the contract's defaults. Each payload carries its task's uuid, so that a
-queue which stores nothing but payloads still lets us resolve dependencies."""
+"""Makes the three kinds of task with the contract's defaults, and the pipeline of all three. Each payload carries its
+task's uuid, so that a queue which stores nothing but payloads still lets us resolve dependencies."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lora_foundry.compat.echo.queue import TaskQueue
+from lora_foundry.compat.echo.task import Task, canonical, plain, priority_of
 from lora_foundry.domain.character import check_name
-from lora_foundry.domain.task import Task, TaskPriority, TaskType
+from lora_foundry.domain.task import TaskPriority, TaskType
+from lora_foundry.errors import BackendError, InputError
 from lora_foundry.settings import Settings
+
+Reference = int | str
 
 
 class TakesTasks(Protocol):
-    """Any queue with the old `add_task`."""
+    """Any queue with the old `add_task`; one that answers False has refused the task."""
 
     async def add_task(self, task: Task) -> object: ...
-
-
-def _task(task: Task, payload: dict[str, Any]) -> Task:
-    given = {key: value for key, value in payload.items() if value is not None}
-    task.payload = given | {"task_uuid": task.uuid}
-    return task
 
 
 def create_lora_generation_task(
@@ -29,96 +28,146 @@ def create_lora_generation_task(
     description: str,
     output_dir: str | None = None,
     reference_image: str | None = None,
-    dependencies: Sequence[int | str] = (),
+    priority: Any = TaskPriority.NORMAL,
+    depends_on: Reference | None = None,
+    *,
+    dependencies: Sequence[Reference] = (),
     **extra: Any,
 ) -> Task:
-    """A task that makes the pictures. `extra` may hold `recipe` and `settings`."""
-    task = Task(
-        name=f"Generate {character_name}",
-        task_type=TaskType.LORA_GENERATION,
-        priority=TaskPriority.NORMAL,
-        timeout=3600,
-        max_retries=2,
-        dependencies=list(dependencies),
-    )
+    """A task that makes the pictures. `extra` may hold `recipe` and `settings`.
+
+    priority: a number or a member of any enum. depends_on, dependencies: ids or UUIDs of tasks that must be completed.
+    """
     own = {"character_name": character_name, "description": description, "output_dir": output_dir}
-    return _task(task, own | {"reference_image": reference_image} | extra)
+    return _task(
+        Task(
+            name=f"Generate LORA training images for {check_name(character_name)}",
+            task_type=TaskType.LORA_GENERATION,
+            priority=priority_of(priority),
+            timeout=3600,
+            max_retries=2,
+            dependencies=_parents(depends_on, dependencies),
+        ),
+        own | {"reference_image": reference_image} | extra,
+    )
 
 
 def create_lora_tagging_task(
     character_name: str,
     image_dir: str,
-    character_tags: str | list[str],
+    character_tags: str | list[str] | None = None,
     description: str = "",
-    dependencies: Sequence[int | str] = (),
+    priority: Any = TaskPriority.NORMAL,
+    depends_on: Reference | None = None,
+    *,
+    dependencies: Sequence[Reference] = (),
     **extra: Any,
 ) -> Task:
-    """A task that writes the captions."""
-    task = Task(
-        name=f"Tag {character_name}",
-        task_type=TaskType.LORA_TAGGING,
-        priority=TaskPriority.NORMAL,
-        timeout=300,
-        max_retries=2,
-        dependencies=list(dependencies),
+    """A task that writes the captions. The tags stand for the description where none is given, and the other way."""
+    tags = character_tags or description
+    words = tags if isinstance(tags, str) else ", ".join(tags)
+    own = {"character_name": character_name, "image_dir": image_dir, "character_tags": tags}
+    return _task(
+        Task(
+            name=f"Tag LORA training images for {check_name(character_name)}",
+            task_type=TaskType.LORA_TAGGING,
+            priority=priority_of(priority),
+            timeout=300,
+            max_retries=2,
+            dependencies=_parents(depends_on, dependencies),
+        ),
+        own | {"description": description or words} | extra,
     )
-    tags = character_tags if isinstance(character_tags, str) else ", ".join(character_tags)
-    own = {"character_name": character_name, "image_dir": image_dir, "character_tags": character_tags}
-    return _task(task, own | {"description": description or tags} | extra)
 
 
-def create_lora_training_task(
+def create_lora_training_task(  # noqa: PLR0913, PLR0917 - the names and places are the host's
     character_name: str,
     training_dir: str,
     output_name: str,
     base_model: str | None = None,
-    dependencies: Sequence[int | str] = (),
+    network_dim: int | None = None,
+    network_alpha: float | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    priority: Any = TaskPriority.HIGH,
+    depends_on: Reference | None = None,
+    *,
+    dependencies: Sequence[Reference] = (),
     **extra: Any,
 ) -> Task:
-    """A task that trains, measures and installs the LoRA.
-
-    `extra` may hold network_dim, network_alpha, epochs, learning_rate; what is not given is the recipe's choice.
-    """
-    task = Task(
-        name=f"Train {character_name}",
-        task_type=TaskType.LORA_TRAINING,
-        priority=TaskPriority.HIGH,
-        timeout=7200,
-        max_retries=1,
-        dependencies=list(dependencies),
-    )
+    """A task that trains, measures and installs the LoRA; what is not given is the recipe's choice."""
     own = {"character_name": character_name, "training_dir": training_dir, "output_name": output_name}
-    return _task(task, own | {"base_model": base_model} | extra)
+    numbers = {"network_dim": network_dim, "network_alpha": network_alpha, "epochs": epochs}
+    return _task(
+        Task(
+            name=f"Train LORA model for {check_name(character_name)}",
+            task_type=TaskType.LORA_TRAINING,
+            priority=priority_of(priority),
+            timeout=7200,
+            max_retries=1,
+            dependencies=_parents(depends_on, dependencies),
+        ),
+        own | {"base_model": base_model, "learning_rate": learning_rate} | numbers | extra,
+    )
 
 
 async def create_complete_lora_pipeline(
     character_name: str,
     description: str,
-    character_tags: str | list[str],
-    output_name: str,
-    task_queue: TakesTasks,
+    character_tags: str | list[str] | None = None,
+    output_name: str | None = None,
+    task_queue: TakesTasks | None = None,
     *,
     output_root: Path | None = None,
     **extra: Any,
 ) -> dict[str, str]:
     """Adds the three tasks, each after the one before; `extra` (`recipe`, `settings`) goes into each payload.
 
-    output_root: the workers' folder of datasets, where this program's own settings do not say it.
+    task_queue: ours, which takes all three or none, or the host's. output_root: the workers' folder of datasets, where
+    this program's own settings do not say it. Raises InputError without a queue, BackendError where it refuses a task.
     """
-    folder = (output_root or Settings().datasets_dir) / check_name(character_name)
-    generation = create_lora_generation_task(character_name, description, str(folder), **extra)
+    if task_queue is None:
+        raise InputError("A pipeline needs a queue: pass task_queue=, a TaskQueue that was initialized.")
+    name = check_name(character_name)
+    output_name = output_name or f"{name.lower().replace(' ', '_')}_lora"
+    folder = (output_root or Settings().datasets_dir) / name
+    generation = create_lora_generation_task(name, description, str(folder), **extra)
     tagging = create_lora_tagging_task(
-        character_name, str(folder / "images"), character_tags, description, [generation.uuid], **extra
+        name, str(folder / "images"), character_tags, description, depends_on=generation.uuid, **extra
     )
-    training = create_lora_training_task(
-        character_name, str(folder), output_name, dependencies=[tagging.uuid], **extra
-    )
-    for task in (generation, tagging, training):
-        await task_queue.add_task(task)
+    training = create_lora_training_task(name, str(folder), output_name, depends_on=tagging.uuid, **extra)
+    await _add_all(task_queue, [generation, tagging, training])
     return {
+        "character_name": name,
         "generation_task_id": generation.uuid,
         "tagging_task_id": tagging.uuid,
         "training_task_id": training.uuid,
         "output_name": output_name,
         "output_dir": str(folder),
     }
+
+
+async def _add_all(queue: TakesTasks, tasks: Sequence[Task]) -> None:
+    """All tasks in order. A queue of another program takes them one by one, and says False where it took one not."""
+    if isinstance(queue, TaskQueue):
+        await queue.add_tasks(*tasks)
+        return
+    for number, task in enumerate(tasks):
+        if await queue.add_task(task) is False:
+            left = ", ".join(each.uuid for each in tasks[:number])
+            what = f" Cancel those that it has taken: {left}." if left else ""
+            raise BackendError(
+                f"The queue refused the task {task.name!r}, so there is no pipeline; its own log says why.{what}"
+            )
+
+
+def _parents(depends_on: Reference | None, dependencies: Sequence[Reference]) -> list[Reference]:
+    named = ([] if depends_on is None else [depends_on]) + list(dependencies)
+    return [canonical(each) if isinstance(each, str) else each for each in named]
+
+
+def _task(task: Task, payload: dict[str, Any]) -> Task:
+    """The task with what was given in its payload; a host's enum there becomes what it stands for."""
+    given = {key: plain(value) for key, value in payload.items() if value is not None}
+    task.payload = given | {"task_uuid": task.uuid}
+    return task

@@ -5,27 +5,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from lora_foundry.domain.task import Task, TaskStatus
+from lora_foundry.compat.echo.task import Task, canonical, from_row, status_of, to_row
+from lora_foundry.domain.task import TaskStatus
 from lora_foundry.errors import InputError
+from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery
 from lora_foundry.tasks.admission import Admitted, admit
 from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.pipelines import is_ours
 from lora_foundry.tasks.redis_hints import push
 
+_REDIS = ("redis://", "rediss://", "unix://")
+
 
 class TaskQueue:
-    """Adds, hands out and counts tasks. `initialize` it once."""
+    """Adds, hands out and counts tasks. `initialize` it once.
 
-    def __init__(self, database_url: str, redis_url: str | None = None) -> None:
-        self.ledger = Ledger(database_url)
-        self._redis_url = redis_url
+    Without arguments it works on the database and the Redis of the settings. db_config is the host's way to name a
+    database: `database`, `user`, `host`, `password`, `port`; the host's first argument, a Redis, is taken as one.
+    """
+
+    def __init__(
+        self,
+        database_url: str | None = None,
+        redis_url: str | None = None,
+        db_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        settings = Settings()
+        if database_url is not None and database_url.startswith(_REDIS):
+            database_url, redis_url = None, database_url
+        if db_config is not None:
+            database_url = database_of(db_config)
+        self.ledger = Ledger(database_url or settings.task_database)
+        self._redis_url = redis_url or settings.redis_url
         self._name = f"queue-{uuid4().hex[:12]}"
         self._held: dict[str, Admitted] = {}
         self._beats: asyncio.Task[None] | None = None
@@ -43,12 +63,20 @@ class TaskQueue:
             await recovery.sign_off(self.ledger, self._name)
         await self.ledger.close()
 
-    async def add_task(self, task: Task) -> str:
-        """Stores the task and returns its uuid; `task.id` is the row's id afterwards."""
-        await self.ledger.add(task)
-        if self._redis_url is not None:
-            await push(self._redis_url, task.priority, task.uuid)
-        return task.uuid
+    async def add_task(self, task: Any) -> str:
+        """Stores a task, ours or the host's own, and returns its uuid, by which it is found from now on.
+
+        Raises InputError for a priority or status that does not exist.
+        """
+        return (await self.add_tasks(task))[0]
+
+    async def add_tasks(self, *tasks: Any) -> list[str]:
+        """Stores all of them or, where one cannot be stored, none."""
+        rows = await self.ledger.add(*(to_row(task) for task in tasks))
+        for row in rows:
+            if self._redis_url is not None:
+                await push(self._redis_url, row.priority, row.uuid)
+        return [row.uuid for row in rows]
 
     async def get_next_task(self) -> Task | None:
         """The most urgent task whose parents are completed, now running and ours; None where there is none."""
@@ -56,18 +84,24 @@ class TaskQueue:
             await recovery.beat(self.ledger, self._name, "all")
             self._beats = asyncio.create_task(self._beat())
         for lane in ("gpu", "cpu"):
-            for admitted in await admit(self.ledger, self._name, {lane: 1}):
-                self._held[admitted.task.uuid] = admitted
-                self._held[str(admitted.task.id)] = admitted
-                return await self.ledger.get(admitted.task.id or 0)
+            while admitted := await admit(self.ledger, self._name, {lane: 1}):
+                held = admitted[0]
+                row = await self.ledger.get(held.task.id or 0)
+                try:
+                    task = from_row(row)
+                except InputError as error:  # a row by hand with numbers that mean nothing
+                    await self.ledger.fail(row, held.ticket, Failure(str(error), permanent=True))
+                    continue
+                self._held[str(row.id)] = held
+                return task
         return None
 
     async def update_task_status(
-        self, task_id: int | str, status: TaskStatus | str, result: Any = None, error: str | None = None
+        self, task_id: int | str, status: Any, result: Any = None, error: str | None = None
     ) -> bool:
         """Ends a task that `get_next_task` handed out, or cancels any; False where it was no longer this queue's."""
-        task = await self.ledger.get(task_id)
-        wanted = TaskStatus(status)
+        task = await self.ledger.get(canonical(task_id))
+        wanted = status_of(status)
         held = self._held.get(str(task.id))
         if held is None or wanted == TaskStatus.CANCELLED:
             if wanted != TaskStatus.CANCELLED:
@@ -101,3 +135,20 @@ class TaskQueue:
             await asyncio.sleep(recovery.Timing().beat)
             with contextlib.suppress(DBAPIError, OSError):
                 await recovery.beat(self.ledger, self._name, "all")
+
+
+def database_of(config: Mapping[str, Any]) -> str:
+    """The address of a database that is named as psycopg names it. Raises InputError."""
+    try:
+        port = int(config.get("port") or 5432)
+    except (TypeError, ValueError):
+        raise InputError(f"The database's port {str(config.get('port'))[:40]!r} is no number.") from None
+    url = sa.URL.create(
+        "postgresql",
+        username=config.get("user"),
+        password=config.get("password"),
+        host=config.get("host"),
+        port=port,
+        database=config.get("database") or config.get("dbname"),
+    )
+    return url.render_as_string(hide_password=False)

@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.compat.echo.queue import TaskQueue
-from lora_foundry.domain.task import Task, TaskStatus
+from lora_foundry.compat.echo.task import Task, plain
+from lora_foundry.domain.task import TaskStatus
 from lora_foundry.errors import FoundryError
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ class BackgroundWorker:
         self._loop: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
 
-    def register_handler(self, task_type: str, handler: Callable[[Task], Awaitable[Any]]) -> None:
+    def register_handler(self, task_type: Any, handler: Callable[[Task], Awaitable[Any]]) -> None:
         """`handler` is awaited with each task of that type; the last one registered counts."""
-        self.task_handlers[str(task_type).lower()] = handler
+        self.task_handlers[str(plain(task_type)).lower()] = handler
 
     async def start(self) -> None:
         """Begins to take tasks and returns."""
@@ -62,10 +63,11 @@ class BackgroundWorker:
             running.add_done_callback(self._running.discard)
 
     async def _handle(self, task: Task) -> None:
-        update, number = self.task_queue.update_task_status, task.id or 0
-        handler = self.task_handlers.get(task.task_type.lower())
+        update, number = self.task_queue.update_task_status, task.id
+        kind = str(plain(task.task_type))
+        handler = self.task_handlers.get(kind.lower())
         if handler is None:
-            await update(number, TaskStatus.FAILED, error=f"No handler is registered for {task.task_type}.")
+            await update(number, TaskStatus.FAILED, error=f"No handler is registered for {kind}.")
             return
         started = time.monotonic()
         try:
