@@ -40,7 +40,7 @@ def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
 def _comfyui(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     """Nothing where neither the recipe nor the settings speak of a ComfyUI."""
     used = recipe.generate.backend == "comfyui" or recipe.publish.verify == "comfyui"
-    if not used and settings.comfyui is None and "comfyui_url" not in settings.model_fields_set:
+    if not used and not settings.names_comfyui:
         return
     try:
         from lora_foundry.backends.comfyui.examine import examine_comfyui
@@ -52,7 +52,7 @@ def _comfyui(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     checkpoint = recipe.generate.checkpoint or Path(recipe.model.base).name
     workflow = recipe.generate.workflow if used else ""
     for found in examine_comfyui(
-        settings.comfyui_url, checkpoint if used else "", settings.comfyui_loras_dir, workflow
+        settings.comfyui_address, checkpoint if used else "", settings.comfyui_loras_dir, workflow
     ):
         yield Finding(*found)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+COMFYUI_ADDRESS = "http://127.0.0.1:8188"
 
 
 def default_home() -> Path:
@@ -38,7 +40,9 @@ class Settings(BaseSettings):
     comfyui: Path | None = Field(
         default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
     )
-    comfyui_url: str = Field(default="http://127.0.0.1:8188", description="Address of the ComfyUI server.")
+    comfyui_url: str | None = Field(
+        default=None, description=f"Address of the ComfyUI server; {COMFYUI_ADDRESS} unless set."
+    )
     comfyui_gpu: Literal["auto", "shared", "own"] = Field(
         default="auto",
         description="Whether ComfyUI computes on the GPU that trains, and is asked for its memory before; `auto`: where "
@@ -95,12 +99,26 @@ class Settings(BaseSettings):
             return (self.comfyui / "models" / "loras").expanduser().absolute()
         return None if self.loras is None else self.loras.expanduser().absolute()
 
+    @property
+    def comfyui_address(self) -> str:
+        """The address of the ComfyUI server: the one that was named, else ComfyUI's usual one on this machine."""
+        return self.comfyui_url or COMFYUI_ADDRESS
+
+    @property
+    def names_comfyui(self) -> bool:
+        """Whether somebody spoke of a ComfyUI, by its folder or its address."""
+        return self.comfyui is not None or self.comfyui_url is not None
+
     def comfyui_shares_gpu(self, used: bool) -> bool:
         """Whether ComfyUI must be asked for its memory before a training. used: the recipe draws with it."""
         if self.comfyui_gpu != "auto":
             return self.comfyui_gpu == "shared"
-        named = used or self.comfyui is not None or "comfyui_url" in self.model_fields_set
-        return named and is_local(self.comfyui_url)
+        return (used or self.names_comfyui) and is_local(self.comfyui_address)
+
+    def for_child(self) -> dict[str, Any]:
+        """These settings as JSON-like values for a child process, every one of them said, so that it reads none of its
+        own from the environment. Without the secrets, which no stage needs."""
+        return self.model_dump(mode="json") | {"notify": None, "token": None}
 
     @property
     def loras_dir(self) -> Path:

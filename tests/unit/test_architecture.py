@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "files",
         "identity",
         "measures",
+        "processes",
         "recipe_files",
         "settings",
     ),

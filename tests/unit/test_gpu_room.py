@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import SecretStr
 
+from lora_foundry import foundry
 from lora_foundry.backends.comfyui.handover import ComfyUIGpu, NotEnoughMemoryError, Waits, take_gpu
 from lora_foundry.backends.gpu import LocalGpu
 from lora_foundry.composition import RecipePorts
@@ -204,7 +207,28 @@ def test_a_stop_command_that_fails_stops_the_training_and_starts_comfyui_again(t
 def test_whether_comfyui_computes_on_the_gpu_that_trains(
     changes: dict[str, Any], used: bool, shared: bool
 ) -> None:
-    settings = Settings(**changes)
-    assert settings.comfyui_shares_gpu(used) is shared
     recipe = load_recipe("mini", ["generate.backend=comfyui"] if used else [])
-    assert isinstance(RecipePorts(recipe, MINI, settings).gpu, ComfyUIGpu if shared else LocalGpu)
+    here = Settings(**changes)
+    in_a_child = Settings.model_validate(json.loads(json.dumps(here.for_child())))
+    for settings in (here, in_a_child):
+        assert settings.comfyui_shares_gpu(used) is shared
+        assert isinstance(RecipePorts(recipe, MINI, settings).gpu, ComfyUIGpu if shared else LocalGpu)
+
+
+def test_a_child_is_told_every_setting_but_the_secrets_and_asks_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = Settings(token=SecretStr("s" * 40), notify=SecretStr("json://localhost"), recipe="sd15")
+    told = here.for_child()
+    monkeypatch.setenv("LORA_FOUNDRY_COMFYUI_URL", "http://127.0.0.1:9999")
+    monkeypatch.setenv("LORA_FOUNDRY_NOTIFY", "json://elsewhere")
+    there = Settings.model_validate(json.loads(json.dumps(told)))
+    assert there == here.model_copy(update={"token": None, "notify": None})
+    assert told.keys() == Settings.model_fields.keys()
+
+
+def test_nothing_in_the_code_depends_on_which_settings_were_given_by_name() -> None:
+    """In another process all of them were. What a payload from outside gives by name is its own matter."""
+    source = Path(foundry.__file__).parent
+    asking = [path for path in source.rglob("*.py") if "model_fields_set" in path.read_text(encoding="utf-8")]
+    assert [path.name for path in asking] == ["payloads.py"]

@@ -225,7 +225,7 @@ def check(
 
         workflow = load_workflow(file)
         _out.print(_escape(describe(workflow)), soft_wrap=True)
-        remarks = check_workflow(workflow, Foundry(home).settings.comfyui_url)
+        remarks = check_workflow(workflow, Foundry(home).settings.comfyui_address)
     for remark in remarks:
         _out.print(f"{remark.level}: {_escape(remark.text)}", soft_wrap=True)
     if any(remark.level == "fault" for remark in remarks):

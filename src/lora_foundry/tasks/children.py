@@ -7,25 +7,51 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.processes import cause_of_death, kill_group, own_group
 from lora_foundry.tasks.logs import context
 
 LINE_LIMIT = 16 * 1024 * 1024
 TAIL_BYTES = 2000
+LOOK = 0.2  # seconds between looks whether a child whose pipe stays open has ended
+LAST_WORDS = (
+    0.5  # seconds in which a process that closed its pipe ends, or the pipe of one that ended is read
+)
+# Seconds without a line from a child after which it counts as frozen. It writes every other second, but not while a
+# library holds the interpreter: importing torch from a slow disk takes long.
+SILENCE = 120.0
+LONGEST_DEATH = 5.0  # seconds; one who waits for a disk that does not answer cannot even be killed
+
+
+class Message(BaseModel):
+    """One line from a child. `alive` says only that it is not frozen."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    alive: bool = False
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    kind: str = ""
+    permanent: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
     """What a child is to do: call `entry` ("module:function") with `work`, within `timeout` seconds.
 
-    patience: seconds without a sign of life after which it ends itself. keep: leave the process for another job.
+    patience: seconds without a sign of life from us after which it ends itself. keep: leave the process for another
+    job, if this one ends well.
     """
 
     entry: str
@@ -58,20 +84,22 @@ class Child:
     outcome: Outcome = field(default_factory=Outcome)
     killed_for: str = ""
     _first: dict[str, int] = field(default_factory=dict)
+    _heard: float = 0.0
 
     async def run(self, job: Job) -> Outcome:
         """Runs the job to its end, however it ends. Cancelling the coroutine kills the group."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         order = {"entry": job.entry, "work": job.work, "patience": job.patience, "log": str(self.log)}
         order |= {"json_log": job.json_log, "keep": job.keep, "context": context()}
-        if self.process is None or self.process.returncode is not None:
-            self.process = await start_process(self.log, self.environment)
+        try:
+            if self.process is None or self.process.returncode is not None:
+                self.process = await start_process(self.log, self.environment)
+        except OSError as error:
+            self.outcome.error = f"No process for the attempt could be started: {error}."
+            return self.outcome
         try:
             self.write(json.dumps(order))
             async with asyncio.timeout(job.timeout):
-                await self._read(job.keep)
-                if not self.is_kept(job):
-                    await self.process.wait()
+                await self._hear_out(job.keep)
         except TimeoutError:
             self.killed_for = f"The attempt took longer than its timeout of {job.timeout:g} s."
         finally:
@@ -99,58 +127,88 @@ class Child:
                 self.process.stdin.write(line.encode() + b"\n")
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, which may outlive its leader."""
+        """Ends the whole group at once; it may outlive its leader."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            kill_group(self.process.pid)
 
     async def end(self) -> None:
-        """Kills the group and waits until the process is gone."""
+        """Kills the group and waits until the process is gone. Not with `process.wait()`, which also waits for whoever
+        else may hold the child's pipe."""
         self.kill()
+        until = monotonic() + LONGEST_DEATH
+        while self.process is not None and self.process.returncode is None and monotonic() < until:
+            await asyncio.sleep(0.01)
         if self.process is not None:
-            await asyncio.shield(self.process.wait())
-            if self.process.stdin is not None:
-                self.process.stdin.close()
+            self.process._transport.close()  # type: ignore[attr-defined]  # both pipes, whoever else holds them
 
-    async def _read(self, keep: bool) -> None:
+    async def _hear_out(self, keep: bool) -> None:
+        """Reads until the child has answered, closed its pipe, ended, or been silent for too long."""
+        assert self.process is not None
+        reading = asyncio.create_task(self._read())
+        self._heard = monotonic()
+        try:
+            while not reading.done() and self.process.returncode is None:
+                await asyncio.wait({reading}, timeout=LOOK)
+                if monotonic() - self._heard > SILENCE:
+                    self.killed_for = f"The attempt's process gave no sign of life for {SILENCE:g} s."
+                    return
+            if self._answered and keep:
+                return
+            # One who has answered ends by itself; one who closed its pipe may be about to end, and its exit code tells
+            # why; and the pipe of one who has ended may hold its last words.
+            until = monotonic() + LAST_WORDS
+            while not (reading.done() and self.process.returncode is not None) and monotonic() < until:
+                await asyncio.sleep(0.01)
+            if not self._answered and self.process.returncode is None and not self.killed_for:
+                self.killed_for = "The attempt's process closed its output without an answer."
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    @property
+    def _answered(self) -> bool:
+        return self.outcome.result is not None or bool(self.outcome.error)
+
+    async def _read(self) -> None:
+        """Takes the child's lines until one is its answer. A line that is no message ends it as well: who writes one
+        will not answer either."""
         assert self.process is not None
         assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue
-            if "progress" in message:
-                self._note(message["progress"])
-            elif "result" in message:
-                self.outcome.result = message["result"] if isinstance(message["result"], dict) else {}
-                if keep:
+        line = b""
+        try:
+            async for line in self.process.stdout:
+                self._heard = monotonic()
+                message = Message.model_validate_json(line)
+                if message.progress is not None:
+                    self._note(message.progress)
+                if message.result is not None or message.error is not None:
+                    self.outcome.result, self.outcome.error = message.result, message.error or ""
+                    self.outcome.kind, self.outcome.permanent = message.kind, message.permanent
                     return
-            elif "error" in message:
-                self.outcome.error, self.outcome.permanent = message["error"], message["permanent"]
-                self.outcome.kind = message["kind"]
-                if keep:
-                    return
+        except ValueError:  # no JSON, no message, or a line without an end
+            self.killed_for = f"The attempt's process wrote what is no message of ours: {line[:80]!r}."
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Passes news on; units beyond the first that was heard of are this attempt's own work."""
-        first = self._first.setdefault(str(event["stage"]), int(event["done"]))
-        self.outcome.progressed = self.outcome.progressed or int(event["done"]) > first
+        """Passes progress on; units beyond the first that was heard of are this attempt's own work."""
+        checked = ProgressEvent.model_validate(event)
+        first = self._first.setdefault(checked.stage, checked.done)
+        self.outcome.progressed = self.outcome.progressed or checked.done > first
         self.on_progress(event)
 
     def _judge(self) -> Outcome:
-        if self.outcome.result is None and not self.outcome.error:
-            code = self.process.returncode if self.process is not None else None
-            said = self.killed_for or f"The attempt's process died ({_cause(code)})."
-            self.outcome.error = f"{said} End of its log: {_tail(self.log)}" if _tail(self.log) else said
-        elif self.outcome.error:
+        if self.outcome.error:
             # An error in words was an answer, not an interruption: it counts as an attempt.
             self.outcome.progressed = False
+        elif self.outcome.result is None:
+            code = self.process.returncode if self.process is not None else None
+            said = self.killed_for or f"The attempt's process died ({cause_of_death(code)})."
+            tail = _tail(self.log)
+            self.outcome.error = f"{said} End of its log: {tail}" if tail else said
         return self.outcome
 
 
 async def start_process(log: Path, environment: Mapping[str, str], preload: Sequence[str] = ()) -> Process:
-    """A child that imports `preload` and waits for its first job, in a session and process group of its own."""
+    """A child that imports `preload` and waits for its first job, in a group of its own. Raises OSError."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return await asyncio.create_subprocess_exec(
@@ -158,16 +216,10 @@ async def start_process(log: Path, environment: Mapping[str, str], preload: Sequ
             stdin=PIPE,
             stdout=PIPE,
             stderr=file,
-            start_new_session=True,
             limit=LINE_LIMIT,
             env={**os.environ, **environment},
+            **own_group(),
         )
-
-
-def _cause(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}"
 
 
 def _tail(log: Path) -> str:

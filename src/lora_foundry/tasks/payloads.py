@@ -141,7 +141,7 @@ class Work:
     def job(self, settings: Settings) -> dict[str, Any]:
         """The same as JSON-like values, for the process that does it."""
         plain = {"run": self.run.model_dump(mode="json"), "stages": list(self.stages)}
-        return plain | {"settings": settings.model_dump(mode="json")}
+        return plain | {"settings": settings.for_child()}
 
 
 def prepare(kind: Kind, payload: object, settings: Settings) -> Work:

@@ -4,14 +4,13 @@ kills itself, which also covers a worker that is stopped, cut off from the datab
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
-import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -19,72 +18,98 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from lora_foundry.errors import StopRequested
+from lora_foundry.processes import end_own_group, end_with
 from lora_foundry.tasks.logs import speak_of, start_log
 
-PR_SET_PDEATHSIG = 1
 Tell = Callable[[dict[str, Any]], None]
+ALIVE_EVERY = 2.0  # seconds; see children.SILENCE
 
 
 class Orders:
     """What the worker sends down the pipe, read by a thread: jobs as JSON, `beat` as a sign of life, and `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Tell) -> None:
         self.jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.stop = threading.Event()
+        self._write = write
         self._heard, self._patience = time.monotonic(), math.inf
         for work in (self._listen, self._watch):
             threading.Thread(target=work, daemon=True).start()
 
     def _listen(self) -> None:
-        """Ends the process group when the pipe is closed."""
-        while line := sys.stdin.readline():
-            self._heard = time.monotonic()
-            if line.startswith("{"):
-                job = json.loads(line)
-                self._patience = float(job["patience"])
-                self.jobs.put(job)
-            elif line.startswith("stop"):
-                self.stop.set()
-        _end()
+        """Ends the process group when the pipe is closed, or says what nobody can read."""
+        try:
+            while line := sys.stdin.readline():
+                self._heard = time.monotonic()
+                if line.startswith("{"):
+                    job = json.loads(line)
+                    self._patience = float(job["patience"])
+                    self.jobs.put(job)
+                elif line.startswith("stop"):
+                    self.stop.set()
+        finally:
+            end_own_group()
 
     def _watch(self) -> None:
-        """Ends the process group when nothing was heard for as long as the patience lasts."""
-        while time.monotonic() - self._heard < self._patience:
-            time.sleep(min(self._patience / 20, 0.5))
-        _end()
+        """Says now and then that we are not frozen, and ends the process group when nothing was heard for as long as
+        the patience lasts. A library that holds the interpreter keeps the other thread from hearing: it gets a moment
+        to catch up."""
+        try:
+            said = 0.0
+            while True:
+                if time.monotonic() - self._heard > self._patience:
+                    time.sleep(min(self._patience / 20, 0.5))
+                    if time.monotonic() - self._heard > self._patience:
+                        return
+                if time.monotonic() - said > ALIVE_EVERY:
+                    self._write({"alive": True})
+                    said = time.monotonic()
+                time.sleep(min(self._patience / 20, 0.5))
+        finally:
+            end_own_group()
 
 
 def main() -> None:
-    """Runs jobs from stdin; each ends with a line `{"result": ...}` or `{"error": ...}`."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints goes to the log
-    _die_with(int(sys.argv[1]))
-    orders = Orders()
-    tell = _teller(out, orders.stop)
-    for module in sys.argv[2:]:
+    """Runs jobs from stdin; each ends with a line `{"result": ...}` or `{"error": ...}`. Whatever else happens ends the
+    process at once: libraries' threads must not hold up the end."""
+    try:
+        out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+        os.dup2(2, 1)  # whatever a library prints goes to the log
+        end_with(int(sys.argv[1]))
+        write = _writer(out)
+        orders = Orders(write)
+        for module in sys.argv[2:]:
+            _preload(module)
+        while True:
+            job = orders.jobs.get()
+            write(_outcome(job, _teller(write, orders.stop)))
+            if not job["keep"]:
+                os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _preload(module: str) -> None:
+    """Imports ahead. What cannot be imported is told by the job that needs it."""
+    try:
         import_module(module)
-    while True:
-        job = orders.jobs.get()
-        _log_to(job)
-        out.write(json.dumps(_outcome(job, tell)) + "\n")
-        out.flush()
-        if not job["keep"]:
-            os._exit(0)  # libraries' threads must not hold up the end
+    except Exception:
+        traceback.print_exc()
 
 
 def _outcome(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     try:
-        return {"result": _load(job["entry"])(job["work"], tell)}
+        _log_to(job)
+        result = _load(job["entry"])(job["work"], tell)
+        return {"result": result if isinstance(result, dict) else {}}
     except StopRequested as error:
         return {"error": str(error), "kind": "StopRequested", "permanent": False}
-    except Exception as error:
-        import traceback
-
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         kind = type(error).__name__
-        known = hasattr(error, "exit_code")
-        permanent = getattr(error, "exit_code", 1) == 2
-        return {"error": str(error) if known else f"{kind}: {error}", "kind": kind, "permanent": permanent}
+        said = str(error) if hasattr(error, "exit_code") and str(error) else f"{kind}: {error}"
+        return {"error": said, "kind": kind, "permanent": getattr(error, "exit_code", 1) == 2}
 
 
 def _log_to(job: dict[str, Any]) -> None:
@@ -102,29 +127,28 @@ def _load(entry: str) -> Callable[[dict[str, Any], Tell], Any]:
     return function
 
 
-def _teller(out: TextIO, stop: threading.Event) -> Tell:
-    """What jobs tell their progress with. It raises StopRequested, after the news, where the worker wants an end."""
+def _writer(out: TextIO) -> Tell:
+    """Writes messages as lines, from any thread."""
     lock = threading.Lock()
 
-    def tell(message: dict[str, Any]) -> None:
+    def write(message: dict[str, Any]) -> None:
+        line = json.dumps(message) + "\n"
         with lock:
-            out.write(json.dumps(message) + "\n")
+            out.write(line)
+            out.flush()
+
+    return write
+
+
+def _teller(write: Tell, stop: threading.Event) -> Tell:
+    """What jobs tell their progress with. It raises StopRequested, after the news, where the worker wants an end."""
+
+    def tell(message: dict[str, Any]) -> None:
+        write(message)
         if stop.is_set():
             raise StopRequested("The worker is stopping; the task goes on when another takes it.")
 
     return tell
-
-
-def _die_with(parent: int) -> None:
-    """Asks the kernel to kill us with our parent; then looks whether it is already gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        _end()
-
-
-def _end() -> None:
-    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":

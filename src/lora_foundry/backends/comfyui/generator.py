@@ -257,7 +257,7 @@ def options_of(base: Base, section: GenerateSection, settings: Settings) -> Comf
     """What a recipe and the settings say of the server and of what it draws with."""
     checkpoint = section.checkpoint or base.path.name
     return ComfyUIOptions(
-        url=settings.comfyui_url,
+        url=settings.comfyui_address,
         checkpoint=checkpoint,
         identity=base.identity,
         workflow=section.workflow,

@@ -71,7 +71,7 @@ class ComfyUIGpu:
     def room(self, settings: TrainSection) -> Iterator[None]:
         """See ports.Gpu."""
         url, stop, start = (
-            self._settings.comfyui_url,
+            self._settings.comfyui_address,
             self._settings.comfyui_stop,
             self._settings.comfyui_start,
         )

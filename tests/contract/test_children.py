@@ -1,0 +1,94 @@
+"""However a child process fails, its parent has an error in words at once, whether or not the process was to be kept
+for another job. Job.timeout is far away in these tests: a parent that waits for it says so in its error."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_foundry.tasks import children
+from lora_foundry.tasks.children import Child, Job, Outcome
+from tests.contract.faulty_jobs import FAULTS
+
+ENTRY = "tests.contract.faulty_jobs:run"
+NO_MESSAGE = "The attempt's process wrote what is no message of ours"
+SAID = {
+    "known": "The loss is NaN at step 3.",
+    "unknown": "KeyError: 'rank'",
+    "exit": "SystemExit: a library said goodbye",
+    "memory": "MemoryError",
+    "disk": "No space left on device",
+    "read-only": "Permission denied",
+    "package": "antigravity",
+    "killed": "The attempt's process died (signal SIGKILL).",
+    "gone": "The attempt's process died (exit code 3).",
+    "closes": "The attempt's process ",  # the thread that says that it lives may be the first to find out, and end it
+    "leaves": "The attempt's process died (exit code 7).",
+    "freezes": "The attempt's process gave no sign of life for 3 s.",
+    "rubbish": f"{NO_MESSAGE}: b'Loading checkpoint shards",
+    "binary": NO_MESSAGE,
+    "number": f"{NO_MESSAGE}: b'42",
+    "unknown message": NO_MESSAGE,
+    "bad progress": NO_MESSAGE,
+    "endless line": NO_MESSAGE,
+    "no json": "TypeError: Object of type object is not JSON serializable",
+    "hangs": "The attempt took longer than its timeout of 2 s.",
+}
+
+
+def job(fault: str, keep: bool) -> Job:
+    timeout = 2 if fault == "hangs" else 200
+    return Job(ENTRY, {"fault": fault}, patience=300, timeout=timeout, keep=keep)
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["not kept", "kept"])
+def test_a_child_that_fails_is_an_error_of_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    monkeypatch.setattr(children, "SILENCE", 3.0)
+    monkeypatch.setattr(children, "LINE_LIMIT", 1024 * 1024)
+
+    async def fail(fault: str) -> None:
+        child = Child(tmp_path / f"{fault}.log", lambda event: None)
+        outcome = await child.run(job(fault, keep))
+        assert outcome.result is None, fault
+        assert SAID[fault] in outcome.error, fault
+        assert child.process is not None
+        assert child.process.returncode is not None, f"{fault}: its process is still there"
+        assert not child.is_kept(job(fault, keep)), fault
+
+    async def fail_all() -> None:
+        await asyncio.gather(*(fail(fault) for fault in FAULTS))
+
+    assert FAULTS.keys() == SAID.keys()
+    asyncio.run(fail_all())
+
+
+def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: Path) -> None:
+    async def three() -> list[Outcome]:
+        first = Child(tmp_path / "log", lambda event: None)
+        outcomes = [await first.run(job("", keep=True))]
+        assert first.is_kept(job("", keep=True))
+        second = Child(tmp_path / "log", lambda event: None, process=first.process)
+        outcomes += [await second.run(job("unknown", keep=True))]
+        third = Child(tmp_path / "log", lambda event: None, process=second.process)
+        outcomes += [await third.run(job("", keep=True))]
+        await third.end()
+        return outcomes
+
+    first, failed, after = asyncio.run(three())
+    assert first.result
+    assert "KeyError" in failed.error
+    assert after.result
+    assert after.result["pid"] != first.result["pid"]
+    assert not psutil.pid_exists(first.result["pid"])
+
+
+def test_a_child_that_cannot_be_started_is_an_error_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    child = Child(tmp_path / "file" / "log", lambda event: None)
+    outcome = asyncio.run(child.run(job("", keep=False)))
+    assert outcome.error.startswith("No process for the attempt could be started")
