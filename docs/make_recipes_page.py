@@ -13,8 +13,22 @@ from lora_foundry.recipe_files import load_recipe, recipe_names
 INTRODUCTION = """# Recipes
 
 A recipe is every choice of a run in one TOML file. `lora-foundry recipes` lists those that ship,
-`lora-foundry recipes NAME` shows one whole. Change single values with `--set section.key=value`, or copy a file from
-`src/lora_foundry/recipes/` and name its path: `lora-foundry create ... --recipe my.toml`. An unknown key is refused.
+`lora-foundry recipes NAME` shows one whole. Change single values with `--set section.key=value`. An unknown key is refused.
+
+## A recipe of your own
+
+A file in `<home>/recipes` (or anywhere, named by its path) says which recipe it extends and what differs:
+
+```toml
+extends = "sdxl"
+[train]
+rank = 16
+[generate]
+images = 60
+```
+
+Saved as `<home>/recipes/mine.toml` it is `--recipe mine`, and the commands, the REST API and the dashboard list it.
+`lora-foundry recipes sdxl --toml > mine.toml` writes a file with every value and what it means, to start from.
 
 """
 

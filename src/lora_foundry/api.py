@@ -128,7 +128,7 @@ class Foundry:
         """Checks every input and says where the run will work, without writing anything."""
         changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
         if not isinstance(recipe, Recipe):
-            recipe = load_recipe(recipe or self.settings.recipe, changes)
+            recipe = load_recipe(recipe or self.settings.recipe, changes, self.settings.recipe_folders)
         elif changes:
             raise InputError(
                 "Settings change a recipe that is named or read from a file, not a Recipe object."

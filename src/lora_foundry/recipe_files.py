@@ -1,38 +1,154 @@
-"""Finds recipes: those that ship with the project by name, a user's own by path."""
+"""Finds recipes: those that ship (in `recipes/` and in the folders of the families), a person's own in `<home>/recipes`,
+and any other by path. A recipe may say `extends = "NAME"` and then only what differs; a file whose name begins with an
+underscore is only there to be extended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
-from lora_foundry.domain.recipe import Recipe, parse_recipe
+from pydantic import BaseModel
+
+from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe, help_of
 from lora_foundry.errors import InputError, did_you_mean
 
-
-def recipe_names() -> tuple[str, ...]:
-    """The names of the shipped recipes."""
-    files = resources.files("lora_foundry.recipes").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+_DEEPEST = 8  # recipes that extend one another; a person's file needs two or three
 
 
-def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
-    """The shipped recipe of that name or the one in that file, with `section.key=value` settings applied.
+def recipe_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
+    """The names of the recipes that ship and of those in `folders`, sorted. A shipped name is never hidden."""
+    own = {path.stem for folder in folders for path in _own_files(folder)}
+    return tuple(sorted(own | {name for name in _shipped() if not name.startswith("_")}))
 
-    Raises InputError for an unknown name, an unreadable file, an unknown key or an impossible value.
+
+def own_recipe(name: str, folders: Sequence[Path]) -> Path | None:
+    """The file of a person's own recipe of that name; None for a shipped one or none."""
+    if name in _shipped():
+        return None
+    return next((path for folder in folders for path in _own_files(folder) if path.stem == name), None)
+
+
+def load_recipe(name_or_file: str, settings: Iterable[str] = (), folders: Sequence[Path] = ()) -> Recipe:
+    """The recipe of that name, or the one in that file, with `section.key=value` settings applied.
+
+    folders: where a person's own recipes lie. Raises InputError for an unknown name, an unreadable file, an unknown key
+    or an impossible value.
     """
-    if name_or_file in recipe_names():
-        text = (
-            resources.files("lora_foundry.recipes")
-            .joinpath(f"{name_or_file}.toml")
-            .read_text(encoding="utf-8")
-        )
-        return parse_recipe(text, name_or_file, settings)
-    path = Path(name_or_file).expanduser()
-    if path.suffix != ".toml" and not path.is_file():
-        raise InputError(f"There is no recipe {name_or_file!r}; {did_you_mean(name_or_file, recipe_names())}")
+    values = _resolved(name_or_file, tuple(folders), ())
+    for setting in settings:
+        apply_setting(values, setting)
+    return build_recipe(values, name_or_file)
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """A recipe as a file to start one's own from: it extends this one and repeats each value with what it means, so
+    that lines which shall stay as they are can be deleted."""
+    lines = [
+        f'# Your own recipe: change what you like, delete what shall stay as in "{recipe.name}", and save it as',
+        "# <home>/recipes/NAME.toml. Then: lora-foundry create ... --recipe NAME",
+        f"extends = {_toml(recipe.name)}",
+        f"description = {_toml(recipe.description)}",
+        "",
+    ]
+    sections: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        value = getattr(recipe, name)
+        if isinstance(value, BaseModel):
+            sections.append(f"\n[{name}]")
+            for key, inner in type(value).model_fields.items():
+                sections += _lines(key, getattr(value, key), help_of(inner))
+        elif name not in ("name", "description"):
+            lines += _lines(name, value, help_of(field))
+    return "\n".join([*lines, *sections]) + "\n"
+
+
+def _lines(key: str, value: Any, meaning: str) -> list[str]:
+    if value is None:
+        return [f"# {key}: {meaning} Not set."]
+    return [f"# {meaning}", f"{key} = {_toml(value)}"]
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML: JSON's strings, numbers, booleans and lists are TOML's too."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(each) for each in value) + "]"
+    return json.dumps(value)
+
+
+def _resolved(name_or_file: str, folders: tuple[Path, ...], above: tuple[str, ...]) -> dict[str, Any]:
+    """The values of a recipe with those of what it extends beneath them."""
+    if name_or_file in above or len(above) >= _DEEPEST:
+        chain = " -> ".join([*above, name_or_file])
+        raise InputError(f"Recipes extend one another in a circle: {chain}; take one `extends` out.")
+    text, source, beside = _text(name_or_file, folders)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"The recipe {source} is not valid TOML: {error}.") from error
+    extended = values.pop("extends", None)
+    if extended is None:
+        return values
+    if not isinstance(extended, str):
+        raise InputError(f'In the recipe {source}, extends must be one name, as in extends = "sdxl".')
+    known = own_recipe(extended, folders) is not None or extended in _shipped()
+    if not known and beside is not None and (beside / extended).is_file():
+        extended = str(beside / extended)
+    base = _resolved(extended, folders, (*above, name_or_file))
+    if beside is not None:  # a person's file need not say its own name
+        values.setdefault("name", Path(name_or_file).stem)
+    return _merged(base, values)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables key by key; anything else of `changes`, lists too, takes the place of what was there."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merged(old, value) if both else value
+    return merged
+
+
+def _text(name_or_file: str, folders: tuple[Path, ...]) -> tuple[str, str, Path | None]:
+    """A recipe's text, how to call it in a sentence, and the folder it lies in if it is a person's own."""
+    if name_or_file in _shipped():
+        return _shipped()[name_or_file], name_or_file, None
+    path = own_recipe(name_or_file, folders) or Path(name_or_file).expanduser()
+    if path.suffix != ".toml" and not path.is_file():
+        hint = did_you_mean(name_or_file, recipe_names(folders))
+        raise InputError(f"There is no recipe {name_or_file[:80]!r}; {hint}")
+    try:
+        return path.read_text(encoding="utf-8-sig"), str(path), path.parent
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"The recipe file {path} cannot be read ({error}).") from error
-    return parse_recipe(text, str(path), settings)
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from sorted(path for path in folder.glob("*.toml") if not path.name.startswith((".", "_")))
+
+
+@cache
+def _shipped() -> dict[str, str]:
+    """The text of every recipe that ships, by name; a family's `recipe.toml` says its name inside."""
+    found: dict[str, str] = {}
+    for file in _toml_files():
+        text = file.read_text(encoding="utf-8")
+        name = file.name.removesuffix(".toml")
+        found[str(tomllib.loads(text).get("name", name))] = text
+    return found
+
+
+def _toml_files() -> Iterator[Traversable]:
+    for package in ("lora_foundry.recipes", "lora_foundry.families"):
+        for entry in resources.files(package).iterdir():
+            inside = entry.iterdir() if entry.is_dir() else iter((entry,))
+            yield from (file for file in inside if file.name.endswith(".toml"))

@@ -121,6 +121,11 @@ class Settings(BaseSettings):
         return self.model_dump(mode="json") | {"notify": None, "token": None}
 
     @property
+    def recipe_folders(self) -> tuple[Path, ...]:
+        """Where a person's own recipes lie."""
+        return ((self.home / "recipes").expanduser().absolute(),)
+
+    @property
     def loras_dir(self) -> Path:
         if self.loras is None and self.comfyui_loras_dir is not None:
             return self.comfyui_loras_dir

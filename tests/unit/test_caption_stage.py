@@ -72,7 +72,7 @@ SHOT = Shot("running", "smiling warmly", "front view", "golden hour", "outdoor s
 
 
 def test_the_order_is_the_contracts() -> None:
-    text = compose(load_recipe("sd15"), SHOT)
+    text = compose(load_recipe("sd15-original"), SHOT)
     assert text == (
         "elara, 1girl, brown hair, red dress, running, smiling warmly, front view, golden hour, outdoor setting, "
         "high quality, detailed, best quality"

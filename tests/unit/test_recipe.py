@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lora_foundry.domain.recipe import Recipe, field_paths, parse_recipe
 from lora_foundry.errors import InputError
-from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.recipe_files import load_recipe, recipe_names, recipe_toml
 
 
 def test_the_original_numbers_are_kept() -> None:
-    recipe = load_recipe("sd15")
+    recipe = load_recipe("sd15-original")
     made, train = recipe.generate, recipe.train
     assert (made.images, made.width, made.height, made.steps, made.cfg, made.batch_size) == (
         40,
@@ -149,3 +149,61 @@ def test_settings_that_contradict_one_another_are_refused_in_one_sentence(
         load_recipe("mini", settings)
     assert words in str(failure.value)
     assert len(str(failure.value)) < 130
+
+
+@pytest.fixture
+def own_recipes(tmp_path: Path) -> Path:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    return folder
+
+
+def test_a_recipe_of_ones_own_is_five_lines(own_recipes: Path) -> None:
+    (own_recipes / "mine.toml").write_text(
+        'extends = "sdxl"\n[train]\nrank = 8\n[caption]\nquality_tags = ["very awa"]\n', encoding="utf-8-sig"
+    )
+    mine, sdxl = load_recipe("mine", ["seed=5"], [own_recipes]), load_recipe("sdxl")
+    assert (mine.name, mine.train.rank, mine.caption.quality_tags, mine.seed) == ("mine", 8, ("very awa",), 5)
+    assert mine.generate == sdxl.generate
+    assert mine.shots == sdxl.shots
+    assert "mine" in recipe_names([own_recipes])
+    assert "mine" not in recipe_names()
+
+
+def test_own_recipes_extend_one_another_and_files_beside_them_but_not_in_a_circle(own_recipes: Path) -> None:
+    (own_recipes / "first.toml").write_text('extends = "second"\nseed = 1\n')
+    (own_recipes / "second.toml").write_text('extends = "_hidden.toml"\n[train]\nrank = 9\n')
+    (own_recipes / "_hidden.toml").write_text('extends = "mini"\nseed = 3\n')
+    first = load_recipe("first", folders=[own_recipes])
+    assert (first.seed, first.train.rank) == (1, 9)
+    assert recipe_names([own_recipes]) == tuple(sorted({*recipe_names(), "first", "second"}))
+    (own_recipes / "second.toml").write_text('extends = "first"\n')
+    with pytest.raises(InputError, match="in a circle: first -> second -> first"):
+        load_recipe("first", folders=[own_recipes])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('extends = "sdlx"', "did you mean 'sdxl'"),
+        ("extends = 3", "must be one name"),
+        ('extends = "sdxl"\n[train]\nrnak = 3', "did you mean 'train.rank'"),
+        ('extends = "mini', "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_with_an_own_recipe_is_said(own_recipes: Path, text: str, sentence: str) -> None:
+    (own_recipes / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        load_recipe("mine", folders=[own_recipes])
+
+
+def test_a_shipped_name_is_not_taken_over_by_a_file(own_recipes: Path) -> None:
+    (own_recipes / "mini.toml").write_text('extends = "sdxl"\n')
+    assert load_recipe("mini", folders=[own_recipes]) == load_recipe("mini")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_an_exported_recipe_is_the_same_recipe(own_recipes: Path, name: str) -> None:
+    recipe = load_recipe(name, ['caption.keep=["a \\"b\\" \\\\ é\\u007f"]'])
+    (own_recipes / "copy.toml").write_text(recipe_toml(recipe), encoding="utf-8")
+    assert load_recipe("copy", folders=[own_recipes]) == recipe.model_copy(update={"name": "copy"})

@@ -162,21 +162,29 @@ def demo(
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show every value of this recipe (or file).")] = None,
     settings: SetOption = None,
+    as_toml: Annotated[
+        bool, typer.Option("--toml", help="Print it as a file to start a recipe of your own from.")
+    ] = False,
+    home: Home = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped recipes, or show one with every value and what it means."""
+    """List the recipes, or show one with every value and what it means. Your own lie in <home>/recipes."""
+    from lora_foundry.api import Foundry
     from lora_foundry.cli.terminal import print_recipe
-    from lora_foundry.recipe_files import load_recipe, recipe_names
+    from lora_foundry.recipe_files import load_recipe, recipe_names, recipe_toml
 
     with _errors(as_json):
+        folders = Foundry(home).settings.recipe_folders
         if name is not None:
-            chosen = load_recipe(name, settings or [])
-            if as_json:
+            chosen = load_recipe(name, settings or [], folders)
+            if as_toml:
+                print(recipe_toml(chosen), end="")
+            elif as_json:
                 print(chosen.model_dump_json())
             else:
                 print_recipe(_out, chosen)
             return
-        known = [load_recipe(each) for each in recipe_names()]
+        known = [load_recipe(each, folders=folders) for each in recipe_names(folders)]
         if as_json:
             print(json.dumps([{"name": each.name, "description": each.description} for each in known]))
             return
@@ -196,7 +204,7 @@ def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption =
 
     with _errors(as_json):
         settings = Foundry(home).settings
-        findings = examine(settings, load_recipe(recipe or settings.recipe))
+        findings = examine(settings, load_recipe(recipe or settings.recipe, folders=settings.recipe_folders))
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings]))
     else:

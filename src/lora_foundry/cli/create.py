@@ -73,7 +73,7 @@ class Wanted:
         given = self.character.reference_image
         return PipelineRequest(
             character=self.character.model_copy(update={"reference_image": None}),
-            recipe=portable_recipe(self.recipe or settings.recipe),
+            recipe=portable_recipe(self.recipe or settings.recipe, settings.recipe_folders),
             settings=setting_values(self.changes),
             output_name=self.output_name,
             reference_image=None if given is None else str(_kept(settings, given)),

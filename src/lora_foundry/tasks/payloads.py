@@ -264,15 +264,15 @@ def _recipe(payload: Payload, settings: Settings) -> Recipe:
         for change in changes:
             apply_setting(values, change)
         return build_recipe(values, "in the payload")
-    name = payload.recipe or settings.recipe
-    if payload.recipe is not None and payload.recipe not in recipe_names():
-        path = (settings.home / "recipes" / f"{payload.recipe.removesuffix('.toml')}.toml").resolve()
-        if "\0" in payload.recipe or (settings.home / "recipes").resolve() not in path.parents:
-            raise InputError(
-                f"The recipe {payload.recipe[:80]!r} is neither shipped nor in {settings.home}/recipes."
-            )
-        name = str(path) if path.is_file() else payload.recipe
-    return load_recipe(name, changes)
+    folders = settings.recipe_folders
+    if payload.recipe is None:
+        return load_recipe(settings.recipe, changes, folders)
+    name = payload.recipe.removesuffix(".toml")
+    if name not in recipe_names(folders):
+        raise InputError(
+            f"There is no recipe {name[:80]!r}; {did_you_mean(name[:80], recipe_names(folders))}"
+        )
+    return load_recipe(name, changes, folders)
 
 
 def _base_name(given: str, settings: Settings) -> str:

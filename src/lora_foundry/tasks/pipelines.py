@@ -109,11 +109,11 @@ async def unfinished(ledger: Ledger, request: PipelineRequest) -> Pipeline | Non
     return None
 
 
-def portable_recipe(recipe: str | None) -> str | dict[str, Any] | None:
+def portable_recipe(recipe: str | None, folders: Sequence[Path]) -> str | dict[str, Any] | None:
     """A shipped recipe's name as it is; a file's values, since a worker elsewhere may not read that file."""
     if recipe is None or recipe in recipe_names():
         return recipe
-    return load_recipe(recipe).model_dump(mode="json")
+    return load_recipe(recipe, folders=folders).model_dump(mode="json")
 
 
 def pipeline_tasks(request: PipelineRequest) -> list[Task]:

@@ -84,13 +84,16 @@ async def retry(here: Here, pipeline: str, asked: RetryIn | None = None) -> Pipe
 async def publish(here: Here, pipeline: str, asked: PublishIn | None = None) -> PipelineView:
     """Installs the LoRA again, or another checkpoint of it, which is measured first."""
     found, asked = await here.pipeline(pipeline), asked or PublishIn()
+    folders = here.settings.recipe_folders
     new: dict[str, float] = {"step": asked.step or 0}
     if asked.step and asked.strength:
         new["strength"] = asked.strength
     earlier = found.settings.get("evaluate")
     known = {"step": 0} | (earlier if isinstance(earlier, dict) else {})
-    if not asked.step and known["step"] and found.recipe in recipe_names():
-        new["strength"] = load_recipe(found.recipe).evaluate.strength  # the strength came with the step
+    if not asked.step and known["step"] and found.recipe in recipe_names(folders):
+        new["strength"] = load_recipe(
+            found.recipe, folders=folders
+        ).evaluate.strength  # the strength came with the step
     if new.items() <= known.items():
         await engine.retry(here.ledger, here.settings, found.id, start="publish")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,18 +12,23 @@ from pydantic import BaseModel
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.shots import AXES
-from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.errors import InputError
+from lora_foundry.recipe_files import load_recipe, own_recipe, recipe_names
 from lora_foundry.web.models import PlanRequest
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.recipe_fields import RecipeField, fields_of
 from lora_foundry.web.site import Here
 from lora_foundry.web.submission import checked_run
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["recipes"])
 
 
 class RecipeSummary(BaseModel):
+    """own: it lies in this person's `<home>/recipes`."""
+
     name: str
+    own: bool = False
     description: str
     images: int
     width: int
@@ -66,22 +72,34 @@ class Plan(BaseModel):
 
 
 @router.get("/recipes")
-def list_recipes() -> list[RecipeSummary]:
-    """The recipes that ship."""
-    return [RecipeSummary(**_summary(load_recipe(name))) for name in recipe_names()]
+def list_recipes(here: Here) -> list[RecipeSummary]:
+    """The recipes that ship, and this person's own in `<home>/recipes`; one that cannot be read is left out."""
+    folders, found = here.settings.recipe_folders, list[RecipeSummary]()
+    for name in recipe_names(folders):
+        try:
+            recipe = load_recipe(name, folders=folders)
+        except InputError as error:
+            logger.warning("%s", error)
+            continue
+        own = own_recipe(name, folders) is not None
+        found.append(RecipeSummary(**_summary(recipe) | {"name": name, "own": own}))
+    return found
 
 
 @router.get("/recipes/{name}")
-def read_recipe(name: str) -> RecipeDetail:
+def read_recipe(here: Here, name: str) -> RecipeDetail:
     """One recipe: every field with its type, value, default, limits and help text."""
-    if name not in recipe_names():
-        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(recipe_names())}.")
-    recipe = load_recipe(name)
+    folders = here.settings.recipe_folders
+    known = recipe_names(folders)
+    if name not in known:
+        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(known)}.")
+    recipe = load_recipe(name, folders=folders)
     sections = [
         RecipeSection(name=each.name, description=each.description, fields=each.fields)
         for each in fields_of(recipe)
     ]
-    return RecipeDetail(**_summary(recipe), sections=sections)
+    own = own_recipe(name, folders) is not None
+    return RecipeDetail(**_summary(recipe) | {"name": name, "own": own}, sections=sections)
 
 
 @router.post("/plan")

@@ -77,8 +77,9 @@ async def system(here: Here) -> System:
 async def doctor(here: Here, recipe: str | None = None) -> Findings:
     """Takes some seconds at first: a process of its own looks at torch, folders and servers. Kept for a minute."""
     name = recipe or here.settings.recipe
-    if name not in recipe_names():
-        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(recipe_names())}.")
+    known = recipe_names(here.settings.recipe_folders)
+    if name not in known:
+        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(known)}.")
     return Findings(recipe=name, findings=await here.machine.doctor(here.settings, name))
 
 
