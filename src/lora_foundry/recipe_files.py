@@ -110,10 +110,11 @@ def _resolved(name_or_file: str, folders: tuple[Path, ...], above: tuple[str, ..
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Tables key by key; anything else of `changes`, lists too, takes the place of what was there."""
     merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merged(old, value) if both else value
+    for key, change in changes.items():
+        value, old = change, merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merged(old, value)
+        merged[key] = value
     return merged
 
 
