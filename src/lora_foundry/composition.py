@@ -10,7 +10,6 @@ from lora_foundry import registry
 from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.context import Context
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.errors import MissingExtraError
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import (
     Captioner,
@@ -105,8 +104,6 @@ def notifier_of(settings: Settings) -> Notifier | None:
     addresses = settings.notify.get_secret_value() if settings.notify else ""
     if not addresses.strip():
         return None
-    try:
-        from lora_foundry.backends.apprise import AppriseNotifier
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(registry.missing("LORA_FOUNDRY_NOTIFY", error)) from error
+    from lora_foundry.backends.apprise import AppriseNotifier
+
     return AppriseNotifier(addresses)

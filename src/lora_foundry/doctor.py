@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError
+from lora_foundry.extras import install_command
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.settings import Settings
 
@@ -42,13 +43,8 @@ def _comfyui(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     used = recipe.generate.backend == "comfyui" or recipe.publish.verify == "comfyui"
     if not used and not settings.names_comfyui:
         return
-    try:
-        from lora_foundry.backends.comfyui.examine import examine_comfyui
-    except ModuleNotFoundError as error:
-        yield Finding(
-            "ComfyUI", False, f"{error.name} is not installed", "pip install 'lora-foundry[comfyui]'"
-        )
-        return
+    from lora_foundry.backends.comfyui.examine import examine_comfyui
+
     checkpoint = recipe.generate.checkpoint or Path(recipe.model.base).name
     workflow = recipe.generate.workflow if used else ""
     for found in examine_comfyui(
@@ -76,17 +72,11 @@ def _kohya(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
 
 def _database(settings: Settings) -> Iterator[Finding]:
     """Looks without making anything: a SQLite file that is not there yet is made by the first worker."""
-    subject = "task database"
-    try:
-        import sqlalchemy as sa
+    import sqlalchemy as sa
 
-        from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
-    except ModuleNotFoundError as error:
-        if settings.database_url:
-            yield Finding(
-                subject, False, f"{error.name} is not installed", "pip install 'lora-foundry[engine]'"
-            )
-        return
+    from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
+
+    subject = "task database"
     mend = "Start the database, or set LORA_FOUNDRY_DATABASE_URL."
     try:
         url = sync_url(parse_url(settings.task_database))
@@ -119,7 +109,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
 
         redis.from_url(settings.redis_url, socket_connect_timeout=3).ping()
     except ModuleNotFoundError as error:
-        yield Finding("Redis", False, f"{error.name} is not installed", "pip install 'lora-foundry[engine]'")
+        yield Finding("Redis", False, f"{error.name} is not installed", install_command("redis"))
     except (redis.RedisError, ValueError) as error:
         mend = "Start Redis, or unset LORA_FOUNDRY_REDIS_URL: without it workers only wake up later."
         yield Finding("Redis", False, " ".join(str(error).split())[:200], mend)

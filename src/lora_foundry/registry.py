@@ -20,7 +20,8 @@ from typing import Any, Literal, Protocol, cast
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from lora_foundry.errors import InputError, MissingExtraError, did_you_mean
+from lora_foundry.errors import InputError, did_you_mean
+from lora_foundry.extras import missing_package
 
 Kind = Literal[
     "generator", "captioner", "tagger", "embedder", "detector", "trainer", "gpu", "prover", "publisher"
@@ -76,9 +77,6 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("publisher", "folder", "lora_foundry.backends.folder:FolderPublisher", "copied to the LoRA folder"),
 )  # fmt: skip
 
-# Packages whose extra bears another name than the package.
-EXTRAS = {"onnxruntime": "onnx", "httpx": "comfyui"}
-
 
 class Makes(Protocol):
     """What every backend's class has."""
@@ -115,16 +113,7 @@ def load(kind: Kind, name: str) -> Makes:
     try:
         return cast(Makes, getattr(import_module(module), attribute))
     except ModuleNotFoundError as error:
-        raise MissingExtraError(missing(f"The {kind} {name!r}", error)) from error
-
-
-def missing(what: str, error: ModuleNotFoundError) -> str:
-    """The sentence for a package that `what` needs and that is not installed."""
-    package = error.name or ""
-    return (
-        f"{what} needs the package {package!r}; install it with: "
-        f"pip install 'lora-foundry[{EXTRAS.get(package, package)}]'."
-    )
+        raise missing_package(f"The {kind} {name!r}", error) from error
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ports",),
     ("domain", "recipes"),
     ("registry",),
-    ("errors",),
+    ("errors", "extras"),
 )
 # Lower modules that reach the package's data by name only.
 LAZY_BELOW = {("families", "mini")}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import apprise
-from apprise import Apprise, NotifyType
-
 from lora_foundry.domain.news import News
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.extras import missing_package
+
+try:
+    import apprise
+    from apprise import Apprise, NotifyType
+except ImportError as error:
+    raise missing_package("LORA_FOUNDRY_NOTIFY", error) from error
 
 
 class AppriseNotifier:

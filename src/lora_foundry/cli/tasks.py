@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.task import Task
-from lora_foundry.errors import InputError, MissingExtraError
+from lora_foundry.errors import InputError
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
 
@@ -78,11 +77,6 @@ def worker(
     from lora_foundry.tasks.service import serve
     from lora_foundry.tasks.worker import WorkerOptions
 
-    if settings.redis_url and find_spec("redis") is None:
-        raise MissingExtraError(
-            "LORA_FOUNDRY_REDIS_URL is set, but the package 'redis' is not there; "
-            "install it with: pip install 'lora-foundry[redis]'."
-        )
     lanes = lanes_for(lane, settings.device)
     start_log(as_json)
     options = WorkerOptions(

@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 
 from lora_foundry.cli.tasks import Home, settings_of
-from lora_foundry.errors import MissingExtraError
 
 _out = Console(highlight=False)
 
@@ -22,12 +21,8 @@ def serve(
     home: Home = None,
 ) -> None:
     """Serve the dashboard and the REST API until stopped."""
-    try:
-        from lora_foundry.web.serving import access, run
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"The web server needs the package {error.name!r}; install it with: pip install 'lora-foundry[web]'."
-        ) from error
+    from lora_foundry.web.serving import access, run
+
     settings = settings_of(home)
     token, made = access(settings, host)
     if made:

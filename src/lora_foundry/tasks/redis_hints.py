@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
+from lora_foundry.extras import missing_package
 from lora_foundry.tasks.ledger import Ledger
 
 logger = logging.getLogger(__name__)
@@ -20,14 +21,14 @@ class RedisHints:
     """Drains the lists, the most urgent first."""
 
     def __init__(self, url: str, ledger: Ledger) -> None:
+        _redis()  # a worker without the package is refused at its start
         self._url, self._ledger = url, ledger
         self.known = 0
         self.dropped = 0
 
     async def watch(self, wake: Callable[[], None]) -> None:
         """Calls `wake` for every hint, until cancelled. A Redis that is away is asked again each second."""
-        import redis.asyncio
-
+        redis = _redis()
         complained = False
         while True:
             try:
@@ -57,11 +58,19 @@ class RedisHints:
 
 async def push(url: str, priority: int, reference: str) -> bool:
     """A producer's hint; False where Redis cannot be reached, which costs nothing but a second."""
-    import redis.asyncio
-
+    redis = _redis()
     try:
         async with redis.asyncio.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2) as client:
             await client.lpush(f"echo_tasks:{min(max(priority, 1), 5)}", reference)
     except (redis.exceptions.RedisError, OSError):
         return False
     return True
+
+
+def _redis() -> Any:
+    """The package. Raises MissingExtraError."""
+    try:
+        import redis.asyncio
+    except ImportError as error:
+        raise missing_package("LORA_FOUNDRY_REDIS_URL", error) from error
+    return redis

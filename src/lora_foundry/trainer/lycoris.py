@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.errors import MissingExtraError
+from lora_foundry.extras import missing_package
 from lora_foundry.families._shared.targets import Target
 from lora_foundry.trainer.adapter import Piece, size_of
 
@@ -42,6 +42,4 @@ def _kind(name: str) -> Any:
             import_module(f"lycoris.modules.{name}"), {"loha": "LohaModule", "lokr": "LokrModule"}[name]
         )
     except ImportError as error:
-        raise MissingExtraError(
-            f'train.network = "{name}" needs the lycoris-lora package; pip install "lora-foundry[lycoris]".'
-        ) from error
+        raise missing_package(f'train.network = "{name}"', error) from error

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.errors import InputError, MissingExtraError
+from lora_foundry.errors import InputError
+from lora_foundry.extras import missing_package
 from lora_foundry.families._shared.targets import DENOISER, ENCODERS
 from lora_foundry.trainer.adapter import Adapter
 
@@ -93,19 +94,17 @@ def _build(settings: TrainSection, groups: list[Any], devices: list[torch.device
                 raise InputError(
                     'train.optimizer = "adamw8bit" needs a CUDA device; take "adamw" or "adafactor" here.'
                 )
-            return _imported("bitsandbytes.optim", "AdamW8bit", "cuda")(groups, weight_decay=decay)  # type: ignore[no-any-return]
+            return _imported("bitsandbytes.optim", "AdamW8bit")(groups, weight_decay=decay)  # type: ignore[no-any-return]
         case "prodigy":
-            kind = _imported("pytorch_optimizer", "Prodigy", "optimizers")
+            kind = _imported("pytorch_optimizer", "Prodigy")
             return kind(groups, weight_decay=decay, bias_correction=True, safeguard_warmup=True)  # type: ignore[no-any-return]
         case "schedule_free":
-            kind = _imported("pytorch_optimizer", "ScheduleFreeAdamW", "optimizers")
+            kind = _imported("pytorch_optimizer", "ScheduleFreeAdamW")
             return kind(groups, weight_decay=decay)  # type: ignore[no-any-return]
 
 
-def _imported(module: str, name: str, extra: str) -> Any:
+def _imported(module: str, name: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except ImportError as error:
-        raise MissingExtraError(
-            f'train.optimizer needs the package {module.partition(".")[0]}; pip install "lora-foundry[{extra}]".'
-        ) from error
+        raise missing_package("train.optimizer", error) from error

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_foundry.backends.diffusers.lora import module_of, modules_by_name
-from lora_foundry.errors import MissingExtraError
+from lora_foundry.extras import missing_package
 
 _MARKS = (".hada_w", ".lokr_w")
 
@@ -54,6 +54,4 @@ def _kind(name: str) -> Any:
             import_module(f"lycoris.modules.{name}"), {"loha": "LohaModule", "lokr": "LokrModule"}[name]
         )
     except ImportError as error:
-        raise MissingExtraError(
-            'A LyCORIS file needs the lycoris-lora package; pip install "lora-foundry[lycoris]".'
-        ) from error
+        raise missing_package("A LyCORIS file", error) from error
