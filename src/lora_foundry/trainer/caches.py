@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora_foundry.domain.run import fingerprint
-from lora_foundry.errors import InputError
+from lora_foundry.errors import BackendError, InputError
 from lora_foundry.families._shared.family import FamilyModel
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.files import storage
@@ -137,8 +137,8 @@ def cache_latents(
     folder: Path,
     report: Report,
 ) -> TensorFile:
-    """The latents of all pictures, by content hash, from the cache or made now. Raises InputError,
-    StorageError."""
+    """The latents of all pictures, by content hash, from the cache or made now. Raises InputError, StorageError,
+    BackendError where the memory does not suffice."""
     names = sorted(pictures)
     path = folder / f"latents-{fingerprint('latents-1', identity, frame)}.safetensors"
     known = TensorFile.open(path)
@@ -147,7 +147,15 @@ def cache_latents(
     latents: dict[str, Tensor] = {}
     for start in range(0, len(names), ENCODE_BATCH):
         batch = names[start : start + ENCODE_BATCH]
-        encoded = model.encode_images(torch.stack([read_picture(pictures[name], frame) for name in batch]))
+        try:
+            encoded = model.encode_images(
+                torch.stack([read_picture(pictures[name], frame) for name in batch])
+            )
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"The GPU's memory does not hold one picture of {frame[0]}x{frame[1]} pixels while it is encoded, not "
+                "even in tiles; close other programs that use the GPU, or lower train.resolution."
+            ) from error
         latents |= {name: latent.clone() for name, latent in zip(batch, encoded, strict=True)}
         report(len(latents), len(names))
     return TensorFile.create(path, latents)
@@ -188,9 +196,13 @@ class CaptionCache:
 
     def batch(self, captions: Sequence[str]) -> Condition:
         """The condition of one batch. Where text encoders learn nothing is cached, and gradients flow."""
-        if self._live:
-            return self._model.stack(self._model.encode_captions(captions))
-        return self._model.stack([self.one(caption) for caption in captions])
+        encode = self._model.encode_captions if self._live else self._all
+        conditions = encode(captions)
+        alike = len({len(condition["text"]) for condition in conditions}) == 1
+        return self._model.stack(conditions, None if alike else self.one(""))
+
+    def _all(self, captions: Sequence[str]) -> list[Condition]:
+        return [self.one(caption) for caption in captions]
 
     def one(self, caption: str) -> Condition:
         """The condition of one caption as it is now, without gradients."""

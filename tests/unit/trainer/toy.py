@@ -65,7 +65,7 @@ class ToyModel:
     def encode_captions(self, texts: Sequence[str]) -> list[Condition]:
         return [{"text": self._text(text)} for text in texts]
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
         return {"text": torch.stack([condition["text"] for condition in conditions])}
 
     def release_encoders(self, keep_text: bool) -> None:

@@ -46,8 +46,8 @@ class FamilyModel(Protocol):
         """The conditions of captions of any length, on the device; gradients flow where the caller lets them."""
         ...
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
-        """Conditions of unlike length as one batch."""
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        """Conditions as one batch; of unlike length only with `empty`, the empty prompt's, which fills up."""
         ...
 
     def release_encoders(self, keep_text: bool) -> None:

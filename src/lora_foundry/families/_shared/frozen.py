@@ -3,23 +3,28 @@ then let go of, and which draws pictures while its network learns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.devices import choose_dtype, freed_memory_kept
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.loading import quiet_libraries
 from lora_foundry.families._shared.parts import Parts
-from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts
+from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts, stack_conditions
 from lora_foundry.families._shared.targets import DENOISER, KOHYA
 
+_LARGEST_TILE, _SMALLEST_TILE = 512, 128  # pixels a side, when the VAE works in tiles
 _ENCODED_ON_CPU = 1 << 16  # pixels at once: with more, pictures push each other out of the processor's cache
+
+_log = logging.getLogger(__name__)
 
 
 class FrozenModel:
@@ -39,6 +44,7 @@ class FrozenModel:
         self._parts = Parts(base, self._storage)
         self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
+        self._tile = 0  # pixels a side of the VAE's tiles; 0: none
 
     @cached_property
     def network(self) -> nn.Module:
@@ -73,67 +79,112 @@ class FrozenModel:
         """What the text encoders make of captions, window by window."""
         return self._prompts.encode_all(texts)
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
-        """Conditions of one length are laid side by side; of others, shorter ones are filled up as the generator
-        does."""
-        if len({len(condition["text"]) for condition in conditions}) == 1:
-            names = conditions[0]
-            return {name: torch.stack([condition[name] for condition in conditions]) for name in names}
-        return self._prompts.stack(conditions)
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        """Side by side; shorter ones are filled up with windows of the empty prompt, as the generator does."""
+        return stack_conditions(conditions, empty)
 
     def release_encoders(self, keep_text: bool) -> None:
         """Lets go of the encoders' memory; of the text encoders' only where no captions are to come, and of the VAE's
         only where no pictures are to be drawn (it then waits in the computer's memory)."""
-        drawing = bool(self._settings.sample_prompts)
         if not keep_text:
             self._known_prompts = None
-            if drawing:
-                self._parts.encoders.register_modules(**dict.fromkeys(self._parts.text_encoders))
-            else:
-                self._parts.release()
-        elif not drawing:
-            self._parts.release_vae()
-        if drawing:
-            self._parts.encoders.vae.cpu()
+        self._parts.release(text=not keep_text, vae=not self._settings.sample_prompts)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Latents by the mean of the VAE's distribution: its spread is far below what training could
-        notice."""
-        vae, config = self._vae, self._vae.config
-        count = len(pixels)
+        notice. On a GPU one picture at a time (in fp32 one of 1024 pixels takes 2.5 GiB), in tiles where the memory
+        does not hold it whole. Raises torch.OutOfMemoryError where it holds not even a small tile."""
+        config = self._vae.config
+        count = 1
         if self._device.type == "cpu":
             count = max(1, _ENCODED_ON_CPU // pixels[0, 0].numel())
-        parts = torch.split(pixels.to(self._device), count)
+        parts = torch.split(pixels, count)
         with freed_memory_kept(self._device):
-            mean: Tensor = torch.cat([vae.encode(part).latent_dist.mean for part in parts])
+            mean = torch.cat([self._in_tiles_if_needed(self._encode, part).cpu() for part in parts])
         latents: Tensor = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
-        return latents.cpu()
+        return latents
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        mean: Tensor = self._vae.encode(pixels.to(self._device)).latent_dist.mean
+        return mean
+
+    def _in_tiles_if_needed(self, work: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """`work` of the VAE on `given`; where memory runs out again in tiles, of half the side each time. The tiles
+        stay for what comes next, which is as large."""
+        while True:
+            try:
+                return work(given)
+            except torch.OutOfMemoryError:
+                side = self._tile // 2 or _LARGEST_TILE
+                if side < _SMALLEST_TILE:
+                    raise
+            # Not in the handler, whose error holds what the attempt had made.
+            _log.info("the memory does not hold the VAE's work; going on in tiles of %d pixels", side)
+            self._tile = side
+            use_tiles(self._vae, side, self._parts.vae_scale_factor)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
     @torch.no_grad()
     def draw(
         self, conditions: Sequence[Condition], frame: tuple[int, int], seed: int, steps: int, cfg: float
     ) -> list[Image.Image]:
         """Pictures of `frame` with the network as it stands, one a condition; the first condition is the negative
-        one."""
+        one, and of the empty prompt."""
         moved = [
             {name: tensor.to(self._device, self._dtype) for name, tensor in condition.items()}
             for condition in conditions
         ]
         count = len(moved) - 1
-        pipeline = self._parts.with_denoiser(self.network)
-        pipeline.vae.to(self._device)
-        arguments = make_prompts(pipeline).arguments(moved[1:], moved[:1] * count)
-        with quiet_libraries():
-            images: list[Image.Image] = pipeline(
-                **arguments,
-                generator=[torch.Generator().manual_seed(seed) for _ in range(count)],
-                width=frame[0],
-                height=frame[1],
-                num_inference_steps=steps,
-                guidance_scale=cfg,
-            ).images
-        pipeline.vae.cpu()
+        pipeline = self._parts.drawing(self.network)
+        pipeline.vae.to(self._device)  # a pipeline computes where its VAE is
+        arguments = make_prompts(pipeline).arguments(moved[1:], moved[:1] * count, empty=moved[0])
+        hook = self.network.register_forward_pre_hook(self._as_computed, with_kwargs=True)
+        try:
+            with quiet_libraries():
+                latents: Tensor = pipeline(
+                    **arguments,
+                    generator=[torch.Generator().manual_seed(seed) for _ in range(count)],
+                    width=frame[0],
+                    height=frame[1],
+                    num_inference_steps=steps,
+                    guidance_scale=cfg,
+                    output_type="latent",
+                ).images
+        finally:
+            hook.remove()
+        return self._decode(latents, pipeline.image_processor)
+
+    def _decode(self, latents: Tensor, processor: Any) -> list[Image.Image]:
+        """Pictures of latents, one after another, by the VAE in its own type."""
+        vae = self._vae
+        config = vae.config
+        given = latents.to(self._device, vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
+        pixels = [
+            self._in_tiles_if_needed(lambda part: vae.decode(part, return_dict=False)[0], part)
+            for part in given.split(1)
+        ]
+        images: list[Image.Image] = processor.postprocess(torch.cat(pixels), output_type="pil")
+        vae.cpu()
         return images
+
+    def _as_computed(self, network: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What a pipeline gives to the network, in the type that it computes in: pipelines go by the type of its
+        weights, which may be kept in another."""
+        return tree_map_only(Tensor, self._cast, args), tree_map_only(Tensor, self._cast, kwargs)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
+def use_tiles(vae: Any, side: int, scale: int) -> None:
+    """Has a VAE of the library work in tiles of `side` pixels; a latent's side stands for `scale` of them. Its classes
+    name the tile in two ways."""
+    if not hasattr(vae, "tile_sample_min_size"):
+        vae.enable_tiling(side, side, side * 3 // 4, side * 3 // 4)
+        return
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // scale

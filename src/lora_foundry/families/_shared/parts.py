@@ -31,6 +31,7 @@ from lora_foundry.families._shared.loading import (
     told_training,
 )
 
+_TEXT_ENCODER = "text_encoder"  # how a pipeline's names for them begin
 _LDM_UNET = "model.diffusion_model."
 _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -47,6 +48,7 @@ class Parts:
         self._name = denoiser_name(base)
         self._vae: Any = None
         self._encoders: Any = None
+        self._drawing: Any = None
         self._ahead: Future[dict[str, Tensor]] | None = None
 
     def read_ahead(self) -> None:
@@ -114,12 +116,19 @@ class Parts:
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders by their names in the pipeline."""
         parts = self.encoders.components.items()
-        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+        return {name: part for name, part in parts if name.startswith(_TEXT_ENCODER) and part is not None}
 
-    def with_denoiser(self, network: Any) -> Any:
-        """The pipeline with `network` in it, for drawing."""
-        self.encoders.register_modules(**{self._name: network})
-        return self.encoders
+    def drawing(self, network: Any) -> Any:
+        """A pipeline of `network` and the VAE, for prompts that are encoded already: without text encoders, which may be
+        gone, and whose type a pipeline would take for the one to compute in. Raises BaseModelError."""
+        if self._drawing is None:
+            encoders = [
+                name for name in self._configuration("model_index.json") if name.startswith(_TEXT_ENCODER)
+            ]
+            given = {self._name: None, "vae": self.vae, **dict.fromkeys(encoders)}
+            self._drawing = load_pipeline(self.base, torch.float32, None, given)
+        self._drawing.register_modules(**{self._name: network, "vae": self.vae})
+        return self._drawing
 
     def load_denoiser(self) -> Any:
         """The frozen denoiser on the CPU. Raises BaseModelError."""
@@ -147,14 +156,17 @@ class Parts:
         ahead, self._ahead = self._ahead, None
         return ahead.result() if ahead else read_tensors(self.base.path, _LDM_UNET, self._dtype)
 
-    def release(self) -> None:
-        """Lets go of the encoders; used again, they are loaded again."""
-        self._encoders = self._vae = None
-
-    def release_vae(self) -> None:
-        """Lets go of the VAE alone."""
-        self.encoders.register_modules(vae=None)
-        self._vae = None
+    def release(self, text: bool, vae: bool) -> None:
+        """Lets go of the text encoders, of the VAE, or of both; used again, they are loaded again. A VAE that is kept
+        waits in the computer's memory."""
+        if text:
+            self._encoders = None
+        elif vae and self._encoders is not None:
+            self._encoders.register_modules(vae=None)
+        if vae:
+            self._vae = None
+        elif self._vae is not None:
+            self._vae.cpu()
 
     def _configuration(self, name: str) -> dict[str, Any]:
         folder = (

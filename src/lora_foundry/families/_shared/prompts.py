@@ -5,6 +5,7 @@ this, and with it what a prompt becomes for each family of base models."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -26,11 +27,17 @@ class Prompts(Protocol):
         """The conditions of prompts of any length; gradients flow where the caller lets them."""
         ...
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
-        """Conditions of unlike length as one batch."""
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        """Conditions of unlike length as one batch. `empty`, the empty prompt's condition, fills up shorter ones; it is
+        encoded where it is not given, which asks for text encoders that are there."""
         ...
 
-    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
+    def arguments(
+        self,
+        conditions: Sequence[Condition],
+        negatives: Sequence[Condition],
+        empty: Condition | None = None,
+    ) -> dict[str, Any]:
         """The same as keyword arguments of the family's pipeline."""
         ...
 
@@ -50,8 +57,11 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
         self._tokenizer = tokenizer
         self._encoder = text_encoder
-        self._window = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
         self._empty: Tensor | None = None
+
+    @cached_property
+    def _window(self) -> int:
+        return _window(self._tokenizer, self._encoder)
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:
@@ -81,12 +91,16 @@ class PromptEncoder:
             self._empty = self.encode("")
         return self._empty
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
-        texts = [condition["text"] for condition in conditions]
-        return {"text": stack_prompts(texts, self.empty().to(texts[0].device))}
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        return stack_conditions(conditions, empty or {"text": self.empty()})
 
-    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
-        text = self.stack([*conditions, *negatives])["text"]
+    def arguments(
+        self,
+        conditions: Sequence[Condition],
+        negatives: Sequence[Condition],
+        empty: Condition | None = None,
+    ) -> dict[str, Any]:
+        text = self.stack([*conditions, *negatives], empty)["text"]
         return {"prompt_embeds": text[: len(conditions)], "negative_prompt_embeds": text[len(conditions) :]}
 
 
@@ -100,11 +114,11 @@ class PairPrompts:
             (pipeline.tokenizer, pipeline.text_encoder),
             (pipeline.tokenizer_2, pipeline.text_encoder_2),
         )
-        self._window = min(
-            min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
-            for tokenizer, encoder in self._pairs
-        )
-        self._empty: Tensor | None = None
+        self._empty: Condition | None = None
+
+    @cached_property
+    def _window(self) -> int:
+        return min(_window(tokenizer, encoder) for tokenizer, encoder in self._pairs)
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:
@@ -128,18 +142,23 @@ class PairPrompts:
             for part, first in zip(text_parts, pooled_parts, strict=True)
         ]
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
-        texts = [condition["text"] for condition in conditions]
-        if self._empty is None:
-            with torch.no_grad():
-                self._empty = self.encode_all([""])[0]["text"]
-        return {
-            "text": stack_prompts(texts, self._empty.to(texts[0].device)),
-            "pooled": torch.stack([condition["pooled"] for condition in conditions]),
-        }
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        return stack_conditions(conditions, empty or self.empty())
 
-    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
-        both, count = self.stack([*conditions, *negatives]), len(conditions)
+    @torch.no_grad()
+    def empty(self) -> Condition:
+        """The empty prompt's condition."""
+        if self._empty is None:
+            self._empty = self.encode_all([""])[0]
+        return self._empty
+
+    def arguments(
+        self,
+        conditions: Sequence[Condition],
+        negatives: Sequence[Condition],
+        empty: Condition | None = None,
+    ) -> dict[str, Any]:
+        both, count = self.stack([*conditions, *negatives], empty), len(conditions)
         return {
             "prompt_embeds": both["text"][:count],
             "negative_prompt_embeds": both["text"][count:],
@@ -179,7 +198,7 @@ class ChatPrompts:
         return states
 
     @staticmethod
-    def stack(conditions: Sequence[Condition]) -> Condition:
+    def stack(conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
         """Side by side, the shorter ones filled up with zeros; `lengths` (n,) says how much of each is real."""
         texts = [condition["text"] for condition in conditions]
         return {
@@ -187,7 +206,12 @@ class ChatPrompts:
             "lengths": torch.tensor([len(text) for text in texts]),
         }
 
-    def arguments(self, conditions: Sequence[Condition], negatives: Sequence[Condition]) -> dict[str, Any]:
+    def arguments(
+        self,
+        conditions: Sequence[Condition],
+        negatives: Sequence[Condition],
+        empty: Condition | None = None,
+    ) -> dict[str, Any]:
         return {
             "prompt_embeds": [condition["text"] for condition in conditions],
             "negative_prompt_embeds": [condition["text"] for condition in negatives],
@@ -201,6 +225,23 @@ def cut(tokenizer: Any, text: str, window: int) -> list[list[int]]:
     parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     return [[start, *part, end, *[pad] * (room - len(part))] for part in parts]
+
+
+def _window(tokenizer: Any, encoder: Any) -> int:
+    return min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+
+
+def stack_conditions(conditions: Sequence[Condition], empty: Condition | None) -> Condition:
+    """Conditions of CLIP's prompts as one batch; windows of `empty` fill up the shorter ones. It is not needed where all
+    are of one length."""
+    stacked = {
+        name: torch.stack([condition[name] for condition in conditions])
+        for name in conditions[0]
+        if name != "text"
+    }
+    texts = [condition["text"] for condition in conditions]
+    filler = texts[0] if empty is None else empty["text"].to(texts[0].device, texts[0].dtype)
+    return stacked | {"text": stack_prompts(texts, filler)}
 
 
 def stack_prompts(encoded: Sequence[Tensor], filler: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Model(FrozenModel):
             raise InputError("train.targets selects no layer of Z-Image; name attention or feed_forward.")
         return found
 
-    def stack(self, conditions: Sequence[Condition]) -> Condition:
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
         """Captions keep their lengths, which the network is told."""
         return ChatPrompts.stack(conditions)
 
