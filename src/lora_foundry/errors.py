@@ -88,3 +88,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     return "known: " + ", ".join(names) if names else "none is known"
+
+
+MOST_WORDS = 480
+
+
+def brief(text: str) -> str:
+    """A message as one line of under 500 characters that any file, terminal and database holds."""
+    line = " ".join(
+        text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode().split()
+    )
+    return line if len(line) <= MOST_WORDS else line[: MOST_WORDS - 1] + "…"
+
+
+def is_storable(text: str) -> bool:
+    """Whether text has neither NUL nor half of a surrogate pair, which JSON can spell and no file can hold."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

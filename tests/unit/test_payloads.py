@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from lora_foundry.errors import InputError, PermanentError
@@ -105,9 +106,17 @@ def test_a_payload_becomes_a_run(settings: Settings) -> None:
         ("training", {**TRAINING, "network_dim": "many"}, "network_dim"),
         ("training", {**TRAINING, "epochs": -1}, "epochs"),
         ("training", {**TRAINING, "output_name": "../x"}, "../x"),
-        ("training", {**TRAINING, "base_model": "/etc/passwd"}, "base_model"),
+        ("training", {**TRAINING, "base_model": "/etc/passwd"}, "model.base"),
         ("training", {**TRAINING, "base_model": "nowhere"}, "nowhere"),
         ("stage", {**GENERATION, "stage": "bake"}, "stage"),
+        ("generation", {**GENERATION, "description": "\ud800"}, "'description' holds"),
+        ("generation", {**GENERATION, "settings": {"generate.prefix": ["a\0"]}}, "'settings' holds"),
+        ("generation", {**GENERATION, "\ud800": 1}, "holds"),
+        ("generation", {**GENERATION, "recipe": "x" * 100_000}, "There is no recipe"),
+        ("generation", {**GENERATION, "character_name": "x" * 100_000}, "100000"),
+        ("generation", {**GENERATION, "settings": {"x" * 100_000: 1}}, "no"),
+        ("training", {**TRAINING, "network_alpha": float("inf")}, "network_alpha"),
+        ("generation", {**GENERATION, "settings": {"train.alpha": float("inf")}}, "alpha"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence(
@@ -120,7 +129,58 @@ def test_bad_input_gets_one_clear_sentence(
     message = str(caught.value)
     assert words in message
     assert "\n" not in message
-    assert len(message) < 600
+    assert len(message) < 500
+    message.encode()
+
+
+def test_a_payload_deeper_than_python_reads_is_one_sentence_too(settings: Settings) -> None:
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = {"train": deep}
+    for payload in (
+        {**GENERATION, "settings": deep},
+        {**GENERATION, "recipe": deep},
+        {**GENERATION, "more": [deep]},
+    ):
+        with pytest.raises(InputError, match="deep"):
+            prepare("generation", payload, settings)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text(alphabet="\0\ud800a./~"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    ["character_name", "description", "output_dir", "reference_image", "image_dir", "character_tags", "training_dir",
+     "output_name", "base_model", "network_dim", "network_alpha", "epochs", "learning_rate", "recipe", "settings",
+     "stage", "trigger", "task_uuid", "task_type", "type"]
+)  # fmt: skip
+
+
+@settings_of_hypothesis(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(["generation", "tagging", "training", "stage", "unknown"]),
+    payload=JSON | st.dictionaries(FIELDS, JSON),
+    good=st.sampled_from([GENERATION, TAGGING, TRAINING, {}]),
+)
+def test_whatever_a_payload_holds_it_is_a_run_or_one_sentence(
+    kind: Kind, payload: Any, good: dict[str, Any], settings: Settings
+) -> None:
+    if isinstance(payload, dict):
+        payload = good | payload
+    recognise("user_request", payload)
+    assert lane_of(kind, payload) in ("cpu", "gpu")
+    said = ""
+    try:
+        run = prepare(kind, payload, settings).run
+        assert settings.datasets_dir in run.dataset_dir.parents
+    except PermanentError as error:
+        said = str(error)
+    assert len(said.encode()) < 2000
+    assert len(said) < 500
 
 
 @given(st.text(max_size=60))

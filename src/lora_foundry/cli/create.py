@@ -68,13 +68,17 @@ class Wanted:
 
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""
+        from lora_foundry.files.safe_paths import remember
+        from lora_foundry.recipe_files import load_recipe
         from lora_foundry.tasks.pipelines import PipelineRequest, portable_recipe
 
         given = self.character.reference_image
+        recipe = load_recipe(self.recipe or settings.recipe, self.changes, settings.recipe_folders)
+        absolute = remember(recipe.model_dump(), settings)
         return PipelineRequest(
             character=self.character.model_copy(update={"reference_image": None}),
             recipe=portable_recipe(self.recipe or settings.recipe, settings.recipe_folders),
-            settings=setting_values(self.changes),
+            settings=setting_values((*self.changes, *absolute)),
             output_name=self.output_name,
             reference_image=None if given is None else str(_kept(settings, given)),
         )

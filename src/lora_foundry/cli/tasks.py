@@ -215,8 +215,11 @@ def retry(
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline again from where it failed, or from a stage; or a task with those that depend on it."""
+    from lora_foundry.files.safe_paths import remember
+
     chosen = settings_of(home)
-    changes = setting_values(settings or [])
+    given = settings or []
+    changes = setting_values([*given, *remember(setting_values(given), chosen)])
 
     async def again(ledger: Ledger) -> list[Task]:
         from lora_foundry.tasks.pipelines import retry as run_again

@@ -11,10 +11,10 @@ from lora_foundry.domain.news import News
 from lora_foundry.domain.task import Task, TaskStatus
 from lora_foundry.errors import FoundryError
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.safe_paths import inside
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
-from lora_foundry.tasks.payloads import inside
 from lora_foundry.tasks.pipelines import get_pipeline
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from lora_foundry.domain.character import Character, check_name, file_name, spli
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run, StageName
 from lora_foundry.domain.task import TaskType
-from lora_foundry.errors import InputError, did_you_mean
+from lora_foundry.errors import BackendError, FoundryError, InputError, brief, did_you_mean, is_storable
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.safe_paths import check_recipe_paths, inside, readable_picture
 from lora_foundry.files.storage import read_model
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.recipe_files import load_recipe, recipe_names
@@ -39,7 +40,7 @@ _STAGE_NAMES = tuple(stage.name for stage in PIPELINE)
 class Payload(BaseModel):
     """What all payloads share. Unknown keys are another program's business."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
     stages: ClassVar[tuple[StageName, ...]] = ()
 
     character_name: str
@@ -128,7 +129,8 @@ def lane_of(kind: Kind, payload: object) -> Literal["cpu", "gpu"]:
 
 def stage_name(kind: Kind, payload: object) -> str:
     """A stage's name, or the kind of an old producer's task."""
-    return str(payload.get("stage", kind)) if kind == "stage" and isinstance(payload, dict) else kind
+    named = payload.get("stage") if kind == "stage" and isinstance(payload, dict) else None
+    return named if isinstance(named, str) and named in _STAGE_NAMES else kind
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,22 @@ class Work:
 
 
 def prepare(kind: Kind, payload: object, settings: Settings) -> Work:
-    """Checks a payload completely. Raises PermanentError kinds, each one sentence for the row's `error`."""
+    """Checks a payload completely. Raises PermanentError kinds, each one sentence for the row's `error`, and BackendError
+    where a folder does not answer; nothing else, whatever the payload holds."""
+    try:
+        return _prepare(kind, payload, settings)
+    except FoundryError as error:
+        raise type(error)(brief(str(error))) from error
+    except OSError as error:
+        raise BackendError(brief(f"The task cannot be prepared now: {error.strerror or error}.")) from error
+    except Exception as error:  # a row by hand must not stop the worker, whatever it trips over
+        raise InputError(brief(f"The payload of the {kind} task cannot be used: {error}.")) from error
+
+
+def _prepare(kind: Kind, payload: object, settings: Settings) -> Work:
     checked = parse(kind, payload)
     recipe = _recipe(checked, settings)
-    find_base(recipe.model.base, settings.model_folders)
+    find_base(recipe.model.base, settings.model_folders, anywhere=False)
     character, folder, output = _place(checked, settings)
     run = Run(
         character=character,
@@ -164,9 +178,7 @@ def parse(kind: Kind, payload: object) -> Payload:
     """The payload as its model. Raises InputError with the first fault."""
     if not isinstance(payload, dict):
         raise InputError(f"The payload of a {kind} task must be a JSON object, not {type(payload).__name__}.")
-    size = len(json.dumps(payload))
-    if size > MOST_BYTES:
-        raise InputError(f"The payload has {size} bytes; at most {MOST_BYTES} are read.")
+    _check_texts(payload)
     if kind == "unknown":
         marker = str(payload.get("task_type", payload.get("type")))
         raise InputError(f"There is no task type {marker[:80]!r}; {did_you_mean(marker.lower(), _KINDS)}")
@@ -180,13 +192,34 @@ def parse(kind: Kind, payload: object) -> Payload:
         raise InputError(f"The payload's {where!r} is not possible: {fault['msg']}.") from error
 
 
+def _check_texts(payload: dict[str, Any]) -> None:
+    """Raises InputError for a payload that is too long or too deep, and for text that no file or database holds."""
+    try:
+        size = len(json.dumps(payload))
+    except RecursionError:
+        raise InputError("The payload is nested too deep to be read.") from None
+    if size > MOST_BYTES:
+        raise InputError(f"The payload has {size} bytes; at most {MOST_BYTES} are read.")
+    todo: list[tuple[str, Any]] = list(payload.items()) + [(key, key) for key in payload]
+    while todo:
+        where, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(where, each) for each in (*value, *value.values())]
+        elif isinstance(value, list):
+            todo += [(where, each) for each in value]
+        elif isinstance(value, str) and not is_storable(value):
+            raise InputError(
+                f"The payload's {where[:40]!a} holds NUL or half a character: {value[:40]!a}; remove it."
+            )
+
+
 def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str | None]:
     """Whose task it is, the folder it works in and the LoRA's name, if the payload says it."""
     name = check_name(payload.character_name)
     root = settings.datasets_dir
     if isinstance(payload, GenerationPayload):
         folder = inside(root, payload.output_dir or name, "output_dir")
-        reference = readable(settings, payload.reference_image)
+        reference = readable_picture(settings, payload.reference_image)
         character = Character(name=name, description=payload.description, reference_image=reference)
         return character, folder, None
     if isinstance(payload, TaggingPayload):
@@ -199,7 +232,7 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
         return known or Character(name=name, description=name), folder, payload.output_name
     assert isinstance(payload, StagePayload)
     character = _character(name, payload.description, payload.character_tags, payload.trigger)
-    reference = readable(settings, payload.reference_image)
+    reference = readable_picture(settings, payload.reference_image)
     character = character.model_copy(update={"reference_image": reference})
     return character, inside(root, name, "character_name"), payload.output_name
 
@@ -207,42 +240,6 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
 def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:
     listed = split_tags(tags if isinstance(tags, str) else ",".join(str(tag) for tag in tags))
     return Character(name=name, description=description, trigger=trigger, tags=listed)
-
-
-def readable(settings: Settings, given: str | None) -> Path | None:
-    """A reference image inside the home or the datasets folder, links followed. Raises InputError for others."""
-    if given is None:
-        return None
-    homes = (settings.home.expanduser(), settings.datasets_dir)
-    try:
-        path = (settings.datasets_dir / given).resolve()
-        allowed = any(home.resolve() in path.parents for home in homes) and path.is_file()
-    except (OSError, RuntimeError, ValueError):
-        allowed = False
-    if not allowed:
-        raise InputError(
-            f"The payload's reference_image {given[:80]!r} is no file inside {homes[0]} or {homes[1]}; "
-            "only those are read."
-        )
-    return path
-
-
-def inside(root: Path, given: str, what: str) -> Path:
-    """`given` as a folder below `root`, links followed. Raises InputError for any that leads out of it."""
-    refusal = f"The payload's {what} {given[:80]!r} is not a folder inside {root}; only those may be written."
-    if "\0" in given or not given.strip():
-        raise InputError(refusal)
-    try:
-        home, folder = root.resolve(), (root / given).resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(refusal) from error
-    if folder.name == "images":
-        folder = folder.parent
-    if home not in folder.parents:
-        raise InputError(refusal)
-    for part in folder.relative_to(home).parts:
-        check_name(part)
-    return folder
 
 
 def _recipe(payload: Payload, settings: Settings) -> Recipe:
@@ -258,31 +255,28 @@ def _recipe(payload: Payload, settings: Settings) -> Recipe:
         }
         changes = [f"{path}={getattr(payload, key)}" for key, path in names.items() if key in given] + changes
         if payload.base_model is not None:
-            changes.insert(0, f"model.base={json.dumps(_base_name(payload.base_model, settings))}")
+            changes.insert(0, f"model.base={json.dumps(payload.base_model)}")
     if isinstance(payload.recipe, dict):
         values = deepcopy(payload.recipe)
         for change in changes:
             apply_setting(values, change)
-        return build_recipe(values, "in the payload")
+        recipe = build_recipe(values, "in the payload")
+        check_recipe_paths(recipe, settings)
+        return recipe
     folders = settings.recipe_folders
-    if payload.recipe is None:
-        return load_recipe(settings.recipe, changes, folders)
-    name = payload.recipe.removesuffix(".toml")
-    if name not in recipe_names(folders):
-        raise InputError(
-            f"There is no recipe {name[:80]!r}; {did_you_mean(name[:80], recipe_names(folders))}"
-        )
-    return load_recipe(name, changes, folders)
+    name = settings.recipe if payload.recipe is None else _recipe_name(payload.recipe, settings)
+    recipe = load_recipe(name, changes, folders)
+    if changes:
+        check_recipe_paths(recipe, settings, load_recipe(name, (), folders))
+    return recipe
 
 
-def _base_name(given: str, settings: Settings) -> str:
-    """A base model by its name or by a path inside the model folders; no other path is read."""
-    if "/" not in given and "\\" not in given and "\0" not in given:
-        return given
-    folders = [folder.resolve() for folder in settings.model_folders]
-    if "\0" not in given and any(folder in Path(given).resolve().parents for folder in folders):
-        return given
-    raise InputError(f"The payload's base_model {given[:80]!r} is not in the folders of base models.")
+def _recipe_name(given: str, settings: Settings) -> str:
+    """A recipe that ships or lies in this home; no other file is read. Raises InputError."""
+    name, known = given.removesuffix(".toml"), recipe_names(settings.recipe_folders)
+    if name not in known and given != settings.recipe:
+        raise InputError(f"There is no recipe {name[:80]!r}; {did_you_mean(name[:80], known)}")
+    return name if name in known else given
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

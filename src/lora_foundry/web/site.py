@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from lora_foundry.domain.character import check_name
 from lora_foundry.errors import InputError
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.safe_paths import inside
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
-from lora_foundry.tasks.payloads import inside
 from lora_foundry.tasks.pipelines import Pipeline, get_pipeline
 from lora_foundry.web.dataset import Looks
 from lora_foundry.web.estimates import Estimates

@@ -3,7 +3,6 @@ machine may besides name no file of this one outside the folders that the settin
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +22,7 @@ REFERENCES = "references"
 
 def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
     """The engine's request for what a client asked. Raises InputError."""
-    values = changes(settings, asked.settings)
+    values = setting_values(asked.settings)
     if asked.seed is not None:
         values["seed"] = asked.seed
     if asked.recipe is not None and not is_plain_name(asked.recipe):
@@ -48,27 +47,3 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
 def checked_run(settings: Settings, asked: PlanRequest) -> Run:
     """The run that a request would become. Raises PermanentError kinds; writes nothing."""
     return prepare("stage", pipeline_tasks(pipeline_request(settings, asked))[0].payload, settings).run
-
-
-def changes(settings: Settings, given: list[str]) -> dict[str, Any]:
-    """Settings as nested values. Raises InputError, also for a path outside the settings' folders."""
-    values = setting_values(given)
-    folders = {
-        "model": ("base", settings.model_folders),
-        "generate": ("workflow", (settings.home / "workflows",)),
-    }
-    for section, (key, allowed) in folders.items():
-        part = values.get(section)
-        value = part.get(key) if isinstance(part, dict) else None
-        if isinstance(value, str) and not is_plain_name(value) and not _inside(value, allowed):
-            places = " or ".join(str(folder) for folder in allowed)
-            raise InputError(f"{section}.{key} = {value[:80]!r} is neither a name nor a file in {places}.")
-    return values
-
-
-def _inside(value: str, folders: tuple[Path, ...]) -> bool:
-    try:
-        path = Path(value).resolve()
-        return any(folder.resolve() in path.parents for folder in folders)
-    except (OSError, RuntimeError, ValueError):
-        return False

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lora_foundry.domain.sections.base import Section, Share, Size
+from lora_foundry.domain.sections.base import LocalPath, Section, Share, Size, WorkflowPath
 from lora_foundry.registry import OneOf
 
 
@@ -14,11 +14,11 @@ class GenerateSection(Section):
     """[generate]: how the training pictures are made."""
 
     backend: Annotated[str, OneOf("generator")] = Field("diffusers", description="Where pictures are made.")
-    workflow: str = Field(
+    workflow: WorkflowPath = Field(
         "sd15",
         description="ComfyUI workflow: a shipped one's name or an API-format .json file. Other backends ignore it.",
     )
-    reference_workflow: str = Field(
+    reference_workflow: WorkflowPath = Field(
         "img2img", description="The workflow that ComfyUI is given where the character has a reference image."
     )
     checkpoint: str = Field(
@@ -69,7 +69,7 @@ class GenerateSection(Section):
         description="How closely a reference image is followed: an IP-Adapter's scale; image-to-image denoises "
         "the remaining share.",
     )
-    ip_adapter: str = Field(
+    ip_adapter: Annotated[str, LocalPath("models")] = Field(
         "",
         description="The IP-Adapter's .safetensors file, with its CLIP vision model in `image_encoder/` beside it "
         "or one folder up.",

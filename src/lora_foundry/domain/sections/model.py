@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lora_foundry.domain.sections.base import Section
+from lora_foundry.domain.sections.base import BaseModelPath, LocalPath, Section
 from lora_foundry.registry import OneOf
 
 
 class ModelSection(Section):
     """[model]: the base model and the instruments that look at pictures."""
 
-    base: str = Field(
+    base: BaseModelPath = Field(
         description="Base model: `mini` (bundled), a diffusers folder, or one .safetensors file; a bare "
         "file name is looked for in the models folder and in ComfyUI's checkpoints folder."
     )
@@ -31,7 +31,7 @@ class ModelSection(Section):
     embedder: Annotated[str, OneOf("embedder", also=("none",))] = Field(
         description="Instrument that tells characters apart by their looks; `none` leaves identity unmeasured."
     )
-    instruments: str = Field(
+    instruments: Annotated[str, LocalPath("models")] = Field(
         "",
         description="Folder of the instruments' ONNX files; those that are not there are fetched from the hub at their "
         "first use. Their names are in docs/identity.md.",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lora_foundry.domain.sections.base import Positive, Section, Share, Size
+from lora_foundry.domain.sections.base import LocalPath, Positive, Section, Share, Size
 from lora_foundry.registry import OneOf
 
 # Settings that say what is kept or shown on the way, or how it is computed, and leave the trained weights as they are.
@@ -137,7 +137,7 @@ class MaterialSettings(Section):
         description="Pictures that the base draws for the captions without the trigger, trained beside the set so "
         "that the character stays with the trigger; 0: none.",
     )
-    regularisation_folder: str = Field(
+    regularisation_folder: Annotated[str, LocalPath("pictures")] = Field(
         "", description="A folder of own regularisation pictures with captions, in place of drawn ones."
     )
     regularisation_weight: float = Field(

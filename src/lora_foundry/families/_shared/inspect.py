@@ -72,12 +72,13 @@ class Header(NamedTuple):
     metadata: dict[str, str]
 
 
-def find_base(name: str, folders: Sequence[Path] = ()) -> Base:
+def find_base(name: str, folders: Sequence[Path] = (), *, anywhere: bool = True) -> Base:
     """The base model called `name`: `mini`, a path, or a file or folder name looked for in `folders`.
 
+    anywhere: a relative name that is in none of the folders may also be one in the current folder.
     Raises BaseModelError in one sentence: not there, a pickle, damaged, or of a kind that is not supported.
     """
-    path = MODEL_DIR if name == BUNDLED else _locate(name, folders)
+    path = MODEL_DIR if name == BUNDLED else _locate(name, folders, anywhere)
     return inspect_base(path, BUNDLED if name == BUNDLED else path.stem if path.is_file() else path.name)
 
 
@@ -115,7 +116,7 @@ def read_header(path: Path) -> Header:
     return Header(shapes, metadata)
 
 
-def _locate(name: str, folders: Sequence[Path]) -> Path:
+def _locate(name: str, folders: Sequence[Path], anywhere: bool) -> Path:
     """The path meant by `name`. Raises BaseModelError, saying where it looked."""
     if not name.strip() or "\0" in name:
         raise BaseModelError(
@@ -123,9 +124,9 @@ def _locate(name: str, folders: Sequence[Path]) -> Path:
         )
     direct = Path(name).expanduser()
     places = [
-        direct,
         *(folder / name for folder in folders),
         *(folder / f"{name}.safetensors" for folder in folders),
+        *([direct] if anywhere or direct.is_absolute() else []),
     ]
     for place in places:
         if _exists(place):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskStatus
 from lora_foundry.files.storage import read_model
@@ -16,7 +17,7 @@ from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site
-from lora_foundry.web.submission import changes, pipeline_request
+from lora_foundry.web.submission import pipeline_request
 from lora_foundry.web.views import address, pipeline_view
 
 router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
@@ -75,7 +76,7 @@ async def cancel(here: Here, pipeline: str) -> PipelineView:
 async def retry(here: Here, pipeline: str, asked: RetryIn | None = None) -> PipelineView:
     """Runs a pipeline again, with changed settings if given, from the first stage that has to."""
     found, asked = await here.pipeline(pipeline), asked or RetryIn()
-    new = changes(here.settings, asked.settings)
+    new = setting_values(asked.settings)
     await engine.retry(here.ledger, here.settings, found.id, changes=new, start=asked.from_stage)
     return await show(here, await here.pipeline(found.id))
 
