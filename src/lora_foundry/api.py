@@ -24,7 +24,8 @@ from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
-from lora_foundry.errors import BackendError, FoundryError, InputError
+from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.failures import as_ours
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
@@ -102,10 +103,8 @@ class Foundry:
             ports = RecipePorts(run.recipe, base, self.settings)
             try:
                 seconds = run_pipeline(run, ports, progress, finished)
-            except (RuntimeError, MemoryError) as error:
-                raise BackendError(
-                    f"A stage stopped working: {error}. Run the same command to go on."
-                ) from error
+            except (OSError, RuntimeError, MemoryError, ImportError) as error:
+                raise as_ours(error) from error
             finally:
                 ports.close()
         return result_of(run, seconds)

@@ -7,6 +7,7 @@
     │   ├── StorageError          the disk is full or a folder cannot be written
     │   ├── MissingExtraError     an optional dependency is not installed
     │   ├── DivergedError         training ran into NaN; the same settings would again
+    │   ├── DefectError           this program did something wrong that it did not foresee
     │   └── VerificationError     a LoRA was made, but it failed its proofs and is not published
     └── RetryableError            the same call may succeed later; exit code 1
         ├── BackendError          a generator, tagger or trainer stopped working
@@ -53,6 +54,10 @@ class MissingExtraError(PermanentError):
 
 class DivergedError(PermanentError):
     """Training arrived at numbers that are none; with the same settings it would do so again."""
+
+
+class DefectError(PermanentError):
+    """An exception that nobody raised on purpose and that trying again would bring back: a fault of this program."""
 
 
 class VerificationError(PermanentError):

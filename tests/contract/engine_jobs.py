@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_foundry.errors import PermanentError
 
-class GivenUp(Exception):
-    """An error that trying again does not mend."""
 
-    exit_code = 2
+class GivenUp(PermanentError):
+    """An error that trying again does not fix."""
 
 
 def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

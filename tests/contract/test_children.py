@@ -17,17 +17,16 @@ ENTRY = "tests.contract.faulty_jobs:run"
 NO_MESSAGE = "The attempt's process wrote what is no message of ours"
 SAID = {
     "known": "The loss is NaN at step 3.",
-    "unknown": "KeyError: 'rank'",
-    "exit": "SystemExit: a library said goodbye",
-    "memory": "MemoryError",
-    "disk": "No space left on device",
-    "read-only": "Permission denied",
-    "package": "antigravity",
+    "unknown": "KeyError: 'rank'. This is a fault of the program, not of what it was asked for. Its log is ",
+    "exit": "SystemExit: a library said goodbye. This is a fault of the program",
+    "memory": "There was not enough memory (MemoryError). Close other programs, or ask for less",
+    "disk": "The disk is full (OSError: [Errno 28] No space left on device: '/full/disk'); free some space",
+    "read-only": "/locked/folder cannot be written (Permission denied); choose another folder or change its rights.",
+    "package": "This stage needs the package 'antigravity'; install it with: ",
     "killed": "The attempt's process died (signal SIGKILL).",
     "gone": "The attempt's process died (exit code 3).",
     "closes": "The attempt's process ",  # the thread that says that it lives may be the first to find out, and end it
     "leaves": "The attempt's process died (exit code 7).",
-    "freezes": "The attempt's process gave no sign of life for 3 s.",
     "rubbish": f"{NO_MESSAGE}: b'Loading checkpoint shards",
     "binary": NO_MESSAGE,
     "number": f"{NO_MESSAGE}: b'42",
@@ -48,7 +47,6 @@ def job(fault: str, keep: bool) -> Job:
 def test_a_child_that_fails_is_an_error_of_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    monkeypatch.setattr(children, "SILENCE", 3.0)
     monkeypatch.setattr(children, "LINE_LIMIT", 1024 * 1024)
 
     async def fail(fault: str) -> None:
@@ -61,10 +59,20 @@ def test_a_child_that_fails_is_an_error_of_its_parent(
         assert not child.is_kept(job(fault, keep)), fault
 
     async def fail_all() -> None:
-        await asyncio.gather(*(fail(fault) for fault in FAULTS))
+        await asyncio.gather(*(fail(fault) for fault in SAID))
 
-    assert FAULTS.keys() == SAID.keys()
+    assert FAULTS.keys() == {*SAID, "freezes"}
     asyncio.run(fail_all())
+
+
+def test_a_child_that_freezes_is_an_error_after_a_silence_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(event: object) -> None:
+        monkeypatch.setattr(children, "SILENCE", 1.0)
+
+    outcome = asyncio.run(Child(tmp_path / "log", started).run(job("freezes", keep=True)))
+    assert outcome.error == "The attempt's process gave no sign of life for 1 s."
 
 
 def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: Path) -> None:

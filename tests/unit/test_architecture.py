@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mini",),
     (
         "announcements",
+        "failures",
         "context",
         "families",
         "files",

@@ -27,17 +27,24 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            message = f"The disk that holds {path} is full; free some space and run the same command again."
-        elif error.errno in _FORBIDDEN:
-            message = (
-                f"{path} cannot be written ({error.strerror}); choose another folder or change its rights."
-            )
-        else:
-            message = (
-                f"{path} could not be written ({error.strerror or error}); see to the disk and try again."
-            )
-        raise StorageError(message) from error
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What the operating system's error about `path` means, and what to do."""
+    if error.errno in _FULL:
+        return StorageError(
+            f"The disk that holds {path} is full; free some space and run the same command again."
+        )
+    if error.errno in _FORBIDDEN:
+        return StorageError(
+            f"{path} cannot be written ({error.strerror}); choose another folder or change its rights."
+        )
+    if error.errno == errno.ENOENT:
+        return StorageError(f"{path} is not there any more; put it back, or run the same command again.")
+    return StorageError(
+        f"{path} could not be read or written ({error.strerror or error}); see to the disk and try again."
+    )
 
 
 def make_folder(path: Path) -> Path:

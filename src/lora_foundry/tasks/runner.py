@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from lora_foundry.errors import StopRequested
+from lora_foundry.failures import as_ours
 from lora_foundry.processes import end_own_group, end_with
 from lora_foundry.tasks.logs import speak_of, start_log
 
@@ -103,13 +104,12 @@ def _outcome(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
         _log_to(job)
         result = _load(job["entry"])(job["work"], tell)
         return {"result": result if isinstance(result, dict) else {}}
-    except StopRequested as error:
-        return {"error": str(error), "kind": "StopRequested", "permanent": False}
     except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        kind = type(error).__name__
-        said = str(error) if hasattr(error, "exit_code") and str(error) else f"{kind}: {error}"
-        return {"error": said, "kind": kind, "permanent": getattr(error, "exit_code", 1) == 2}
+        if not isinstance(error, StopRequested):
+            traceback.print_exc()
+        ours = as_ours(error, Path(job["log"]))
+        kind = type(ours).__name__
+        return {"error": str(ours) or kind, "kind": kind, "permanent": not ours.retryable}
 
 
 def _log_to(job: dict[str, Any]) -> None:
