@@ -35,7 +35,7 @@ from lora_foundry.files.storage import write_model, write_text
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
-from lora_foundry.tasks.schema import tasks
+from lora_foundry.tasks.schema import ours, tasks
 from tests.browser.chromium import FLAGS, find_chromium
 from tests.browser.conftest import WIDE, Server, settled
 
@@ -111,9 +111,9 @@ async def fill_table(settings: Settings, names: Sequence[str]) -> str:
             values |= {"completed_at": now - timedelta(minutes=5)} if status == "completed" else {}
             progress = {"stage": "train", "done": 700, "total": 6000, "unit": "step", "loss": 0.2}
             async with ledger.writing() as connection:
-                await connection.execute(
-                    sa.update(tasks).where(tasks.c.id == row.id).values(progress=progress, **values)
-                )
+                await connection.execute(sa.update(tasks).where(tasks.c.id == row.id).values(**values))
+                beside = {"status": status, "queue": None, "progress": progress}
+                await connection.execute(sa.update(ours).where(ours.c.id == row.id).values(**beside))
     await ledger.close()
     return chosen
 

@@ -30,7 +30,7 @@ from benchmarks.common import finish, table
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
-from lora_foundry.tasks.schema import tasks
+from lora_foundry.tasks.schema import ours, tasks
 from lora_foundry.tasks.service import serve
 from lora_foundry.tasks.worker import WorkerOptions
 
@@ -122,7 +122,8 @@ async def measure(kind: str, single: int, many: int, idle: float) -> dict[str, f
                 await ledger.add(short_task(-1))
                 await _ended(ledger, 1)
                 async with ledger.writing() as connection:
-                    await connection.execute(sa.delete(tasks))
+                    for full in (tasks, ours):
+                        await connection.execute(sa.delete(full))
                 times = await latencies(ledger, single)
                 speed = await throughput(ledger, many)
                 await asyncio.sleep(1)

@@ -147,9 +147,11 @@ async def settle(ledger: Ledger, number: int, status: str) -> None:
     """A row as a worker would have left it."""
     from sqlalchemy import text
 
-    sql = "UPDATE echo_tasks SET status='running', ticket='t', started_at=:now WHERE id=:id"
+    shared = "UPDATE echo_tasks SET status='running', started_at='2026-01-01 10:00:00.000' WHERE id=:id"
+    beside = "UPDATE lora_foundry_tasks SET status='running', ticket='t', queue=NULL WHERE id=:id"
     async with ledger.writing() as connection:
-        await connection.execute(text(sql), {"id": number, "now": "2026-01-01 10:00:00.000"})
+        for sql in (shared, beside):
+            await connection.execute(text(sql), {"id": number})
     if status == "completed":
         await ledger.report(number, "t", {"stage": "train", "done": 40, "total": 40, "unit": "image"})
         await ledger.complete(number, "t", {"stages": {}})

@@ -123,8 +123,7 @@ def test_an_existing_table_is_adopted_with_every_row(database_url: str, json_typ
 
     async def only_upgrade(ledger: Ledger) -> None:
         after = execute(database_url, "SELECT * FROM echo_tasks ORDER BY id")
-        assert [row[: len(before[0])] for row in after] == before
-        assert all(value is None for row in after for value in row[len(before[0]) :])
+        assert after == before
 
     run(database_url, only_upgrade)
     run(database_url, scenario)

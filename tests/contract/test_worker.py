@@ -180,8 +180,9 @@ def test_a_worker_that_stops_hands_its_work_back(database_url: str, settings: Se
             await asyncio.sleep(0.05)
 
     work(database_url, settings, scenario)
-    (row,) = execute(database_url, "SELECT status, retries, worker FROM echo_tasks")
-    assert row == ("pending", 0, None)
+    (row,) = execute(database_url, "SELECT status, retries FROM echo_tasks")
+    assert row == ("retrying", 0), "held, out of other workers' reach"
+    assert execute(database_url, "SELECT status, worker FROM lora_foundry_tasks") == [("pending", None)]
     assert execute(database_url, "SELECT * FROM lora_foundry_executors") == []
     assert gone(int((settings.datasets_dir / "long" / "attempts").read_text()))
 
@@ -198,8 +199,8 @@ def test_a_child_is_told_to_stop_and_keeps_what_it_did(database_url: str, settin
         seen = int((folder / "steps.json").read_text())
 
     work(database_url, settings, scenario, timing=QUICK._replace(grace=30))
-    (row,) = execute(database_url, "SELECT status, retries, resumes, error FROM echo_tasks")
-    assert row == ("pending", 0, None, None)
+    assert execute(database_url, "SELECT status, retries, error FROM echo_tasks") == [("retrying", 0, None)]
+    assert execute(database_url, "SELECT status, resumes FROM lora_foundry_tasks") == [("pending", 0)]
     assert seen <= int((folder / "steps.json").read_text()) < 100
     assert attempts(settings, "slow") == 1
 
@@ -281,7 +282,8 @@ def test_a_claim_whose_worker_died_before_it_started_is_given_back(
         execute(
             database_url,
             f"INSERT INTO lora_foundry_executors (id, host, beat) VALUES ('gone', '{place}/{ended.pid}', 4e9)",
-            f"UPDATE echo_tasks SET status = 'running', worker = 'gone', ticket = 't', scheduled_for = NULL "
+            f"UPDATE echo_tasks SET status = 'running', scheduled_for = NULL WHERE id = {task.id}",
+            "UPDATE lora_foundry_tasks SET status = 'running', worker = 'gone', ticket = 't', due = NULL, queue = NULL "
             f"WHERE id = {task.id}",
         )
         done = await until(ledger, task, "completed")

@@ -42,6 +42,8 @@ class TaskType(StrEnum):
 
 WAITING = (TaskStatus.PENDING, TaskStatus.RETRYING)
 ENDED = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+# What a waiting row of ours says in the shared table: a member of every host's enum that no host's worker takes.
+HELD = TaskStatus.RETRYING
 
 # What `lower(task_type)` must be for a row to be ours; user_request rows are ours only by their payload.
 OUR_TYPES = tuple(kind.value.lower() for kind in TaskType if kind is not TaskType.USER_REQUEST)

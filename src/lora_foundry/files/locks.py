@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +40,24 @@ class FolderLock:
     ) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+
+
+@contextmanager
+def waiting_lock(path: Path, patience: float = 60.0) -> Iterator[None]:
+    """A lock on a file that others hold for moments only. Raises InputError after `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            lock = FolderLock(path).__enter__()
+            break
+        except InputError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def claim(paths: RunPaths, run: Run) -> None:

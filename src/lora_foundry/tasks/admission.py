@@ -1,32 +1,40 @@
-"""Decides which waiting rows may start, and takes them: children after their parents, nothing that is not
-ours, each row by one worker only. A row is taken by a conditional update that gives it a new ticket; of two
-workers that want the same row, the database lets one through."""
+"""From the shared table into our queues, and out of them. A pending row of ours is held the moment it is seen: its
+status in the shared table becomes one that no other program's worker takes, and stays so until the row runs here. What
+may start is then found by an index and taken by one worker only. Nothing that stands in a row, ours or another
+program's, stops the reading of the next."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lora_foundry.domain.task import OUR_TYPES, WAITING, Task, TaskStatus, TaskType
-from lora_foundry.errors import InputError
-from lora_foundry.tasks.ledger import Ledger, dependency_names, is_due, references_of, refers_to, to_task
-from lora_foundry.tasks.payloads import Kind, lane_of, recognise
-from lora_foundry.tasks.schema import moment, tasks
+from lora_foundry.domain.task import HELD, OUR_TYPES, WAITING, Task, TaskStatus, TaskType
+from lora_foundry.tasks.dependents import end, follow_outside, let_children_start, link, stop_children
+from lora_foundry.tasks.ledger import MOST_PRIORITY, Ledger, kind_of, our_row, to_task
+from lora_foundry.tasks.payloads import Kind
+from lora_foundry.tasks.schema import NEW, dependencies, moment, ours, tasks, whole_row
 
+logger = logging.getLogger(__name__)
 PAGE = 200
-_TYPE = sa.func.lower(tasks.c.task_type)
+WINDOW = 1000
+SWEEP = 60.0
+RUNNING = TaskStatus.RUNNING
+_TYPE = sa.func.lower(sa.cast(tasks.c.task_type, sa.Text))
 _PAYLOAD = sa.cast(tasks.c.payload, sa.Text)
-_PARENTS = sa.cast(tasks.c.dependencies, sa.Text)
 # The last word on a user_request row is `recognise`; this only keeps a table full of others from being read.
 _MAYBE_OURS = _TYPE.in_(OUR_TYPES) | (
     _TYPE.in_([TaskType.USER_REQUEST.value])
     & (_PAYLOAD.like("%character_name%") | sa.func.lower(_PAYLOAD).like("%lora_%"))
 )
-_HAS_PARENTS = tasks.c.dependencies.is_not(None) & _PARENTS.not_in(["[]", "null", "", '""'])
 
 
 @dataclass(frozen=True)
@@ -39,204 +47,209 @@ class Admitted:
     ticket: str
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Why a waiting row will never run."""
+@dataclass
+class Inbox:
+    """How far a worker has read the shared table. Rows of a transaction that took long may come behind that, so a
+    thousand ids are looked at again; and everything is, once a minute, for what people change by hand."""
 
-    status: TaskStatus
-    reason: str
+    seen: int = 0
+    swept: float = -SWEEP
+
+    def sweeps(self) -> bool:
+        return time.monotonic() - self.swept >= SWEEP
 
 
 async def admit(
-    ledger: Ledger, worker: str, free: Mapping[str, int], pipeline: str | None = None
+    ledger: Ledger,
+    worker: str,
+    free: Mapping[str, int],
+    pipeline: str | None = None,
+    inbox: Inbox | None = None,
 ) -> list[Admitted]:
     """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named."""
-    room = {lane: number for lane, number in free.items() if number > 0}
-    while await _judge_dependents(ledger):
-        pass
+    await take_in(ledger, inbox)
     taken: list[Admitted] = []
-    after = 0
-    while room:
-        before = len(taken)
-        page, read = await _startable(ledger, after, pipeline)
-        for task in page:
-            kind = recognise(task.task_type, task.payload)
-            lane = lane_of(kind, task.payload) if kind else ""
-            if kind is None or not room.get(lane):
-                continue
-            ticket = uuid4().hex
-            if await _take(ledger, task, worker, ticket):
-                taken.append(Admitted(task, kind, lane, ticket))
-                room[lane] -= 1
-                if not room[lane]:
-                    del room[lane]
-        after += read - (len(taken) - before)
-        if read < PAGE:
-            break
+    for lane, number in free.items():
+        if number > 0:
+            taken += await _take(ledger, worker, lane, number, pipeline)
     return taken
 
 
-async def anything_waits(ledger: Ledger) -> bool:
-    """Whether there is any row that might be ours and has not begun. An idle worker asks often: it costs little."""
-    query = sa.select(tasks.c.id).where(tasks.c.status.in_(WAITING), _MAYBE_OURS).limit(1)
+async def take_in(ledger: Ledger, inbox: Inbox | None = None) -> None:
+    """Holds the rows of ours that were written since, and looks up their dependencies."""
+    inbox = inbox or Inbox()
+    whole = inbox.sweeps()
+    first = 0 if whole else max(0, inbox.seen - WINDOW)
     async with ledger.reading() as connection:
-        return (await connection.execute(query)).first() is not None
-
-
-async def _startable(ledger: Ledger, offset: int, pipeline: str | None) -> tuple[list[Task], int]:
-    """Of a page of due rows, those whose parents are completed, by priority; and the page's length."""
-    async with ledger.reading() as connection:
-        now = moment(await ledger.now(connection))
-        query = (
-            sa.select(tasks)
-            .where(tasks.c.status.in_(WAITING), is_due(now), _MAYBE_OURS)
-            .order_by(tasks.c.priority, tasks.c.created_at, tasks.c.id)
-            .limit(PAGE)
-            .offset(offset)
+        newest = (await connection.execute(sa.select(sa.func.max(tasks.c.id)))).scalar() or 0
+        pending = sa.select(tasks.c.id).where(
+            tasks.c.status == TaskStatus.PENDING, tasks.c.id > first, _MAYBE_OURS
         )
-        if pipeline is not None:
-            query = query.where(tasks.c.pipeline == pipeline)
-        page = [to_task(row) for row in await connection.execute(query)]
-        parents = await _parents(connection, page)
-    ready = []
-    for task in page:
-        names = dependency_names(task) if isinstance(task.dependencies, list) else []
-        if all(name in parents and parents[name].status == TaskStatus.COMPLETED for name in names):
-            ready.append(task)
-    return ready, len(page)
+        ids = (await connection.execute(pending.order_by(tasks.c.id))).scalars().all()
+        unlinked = (
+            await connection.execute(sa.select(ours.c.id).where(ours.c.queue == NEW).limit(1))
+        ).first()
+        waits = sa.select(dependencies.c.child).where(dependencies.c.outside == 1).limit(1)
+        outside = (await connection.execute(waits)).first()
+    for start in range(0, len(ids), PAGE):
+        await _each_or_all(ledger, ids[start : start + PAGE], _hold)
+    if ids or unlinked:
+        while new := await _unlinked(ledger):
+            if not await _each_or_all(ledger, new, _link):
+                break
+    if outside:
+        async with ledger.writing() as connection:
+            await follow_outside(connection, moment(await ledger.now(connection)))
+    if whole:
+        await _follow_hands(ledger)
+        inbox.swept = time.monotonic()
+    inbox.seen = max(inbox.seen, newest)
 
 
-async def _take(ledger: Ledger, task: Task, worker: str, ticket: str) -> bool:
-    """Makes a waiting row ours; False where another was quicker."""
-    async with ledger.writing() as connection:
-        stamp = moment(await ledger.now(connection))
-        statement = (
-            tasks.update()
-            .where(tasks.c.id == task.id, tasks.c.status.in_(WAITING))
-            .values(
-                status=TaskStatus.RUNNING,
-                worker=worker,
-                ticket=ticket,
-                started_at=stamp,
-                updated_at=stamp,
-                cancel_requested=None,
-                uuid=task.uuid or _payload_uuid(task) or str(uuid4()),
-            )
-        )
-        return (await connection.execute(statement)).rowcount == 1
+async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> bool:
+    """Does something to rows in one transaction, or one by one where one of them spoils it for all; a row that cannot
+    be worked on fails alone, and what cannot even be failed is left alone. False where nothing came of any."""
+    done = 0
+    parts: list[Sequence[int]] = [ids]
+    while parts:
+        part = parts.pop(0)
+        try:
+            async with ledger.writing() as connection:
+                await work(ledger, connection, part)
+            done += len(part)
+        except (OperationalError, InterfaceError, OSError):
+            raise  # the database is away or busy: no row's fault
+        except Exception as error:
+            if len(part) > 1:
+                parts = [[each] for each in part]
+                continue
+            logger.warning("Task %s cannot be read: %s", part[0], type(error).__name__)
+            done += await _give_up(ledger, part[0], error)
+    return done > 0
 
 
-async def _judge_dependents(ledger: Ledger) -> bool:
-    """One pass over the waiting rows with parents: ends those that can never run. True if any was ended."""
-    async with ledger.reading() as connection:
-        query = (
-            sa.select(tasks)
-            .where(tasks.c.status.in_(WAITING), _HAS_PARENTS, _MAYBE_OURS)
-            .order_by(tasks.c.id)
-        )
-        waiting = [task for row in await connection.execute(query) if _is_ours(task := to_task(row))]
-        if not waiting:
-            return False
-        parents = await _parents(connection, waiting)
-    await _name_foreign(ledger, parents)
-    verdicts = {task.id: verdict for task in waiting if (verdict := _verdict(task, parents))}
-    circle = {task.id for task in waiting if task.id not in verdicts and _in_circle(task, parents)}
-    verdicts |= {
-        number: Verdict(
-            TaskStatus.FAILED, "The task's dependencies form a circle, so none of them can ever start."
-        )
-        for number in circle
-    }
-    if not verdicts:
+async def _give_up(ledger: Ledger, number: int, error: Exception) -> bool:
+    """Fails a row of ours that no transaction can work on."""
+    said = f"The task's row cannot be worked on ({type(error).__name__}); correct it, or add the task again."
+    try:
+        async with ledger.writing() as connection:
+            stamp = moment(await ledger.now(connection))
+            await end(connection, [number], TaskStatus.FAILED, said, stamp)
+            await stop_children(connection, [number], stamp)
+    except DBAPIError:
         return False
-    async with ledger.writing() as connection:
-        stamp = moment(await ledger.now(connection))
-        for number, verdict in verdicts.items():
-            values = {
-                "status": verdict.status,
-                "error": verdict.reason,
-                "completed_at": stamp,
-                "updated_at": stamp,
-            }
-            still = (tasks.c.id == number) & tasks.c.status.in_(WAITING)
-            await connection.execute(tasks.update().where(still).values(**values))
     return True
 
 
-def _is_ours(task: Task) -> bool:
-    return recognise(task.task_type, task.payload) is not None
+async def _hold(ledger: Ledger, connection: AsyncConnection, ids: Sequence[int]) -> None:
+    """Takes pending rows of ours out of other workers' reach, and gives each its line in our table. One that had one
+    already was set to pending by hand, and runs as if it never had."""
+    rows = (await connection.execute(whole_row().where(tasks.c.id.in_(ids)).order_by(tasks.c.id))).all()
+    found = {task.id: (task, kind) for task in map(to_task, rows) if (kind := kind_of(task))}
+    if not found:
+        return
+    stamp = moment(await ledger.now(connection))
+    chosen = tasks.c.id.in_(list(found)) & (tasks.c.status == TaskStatus.PENDING)
+    held = tasks.update().where(chosen).values(status=HELD, updated_at=stamp).returning(tasks.c.id)
+    mine = sorted((await connection.execute(held)).scalars().all())
+    make = postgresql.insert if ledger.dialect == "postgresql" else sqlite.insert
+    for number in mine:
+        values = our_row(*found[number])
+        fresh = {name: value for name, value in values.items() if name != "id"}
+        statement = make(ours).values(**values).on_conflict_do_update(index_elements=["id"], set_=fresh)
+        await connection.execute(statement)
 
 
-def _payload_uuid(task: Task) -> str | None:
-    """The uuid that our factories put into the payload, for queues that store nothing but payloads."""
-    value = task.payload.get("task_uuid") if isinstance(task.payload, dict) else None
-    return value if isinstance(value, str) else None
+async def _unlinked(ledger: Ledger) -> Sequence[int]:
+    query = sa.select(ours.c.id).where(ours.c.queue == NEW).order_by(ours.c.priority, ours.c.id).limit(PAGE)
+    async with ledger.reading() as connection:
+        return (await connection.execute(query)).scalars().all()
 
 
-async def _parents(connection: AsyncConnection, children: list[Task]) -> dict[str, Task]:
-    """Every row that one of the children depends on, under each of its names."""
-    wanted: set[str] = set()
-    for child in children:
-        if isinstance(child.dependencies, list):
-            wanted |= {str(each) for each in child.dependencies}
-    found: dict[str, Task] = {}
-    names = sorted(wanted)
-    for start in range(0, len(names), PAGE):
-        part = names[start : start + PAGE]
-        rows = await connection.execute(sa.select(tasks).where(refers_to(part)))
-        known = [to_task(row) for row in rows]
-        found |= {name: task for task in known for name in references_of(task)}
-        lacking = [name for name in part if name not in found]
-        if lacking:
-            unnamed = sa.select(tasks).where(tasks.c.uuid.is_(None), _PAYLOAD.like("%task_uuid%"))
-            for row in await connection.execute(unnamed):
-                task = to_task(row)
-                name = _payload_uuid(task)
-                if name in lacking:
-                    found[name] = task
-    return found
+async def _link(ledger: Ledger, connection: AsyncConnection, ids: Sequence[int]) -> None:
+    mine = ours.c.id.in_(ids) & (ours.c.queue == NEW)
+    locked = sa.select(ours.c.id).where(mine).order_by(ours.c.id).with_for_update()
+    still = (await connection.execute(locked)).scalars().all()
+    rows = (await connection.execute(whole_row().where(tasks.c.id.in_(still)).order_by(tasks.c.id))).all()
+    await link(connection, [to_task(row) for row in rows], moment(await ledger.now(connection)))
+    gone = set(still) - {row.id for row in rows}
+    await connection.execute(ours.delete().where(ours.c.id.in_(gone)))
 
 
-async def _name_foreign(ledger: Ledger, parents: Mapping[str, Task]) -> None:
-    """Moves a uuid from the payload to its column, so that it is found by index from now on."""
-    for name, task in parents.items():
-        if not task.uuid and name == _payload_uuid(task):
-            async with ledger.writing() as connection:
-                await connection.execute(tasks.update().where(tasks.c.id == task.id).values(uuid=name))
-
-
-def _verdict(task: Task, parents: Mapping[str, Task]) -> Verdict | None:
-    try:
-        names = dependency_names(task)
-    except InputError as error:
-        return Verdict(TaskStatus.FAILED, str(error))
-    for name in names:
-        parent = parents.get(name)
-        if parent is None:
-            return Verdict(
-                TaskStatus.FAILED, f"The task depends on task {name[:80]!r}, which does not exist."
+async def _follow_hands(ledger: Ledger) -> None:
+    """What people and other programs did to rows of ours that wait or run: a row that was ended, taken or deleted in
+    the shared table is so for us too, and so are its priority and time."""
+    async with ledger.writing() as connection:
+        changed = sa.or_(
+            ours.c.priority != tasks.c.priority, ours.c.due.is_distinct_from(tasks.c.scheduled_for)
+        )
+        same = (tasks.c.id == ours.c.id) & ours.c.queue.is_not(None) & changed
+        priority = sa.case((tasks.c.priority.between(0, MOST_PRIORITY), tasks.c.priority), else_=ours.c.priority)
+        await connection.execute(
+            ours.update().where(same).values(priority=priority, due=tasks.c.scheduled_for)
+        )
+        stamp = moment(await ledger.now(connection))
+        differs = (
+            sa.select(ours.c.id, tasks.c.status)
+            .outerjoin(tasks, tasks.c.id == ours.c.id)
+            .where(
+                (ours.c.status.in_(WAITING) & sa.or_(tasks.c.status.is_(None), tasks.c.status != HELD))
+                | ((ours.c.status == RUNNING) & sa.or_(tasks.c.status.is_(None), tasks.c.status != RUNNING))
             )
-        if parent.status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
-            why = f": {parent.error}" if parent.error else "."
-            reason = (
-                f"Cancelled because its parent, task {parent.id} ({parent.name}), is {parent.status}{why}"
-            )
-            return Verdict(TaskStatus.CANCELLED, reason[:1000])
-    return None
+        )
+        for number, status in (await connection.execute(differs)).all():
+            if status == TaskStatus.PENDING:
+                continue  # the inbox sees it
+            row = ours.c.id == number
+            if status is None:
+                await connection.execute(ours.delete().where(row))
+            else:
+                values = {"status": str(status), "queue": None, "worker": None, "ticket": None}
+                await connection.execute(ours.update().where(row).values(**values))
+            if status == TaskStatus.COMPLETED:
+                await let_children_start(connection, number)
+            elif status != RUNNING:
+                await stop_children(connection, [number], stamp)
+            else:
+                outside = dependencies.update().where(dependencies.c.parent == number).values(outside=1)
+                await connection.execute(outside)
 
 
-def _in_circle(task: Task, parents: Mapping[str, Task]) -> bool:
-    """Whether following the parents upwards leads back to the task."""
-    seen: set[int | None] = set()
-    todo = [task]
-    while todo:
-        current = todo.pop()
-        names = current.dependencies if isinstance(current.dependencies, list) else []
-        for name in names:
-            parent = parents.get(str(name))
-            if parent is not None and parent.id == task.id:
-                return True
-            if parent is not None and parent.id not in seen:
-                seen.add(parent.id)
-                todo.append(parent)
-    return False
+async def _take(ledger: Ledger, worker: str, lane: str, number: int, pipeline: str | None) -> list[Admitted]:
+    """Makes the most urgent rows of a lane this worker's."""
+    async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
+        if (
+            await connection.execute(sa.select(ours.c.id).where(ours.c.queue == lane).limit(1))
+        ).first() is None:
+            return []
+    async with ledger.writing() as connection:
+        now = await ledger.now(connection)
+        due = ours.c.due.is_(None) | (ours.c.due <= moment(now))
+        query = sa.select(ours.c.id).where(ours.c.queue == lane, due)
+        if pipeline is not None:
+            query = query.where(ours.c.pipeline == pipeline)
+        query = query.order_by(ours.c.priority, ours.c.id).limit(number)
+        ids = (await connection.execute(query.with_for_update(skip_locked=True))).scalars().all()
+        if not ids:
+            return []
+        chosen = tasks.c.id.in_(ids) & (tasks.c.status == HELD)
+        values = {"status": TaskStatus.RUNNING, "started_at": moment(now), "updated_at": moment(now)}
+        update = tasks.update().where(chosen).values(**values).returning(tasks.c.id)
+        taken = set((await connection.execute(update)).scalars().all())
+        tickets = {each: uuid4().hex for each in ids if each in taken}
+        for each, ticket in tickets.items():
+            mine = {"status": TaskStatus.RUNNING.value, "queue": None, "worker": worker, "ticket": ticket}
+            mine |= {"cancel_requested": None, "before": None}
+            await connection.execute(ours.update().where(ours.c.id == each).values(**mine))
+        rows = (await connection.execute(whole_row().where(tasks.c.id.in_(list(tickets))))).all()
+        pipelines = {row.pipeline for row in rows if row.pipeline}
+        if pipelines:  # one that runs again has begun: what it had been is over
+            begun = ours.c.pipeline.in_(pipelines) & ours.c.before.is_not(None)
+            await connection.execute(ours.update().where(begun).values(before=None))
+        if tickets:
+            await ledger.wake(connection)
+    if len(taken) < len(ids):  # somebody changed those in the shared table
+        await _follow_hands(ledger)
+    found = {row.id: to_task(row) for row in rows}
+    order = [found[each] for each in ids if each in found]
+    return [Admitted(task, kind_of(task) or "unknown", lane, tickets[task.id or 0]) for task in order]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.locks import waiting_lock
 from lora_foundry.files.storage import make_folder
 
 BUSY_SECONDS = 30
@@ -22,13 +25,16 @@ _FORMS = "sqlite:////folder/tasks.db or postgresql://user:password@host/database
 
 def parse_url(url: str) -> sa.URL:
     """The URL with our drivers in it. Raises InputError for what is neither SQLite nor PostgreSQL."""
+    prefix, _, path = url.partition(":///")
+    if prefix in ("sqlite", "sqlite+aiosqlite") and path.strip() and path != ":memory:":
+        return sa.URL.create(
+            "sqlite+aiosqlite", database=path
+        )  # a path may hold ?, % and #, which mean nothing here
     try:
         parsed = make_url(url)
     except ArgumentError as error:
         raise InputError(f"The database address cannot be read; write it as {_FORMS}.") from error
     kind = parsed.get_backend_name()
-    if kind == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        return parsed.set(drivername="sqlite+aiosqlite")
     if kind in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     raise InputError(f"Tasks cannot be kept in {kind!r} of that form; write the address as {_FORMS}.")
@@ -57,6 +63,7 @@ def open_engine(url: sa.URL) -> AsyncEngine:
     @sa.event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection: Any, record: object) -> None:
         connection.isolation_level = None
+        connection.driver_connection.text_factory = readable
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
@@ -68,6 +75,11 @@ def open_engine(url: sa.URL) -> AsyncEngine:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def readable(text: bytes) -> str:
+    """Text of SQLite, which keeps bytes that are no UTF-8 too: one such row must not stop the reading of others."""
+    return text.decode("utf-8", "replace")
 
 
 async def upgrade(url: sa.URL) -> None:
@@ -82,16 +94,35 @@ def _upgrade(url: sa.URL) -> None:
     config.set_main_option("script_location", "lora_foundry:tasks/migrations")
     engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
     try:
-        with engine.connect() as connection:
+        with alone(url), engine.connect() as connection:
             if url.get_backend_name() == "sqlite":
+                connection.connection.dbapi_connection.isolation_level = None  # type: ignore[union-attr]
+                connection.connection.dbapi_connection.text_factory = readable  # type: ignore[union-attr]
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            else:  # two workers that start at once must not both make the tables
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(740112)"))
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if url.get_backend_name() == "sqlite":
+                connection.exec_driver_sql("COMMIT")
             connection.commit()
     except OperationalError as error:
         place = url.render_as_string(hide_password=True)
         raise BackendError(f"The task database {place} cannot be reached: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def alone(url: sa.URL) -> Iterator[None]:
+    """Lets one process at a time make tables, ours and the engine's, of all that start at once."""
+    if url.get_backend_name() == "sqlite":
+        with waiting_lock(Path(f"{url.database}.lock")):
+            yield
+        return
+    engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
+    try:
+        with engine.connect() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(740112)"))
+            yield
     finally:
         engine.dispose()

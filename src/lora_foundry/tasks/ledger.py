@@ -1,5 +1,6 @@
-"""The ledger: every read and write of `echo_tasks`. The table is the truth; an attempt may write to its row
-only while it holds the row's ticket, so a worker that was thought dead changes nothing when it wakes up."""
+"""The ledger: every read and write of the task tables. A row is its line in `echo_tasks` and ours beside it, written in
+one transaction. An attempt may write only while it holds the row's ticket, so a worker that was thought dead changes
+nothing when it wakes up; and whoever ends a row lets its children start, or ends them with it."""
 
 from __future__ import annotations
 
@@ -9,23 +10,42 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lora_foundry.domain.task import ENDED, WAITING, Task, TaskStatus
+from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskStatus
 from lora_foundry.errors import InputError
 from lora_foundry.tasks import database
-from lora_foundry.tasks.schema import clock, moment, tasks
+from lora_foundry.tasks.dependents import let_children_start, stop_children
+from lora_foundry.tasks.payloads import Kind, lane_of, recognise
+from lora_foundry.tasks.schema import (
+    NEW,
+    OURS_SHOWN,
+    both,
+    clean_error,
+    clean_json,
+    clock,
+    dependencies,
+    moment,
+    ours,
+    shown_status,
+    tasks,
+    whole_row,
+)
 
 MAX_RESUMES = 20
 MOST_IDS = 500
 FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 300.0
+LONGEST_UUID = 64
+MOST_PRIORITY = 1000
 _PRODUCER_COLUMNS = (
-    *("name", "task_type", "payload", "priority", "status", "uuid", "scheduled_for"),
-    *("retries", "max_retries", "timeout", "dependencies", "creator", "pipeline"),
+    *("name", "task_type", "payload", "priority", "status", "scheduled_for"),
+    *("retries", "max_retries", "timeout", "dependencies", "creator"),
 )
+_NUMBERS = (("priority", 3), ("retries", 0), ("max_retries", 3), ("timeout", 300), ("resumes", 0))
 
 
 @dataclass(frozen=True)
@@ -39,20 +59,57 @@ class Failure:
 
 
 def to_task(row: sa.Row[Any]) -> Task:
-    """A row as a Task; numbers that are no numbers become the contract's defaults."""
-    values = dict(row._mapping)
-    values.pop("cancel_requested", None)
-    for name, default in (
-        ("priority", 3),
-        ("retries", 0),
-        ("max_retries", 3),
-        ("timeout", 300),
-        ("resumes", 0),
-    ):
+    """A row of `whole_row` as a Task."""
+    names = (*(column.name for column in tasks.c), *OURS_SHOWN)
+    return task_of({name: row._mapping[name] for name in names})
+
+
+def task_of(values: dict[str, Any]) -> Task:
+    """Columns as a Task; numbers that are no numbers become the contract's defaults, and words are text."""
+    for name, default in _NUMBERS:
         if not isinstance(values.get(name), int):
             values[name] = default
+    for name in ("name", "task_type", "status"):
+        values[name] = str(values.get(name) or "")
+    for name in ("error", "creator"):
+        values[name] = None if values.get(name) is None else str(values[name])
     values["uuid"] = values.get("uuid") or ""
     return Task(**values)
+
+
+def kind_of(task: Task) -> Kind | None:
+    """Which of our kinds a row is; None for another program's, and for one that cannot even be told."""
+    try:
+        return recognise(task.task_type, task.payload)
+    except Exception:
+        return None
+
+
+def our_row(task: Task, kind: Kind) -> dict[str, Any]:
+    """What stands beside a row of ours that waits and whose dependencies have not been looked up."""
+    payload = task.payload if isinstance(task.payload, dict) else {}
+    pipeline = task.pipeline or payload.get("pipeline")
+    return {
+        "id": task.id,
+        "uuid": _uuid_of(task.uuid) or _uuid_of(payload.get("task_uuid")) or str(uuid4()),
+        "pipeline": pipeline if _uuid_of(pipeline) else None,
+        "kind": kind,
+        "lane": lane_of(kind, payload),
+        "status": TaskStatus.PENDING.value,
+        "queue": NEW,
+        "priority": max(0, min(task.priority, MOST_PRIORITY)),
+        "due": task.scheduled_for,
+        "resumes": 0,
+        **{"progress": None, "worker": None, "ticket": None, "cancel_requested": None, "before": None},
+    }
+
+
+def _uuid_of(value: object) -> str | None:
+    """A name that rows may be called by, in small letters; None for what is none."""
+    fits = (
+        isinstance(value, str) and 0 < len(value) <= LONGEST_UUID and value.isascii() and value.isprintable()
+    )
+    return str(value).lower() if fits else None
 
 
 class Ledger:
@@ -90,22 +147,36 @@ class Ledger:
         """Seconds since 1970 by the database's clock."""
         return float((await connection.execute(sa.select(clock(self.dialect)))).scalar_one())
 
+    async def wake(self, connection: AsyncConnection) -> None:
+        """Tells workers and dashboards, once the transaction is committed, that something changed. SQLite does so
+        itself."""
+        if self.dialect == "postgresql":
+            await connection.execute(sa.text("SELECT pg_notify('echo_tasks', '')"))
+
     # Producers ----------------------------------------------------------------------------------------------
 
     async def add(self, *new: Task) -> list[Task]:
-        """Inserts tasks in one transaction and gives each its id."""
+        """Inserts tasks in one transaction and gives each its id. Those of ours are held from the first moment."""
         async with self.writing() as connection:
             for task in new:
                 values = {name: getattr(task, name) for name in _PRODUCER_COLUMNS}
+                kind = kind_of(task) if task.status == TaskStatus.PENDING else None
+                if kind is not None:
+                    values["status"] = HELD
                 stamp = moment(await self.now(connection))
                 statement = tasks.insert().values(created_at=stamp, updated_at=stamp, **values)
                 task.id = (await connection.execute(statement.returning(tasks.c.id))).scalar_one()
+                if kind is not None:
+                    row = our_row(task, kind)
+                    task.uuid = row["uuid"]
+                    await connection.execute(ours.insert().values(**row))
+            await self.wake(connection)
         return list(new)
 
     async def find(self, reference: int | str) -> Task | None:
         """The task of that id or uuid."""
         async with self.reading() as connection:
-            row = (await connection.execute(sa.select(tasks).where(refers_to([reference])).limit(1))).first()
+            row = (await connection.execute(whole_row().where(refers_to([reference])).limit(1))).first()
         return None if row is None else to_task(row)
 
     async def get(self, reference: int | str) -> Task:
@@ -121,136 +192,228 @@ class Ledger:
         self, *, status: str | None = None, pipeline: str | None = None, limit: int = 100
     ) -> list[Task]:
         """The newest tasks first."""
-        query = sa.select(tasks).order_by(tasks.c.id.desc()).limit(limit)
+        query = whole_row().order_by(tasks.c.id.desc()).limit(limit)
         if status is not None:
-            query = query.where(tasks.c.status == status)
+            query = query.where(shown_status == status)
         if pipeline is not None:
-            query = query.where(tasks.c.pipeline == pipeline)
+            query = query.where(ours.c.pipeline == pipeline)
         async with self.reading() as connection:
             return [to_task(row) for row in await connection.execute(query)]
 
     async def counts(self) -> dict[str, int]:
         """How many tasks there are of each status."""
         query = sa.select(tasks.c.status, sa.func.count()).group_by(tasks.c.status)
+        waiting = sa.select(sa.func.count()).where(ours.c.status == TaskStatus.PENDING)
         async with self.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return {status.value: 0 for status in TaskStatus} | {str(row[0]): row[1] for row in rows}
+            held = (await connection.execute(waiting)).scalar_one()
+        found = {status.value: 0 for status in TaskStatus} | {str(row[0]): row[1] for row in rows}
+        held = min(held, found[HELD])
+        return found | {HELD.value: found[HELD] - held, "pending": found["pending"] + held}
 
     async def where(self, condition: sa.ColumnElement[bool]) -> list[Task]:
-        """The tasks that a condition on the table's columns chooses, in the order of their ids."""
+        """The tasks that a condition on the tables' columns chooses, in the order of their ids."""
         async with self.reading() as connection:
-            rows = await connection.execute(sa.select(tasks).where(condition).order_by(tasks.c.id))
+            rows = await connection.execute(whole_row().where(condition).order_by(tasks.c.id))
             return [to_task(row) for row in rows]
 
     async def cancel(self, *task_ids: int) -> None:
-        """Cancels waiting tasks now; asks the workers of running ones to kill them."""
-        chosen = tasks.c.id.in_(task_ids)
+        """Cancels waiting tasks and their children now; asks the workers of running ones to kill them. Tasks that had
+        completed and were to run again, and have not begun, are completed again."""
+        chosen = ours.c.id.in_(task_ids)
         async with self.writing() as connection:
             stamp = moment(await self.now(connection))
-            ended = {"status": TaskStatus.CANCELLED, "error": "Cancelled on request.", "completed_at": stamp}
-            waiting = chosen & tasks.c.status.in_(WAITING)
-            running = chosen & (tasks.c.status == TaskStatus.RUNNING)
-            await connection.execute(tasks.update().where(waiting).values(updated_at=stamp, **ended))
-            await connection.execute(tasks.update().where(running).values(cancel_requested=1))
+            rows = (await connection.execute(whole_row().add_columns(ours.c.before).where(chosen))).all()
+            waiting = [row for row in rows if row.status in WAITING]
+            restored = waiting if all(row.before for row in waiting) and not _runs(rows) else []
+            for row in restored:
+                earlier = {"completed_at": datetime.fromisoformat(row.before["completed_at"])}
+                earlier |= {"result": row.before["result"]}
+                await self._write(connection, row.id, stamp, status=TaskStatus.COMPLETED, **earlier)
+            if not restored:
+                for row in waiting:
+                    said = {"error": "Cancelled on request.", "completed_at": stamp}
+                    await self._write(connection, row.id, stamp, status=TaskStatus.CANCELLED, **said)
+                await stop_children(connection, [row.id for row in waiting], stamp)
+            running = chosen & (ours.c.status == TaskStatus.RUNNING)
+            await connection.execute(ours.update().where(running).values(cancel_requested=1))
+            await self.wake(connection)
 
-    async def with_descendants(self, parents: Sequence[Task]) -> list[Task]:
-        """The tasks and all that depend on them, directly or not."""
-        found = {task.id: task for task in parents}
-        names = set[str]().union(*(references_of(task) for task in parents))
-        while names:
-            text = sa.cast(tasks.c.dependencies, sa.Text)
-            near = await self.where(sa.or_(*(text.contains(name, autoescape=True) for name in names)))
-            new = [task for task in near if task.id not in found and names & _parents_of(task)]
-            found |= {task.id: task for task in new}
-            names = set[str]().union(*(references_of(task) for task in new))
-        return list(found.values())
+    async def with_descendants(self, roots: Sequence[Task]) -> list[Task]:
+        """The tasks and all that depend on them, directly or not, in the order of their ids."""
+        found = sa.select(dependencies.c.child).where(dependencies.c.parent.in_([root.id for root in roots]))
+        below = found.cte("below", recursive=True)
+        below = below.union(
+            sa.select(dependencies.c.child).join(below, dependencies.c.parent == below.c.child)
+        )
+        chosen = tasks.c.id.in_([root.id for root in roots]) | tasks.c.id.in_(sa.select(below.c.child))
+        return await self.where(chosen)
 
-    async def run_again(self, task_ids: Sequence[int], payloads: Mapping[int, object]) -> None:
+    async def run_again(self, rows: Sequence[Task], payloads: Mapping[int, object]) -> None:
         """Sets ended or waiting tasks to pending as if they had never run, and writes new payloads where given.
 
         Raises InputError, changing nothing, where one of them is running.
         """
-        fresh = {"status": TaskStatus.PENDING, "retries": 0, "resumes": 0, "error": None, "ticket": None}
-        fresh |= {"scheduled_for": None, "started_at": None, "completed_at": None, "cancel_requested": None}
-        fresh |= {"worker": None, "result": None, "progress": None}
-        chosen = tasks.c.id.in_(task_ids)
+        ids = [row.id or 0 for row in rows]
         async with self.writing() as connection:
-            held = sa.select(tasks.c.id, tasks.c.status).where(chosen).with_for_update()
+            held = sa.select(tasks.c.id, tasks.c.status).where(tasks.c.id.in_(ids)).with_for_update()
             busy = [row.id for row in await connection.execute(held) if row.status == TaskStatus.RUNNING]
             if busy:
                 raise InputError(f"Task {busy[0]} is running; cancel it first, or wait for its end.")
             stamp = moment(await self.now(connection))
-            await connection.execute(tasks.update().where(chosen).values(updated_at=stamp, **fresh))
+            known = sa.select(ours.c.id, ours.c.before).where(ours.c.id.in_(ids))
+            earlier = {row.id: row.before for row in await connection.execute(known)}
+            for row in rows:
+                number = row.id or 0
+                shared: dict[str, Any] = {"retries": 0, "error": None, "scheduled_for": None, "started_at": None}
+                shared |= {"completed_at": None, "result": None}
+                await connection.execute(
+                    tasks.update().where(tasks.c.id == number).values(status=HELD, updated_at=stamp, **shared)
+                )
+                beside = our_row(row, kind_of(row) or "unknown") | {"due": None}
+                beside["before"] = before_of(row) or earlier.get(number)
+                statement = ours.update().where(ours.c.id == number) if number in earlier else ours.insert()
+                await connection.execute(statement.values(**beside))
             for number, payload in payloads.items():
                 await connection.execute(tasks.update().where(tasks.c.id == number).values(payload=payload))
+            await self.wake(connection)
 
     async def prune(self, older_than: timedelta, is_ours: Callable[[Task], bool]) -> int:
         """Deletes our tasks that ended before that, and says how many; rows of others are never deleted."""
         async with self.writing() as connection:
             limit = moment(await self.now(connection)) - older_than
             ended = sa.func.coalesce(tasks.c.completed_at, tasks.c.updated_at) < limit
-            old = sa.select(tasks).where(tasks.c.status.in_(ENDED) & ended)
-            ours = [task.id for row in await connection.execute(old) if is_ours(task := to_task(row))]
-            for start in range(0, len(ours), MOST_IDS):
-                part = tasks.c.id.in_(ours[start : start + MOST_IDS])
-                await connection.execute(tasks.delete().where(part))
-        return len(ours)
+            old = whole_row().where(tasks.c.status.in_(ENDED) & ended)
+            chosen = [task.id for row in await connection.execute(old) if is_ours(task := to_task(row))]
+            for start in range(0, len(chosen), MOST_IDS):
+                part = chosen[start : start + MOST_IDS]
+                linked = dependencies.c.child.in_(part) | dependencies.c.parent.in_(part)
+                await connection.execute(dependencies.delete().where(linked))
+                await connection.execute(ours.delete().where(ours.c.id.in_(part)))
+                await connection.execute(tasks.delete().where(tasks.c.id.in_(part)))
+        return len(chosen)
 
     # The worker that holds the row's ticket -----------------------------------------------------------------
 
-    async def _settle(self, task_id: int, held_ticket: str, **values: Any) -> bool:
-        """Writes to a running row if the ticket still is the row's."""
-        held = (
-            (tasks.c.id == task_id) & (tasks.c.ticket == held_ticket) & (tasks.c.status == TaskStatus.RUNNING)
+    async def _write(
+        self, connection: AsyncConnection, task_id: int, stamp: datetime, status: TaskStatus, **shared: Any
+    ) -> None:
+        """A new status in both tables; one that waits again may start at once, or when it is due."""
+        waits = status in WAITING
+        if waits or status in ENDED:
+            beside: dict[str, Any] = {"worker": None, "ticket": None, "cancel_requested": None}
+            beside |= {"queue": ours.c.lane if waits else None, "due": shared.get("scheduled_for")}
+            if "resumes" in shared:
+                beside["resumes"] = shared.pop("resumes")
+            await connection.execute(
+                ours.update().where(ours.c.id == task_id).values(status=status.value, **beside)
+            )
+        shown = HELD if waits else status
+        await connection.execute(
+            tasks.update().where(tasks.c.id == task_id).values(status=shown, updated_at=stamp, **shared)
         )
+
+    async def _settle(self, task_id: int, held_ticket: str, status: TaskStatus, **shared: Any) -> bool:
+        """Ends an attempt, if the ticket still is the row's, and says so to the row's children."""
         async with self.writing() as connection:
+            if not await self._holds(connection, task_id, held_ticket):
+                return False
             stamp = moment(await self.now(connection))
-            if values.get("status") in ENDED:
-                values["completed_at"] = stamp
-            done = await connection.execute(tasks.update().where(held).values(updated_at=stamp, **values))
-        return done.rowcount == 1
+            if status in ENDED:
+                shared["completed_at"] = stamp
+            await self._write(connection, task_id, stamp, status=status, **shared)
+            if status == TaskStatus.COMPLETED:
+                await let_children_start(connection, task_id)
+            elif status in ENDED:
+                await stop_children(connection, [task_id], stamp)
+            await self.wake(connection)
+        return True
+
+    async def _holds(self, connection: AsyncConnection, task_id: int, ticket: str) -> bool:
+        """Whether the row is this attempt's; on PostgreSQL it stays so until the transaction ends."""
+        held = (ours.c.id == task_id) & (ours.c.ticket == ticket) & (ours.c.status == TaskStatus.RUNNING)
+        mine = sa.select(ours.c.id).where(held).with_for_update()
+        if (await connection.execute(mine)).first() is None:
+            return False
+        shared = sa.select(tasks.c.status).where(tasks.c.id == task_id).with_for_update()
+        return (await connection.execute(shared)).scalar() == TaskStatus.RUNNING
 
     async def report(self, task_id: int, ticket: str, progress: dict[str, Any]) -> bool:
         """Shows progress on the row; False says that the row is no longer this attempt's."""
-        return await self._settle(task_id, ticket, progress=progress)
+        async with self.writing() as connection:
+            if not await self._holds(connection, task_id, ticket):
+                return False
+            shown = {"progress": clean_json(progress)}
+            await connection.execute(ours.update().where(ours.c.id == task_id).values(**shown))
+            stamp = moment(await self.now(connection))
+            await connection.execute(tasks.update().where(tasks.c.id == task_id).values(updated_at=stamp))
+        return True
 
     async def complete(self, task_id: int, ticket: str, result: dict[str, Any]) -> bool:
-        return await self._settle(
-            task_id, ticket, status=TaskStatus.COMPLETED, result=result, error=None, resumes=0
-        )
+        values = {"result": clean_json(result), "error": None, "resumes": 0}
+        return await self._settle(task_id, ticket, TaskStatus.COMPLETED, **values)
 
     async def cancelled(self, task_id: int, ticket: str) -> bool:
-        return await self._settle(task_id, ticket, status=TaskStatus.CANCELLED, error="Cancelled on request.")
+        return await self._settle(task_id, ticket, TaskStatus.CANCELLED, error="Cancelled on request.")
 
     async def hand_back(self, task_id: int, ticket: str) -> bool:
         """Unfinished work of a worker that stops: pending again, no retry burnt."""
-        return await self._settle(task_id, ticket, status=TaskStatus.PENDING, worker=None, ticket=None)
+        return await self._settle(task_id, ticket, TaskStatus.PENDING)
 
     async def fail(self, task: Task, ticket: str, failure: Failure) -> str | None:
         """Decides between resume, retry and failure; returns the new status, None where the row was lost."""
         async with self.reading() as connection:
             now = await self.now(connection)
-        values: dict[str, Any] = {"error": failure.error, "worker": None, "ticket": None}
+        values: dict[str, Any] = {"error": clean_error(failure.error)}
         if failure.progressed and not failure.permanent and task.resumes < MAX_RESUMES:
-            values |= {"status": TaskStatus.PENDING, "resumes": task.resumes + 1}
+            status = TaskStatus.PENDING
+            values["resumes"] = task.resumes + 1
         elif failure.permanent or task.retries >= task.max_retries:
-            values |= {"status": TaskStatus.FAILED}
-            values["result"] = {"kind": failure.kind, "retryable": not failure.permanent}
+            status = TaskStatus.FAILED
+            values["result"] = clean_json({"kind": failure.kind, "retryable": not failure.permanent})
         else:
-            resume_at = moment(now + pause(task.retries))
-            values |= {"status": TaskStatus.RETRYING, "retries": task.retries + 1, "scheduled_for": resume_at}
+            status = TaskStatus.RETRYING
+            values |= {"retries": task.retries + 1, "scheduled_for": moment(now + pause(task.retries))}
             values["resumes"] = 0
-        return str(values["status"]) if await self._settle(task.id or 0, ticket, **values) else None
+        return status.value if await self._settle(task.id or 0, ticket, status, **values) else None
+
+    async def return_row(
+        self, connection: AsyncConnection, task_id: int, resumes: int, stamp: datetime
+    ) -> None:
+        """A row whose worker is dead: pending again, or failed where that happened too often."""
+        if resumes < MAX_RESUMES:
+            await self._write(connection, task_id, stamp, status=TaskStatus.PENDING, resumes=resumes + 1)
+            return
+        said = f"The task's worker died {resumes + 1} times in a row while it ran; see the task's log for the cause."
+        await self._write(
+            connection, task_id, stamp, status=TaskStatus.FAILED, error=said, completed_at=stamp
+        )
+        await stop_children(connection, [task_id], stamp)
 
     async def cancel_requests(self, tickets: Sequence[str]) -> set[str]:
         """Which of these tickets' rows somebody wants cancelled, or took away."""
-        held = sa.select(tasks.c.ticket).where(
-            tasks.c.ticket.in_(tickets),
-            tasks.c.status == TaskStatus.RUNNING,
-            tasks.c.cancel_requested.is_(None),
+        held = (
+            sa.select(ours.c.ticket)
+            .select_from(both)
+            .where(
+                ours.c.ticket.in_(tickets),
+                tasks.c.status == TaskStatus.RUNNING,
+                ours.c.cancel_requested.is_(None),
+            )
         )
         async with self.reading() as connection:
             return set(tickets) - set((await connection.execute(held)).scalars().all())
+
+
+def _runs(rows: Sequence[sa.Row[Any]]) -> bool:
+    return any(row.status == TaskStatus.RUNNING for row in rows)
+
+
+def before_of(task: Task) -> dict[str, Any] | None:
+    """What a completed task was, to be that again if it is cancelled before it runs again."""
+    if task.status != TaskStatus.COMPLETED or task.completed_at is None:
+        return None
+    return {"completed_at": task.completed_at.isoformat(), "result": task.result}
 
 
 def pause(retries: int) -> float:
@@ -258,34 +421,9 @@ def pause(retries: int) -> float:
     return min(FIRST_PAUSE * 2.0**retries, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
 
 
-def references_of(task: Task) -> set[str]:
-    """All names by which other tasks may call this one."""
-    return {str(task.id), task.uuid} - {""}
-
-
-def _parents_of(task: Task) -> set[str]:
-    return {str(each) for each in task.dependencies} if isinstance(task.dependencies, list) else set()
-
-
-def dependency_names(task: Task) -> list[str]:
-    """The dependencies as text. Raises InputError for what is no list of ids and uuids."""
-    if task.dependencies in (None, ""):
-        return []
-    if not isinstance(task.dependencies, list) or any(
-        isinstance(each, bool) or not isinstance(each, int | str) for each in task.dependencies
-    ):
-        raise InputError(
-            f"The dependencies {str(task.dependencies)[:80]!r} are no JSON list of task ids or uuids."
-        )
-    return [str(each) for each in task.dependencies]
-
-
 def refers_to(references: Sequence[int | str]) -> sa.ColumnElement[bool]:
     """The rows that one of these ids or uuids means."""
     names = [str(each) for each in references]
-    numbers = [int(each) for each in names if each.isascii() and each.isdigit() and len(each) < 10]
-    return tasks.c.id.in_(numbers) | tasks.c.uuid.in_(names)
-
-
-def is_due(now: datetime) -> sa.ColumnElement[bool]:
-    return tasks.c.scheduled_for.is_(None) | (tasks.c.scheduled_for <= now)
+    numbers = [int(each) for each in names if each.isascii() and each.isdigit() and len(each) < 19]
+    words = [word for each in names if (word := _uuid_of(each))]
+    return tasks.c.id.in_(numbers) | tasks.c.id.in_(sa.select(ours.c.id).where(ours.c.uuid.in_(words)))

@@ -20,9 +20,10 @@ from lora_foundry.errors import InputError
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.admission import take_in
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.payloads import flatten, prepare, recognise, stage_name
-from lora_foundry.tasks.schema import tasks
+from lora_foundry.tasks.schema import both, ours, shown_status, tasks
 
 STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE)
 
@@ -97,10 +98,10 @@ async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -
 
 async def unfinished(ledger: Ledger, request: PipelineRequest) -> Pipeline | None:
     """A pipeline of the very same request that has not come to its end, as a killed command leaves one."""
-    own = ("stage", "task_uuid")
-    wanted = {key: value for key, value in _payload(request, "", "").items() if key not in own}
+    own = ("stage", "task_uuid", "pipeline")
+    wanted = {key: value for key, value in _payload(request, "", "", "").items() if key not in own}
     open_rows = await ledger.where(
-        tasks.c.pipeline.is_not(None) & tasks.c.status.in_([*WAITING, TaskStatus.RUNNING])
+        ours.c.pipeline.is_not(None) & ours.c.status.in_([*WAITING, TaskStatus.RUNNING])
     )
     for row in open_rows:
         said = row.payload if isinstance(row.payload, dict) else {}
@@ -123,7 +124,7 @@ def pipeline_tasks(request: PipelineRequest) -> list[Task]:
     for stage in PIPELINE:
         task = Task(
             name=f"{stage.name} {character.name}",
-            task_type=TaskType.LORA_STAGE,
+            task_type=TaskType.USER_REQUEST,  # the one type that every host's enum has
             priority=TaskPriority.NORMAL,
             timeout=stage.timeout,
             max_retries=stage.retries,
@@ -131,7 +132,7 @@ def pipeline_tasks(request: PipelineRequest) -> list[Task]:
             creator=request.creator,
             pipeline=pipeline,
         )
-        task.payload = _payload(request, stage.name, task.uuid)
+        task.payload = _payload(request, stage.name, task.uuid, pipeline)
         made.append(task)
     return made
 
@@ -140,9 +141,11 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _payload(request: PipelineRequest, stage: str, uuid: str) -> dict[str, Any]:
+def _payload(request: PipelineRequest, stage: str, uuid: str, pipeline: str) -> dict[str, Any]:
     character = request.character
     return {
+        "task_type": TaskType.LORA_STAGE.lower(),
+        "pipeline": pipeline,
         "stage": stage,
         "character_name": character.name,
         "description": character.description,
@@ -158,12 +161,12 @@ def _payload(request: PipelineRequest, stage: str, uuid: str) -> dict[str, Any]:
 
 async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]:
     """The newest pipelines first."""
-    newest = sa.select(tasks.c.pipeline).where(tasks.c.pipeline.is_not(None)).group_by(tasks.c.pipeline)
-    newest = newest.order_by(sa.func.max(tasks.c.id).desc()).limit(limit)
+    newest = sa.select(ours.c.pipeline).where(ours.c.pipeline.is_not(None)).group_by(ours.c.pipeline)
+    newest = newest.order_by(sa.func.max(ours.c.id).desc()).limit(limit)
     async with ledger.reading() as connection:
         names = (await connection.execute(newest)).scalars().all()
     rows: dict[str, list[Task]] = {}
-    for row in await ledger.where(tasks.c.pipeline.in_(names)):
+    for row in await ledger.where(ours.c.pipeline.in_(names)):
         rows.setdefault(row.pipeline or "", []).append(row)
     return [_summary(rows[name]) for name in names if name in rows]
 
@@ -181,6 +184,7 @@ async def cancel(ledger: Ledger, reference: int | str) -> list[Task]:
 
     Waiting rows end at once; the child of a running one is killed by its worker. Raises InputError.
     """
+    await take_in(ledger)
     rows = await _rows_of(ledger, reference)
     if not _is_pipeline(rows, reference):
         rows = [await ledger.get(reference)]
@@ -206,6 +210,7 @@ async def retry(
     changes: recipe values, nested or dotted, laid over the settings that the rows already carry.
     Raises InputError where nothing would run again, where a row is running, or for impossible changes.
     """
+    await take_in(ledger)
     rows = await _rows_of(ledger, reference)
     _refuse_foreign(rows)
     new = setting_values(flatten(changes or {}))
@@ -227,7 +232,7 @@ async def retry(
     for row in again:
         if (kind := recognise(row.task_type, payload := payloads.get(row.id or 0))) and new:
             prepare(kind, payload, settings)
-    await ledger.run_again([row.id or 0 for row in again], payloads)
+    await ledger.run_again(again, payloads)
     return await ledger.where(tasks.c.id.in_([row.id for row in again]))
 
 
@@ -270,11 +275,11 @@ def _changed(rows: Sequence[Task], new: Mapping[str, Any]) -> dict[int, dict[str
 
 async def _rows_of(ledger: Ledger, reference: int | str) -> list[Task]:
     """The rows of the pipeline that a reference means, in order; a task that belongs to none alone."""
-    rows = await ledger.where(tasks.c.pipeline == str(reference))
+    rows = await ledger.where(ours.c.pipeline == str(reference))
     if rows:
         return rows
     task = await ledger.get(reference)
-    return [task] if task.pipeline is None else await ledger.where(tasks.c.pipeline == task.pipeline)
+    return [task] if task.pipeline is None else await ledger.where(ours.c.pipeline == task.pipeline)
 
 
 def _is_pipeline(rows: Sequence[Task], reference: int | str) -> bool:
@@ -361,10 +366,11 @@ def _status(statuses: Sequence[str]) -> TaskStatus:
 
 async def pulse(ledger: Ledger) -> dict[str, str]:
     """A mark for each unfinished pipeline that differs whenever one of its rows does; cheap enough to ask often."""
-    columns = (tasks.c.pipeline, tasks.c.id, tasks.c.status, tasks.c.updated_at, tasks.c.retries)
-    unfinished = tasks.c.pipeline.is_not(None) & tasks.c.status.in_((*WAITING, TaskStatus.RUNNING))
+    columns = (ours.c.pipeline, tasks.c.id, shown_status, tasks.c.updated_at, tasks.c.retries)
+    unfinished = ours.c.pipeline.is_not(None) & ours.c.status.in_((*WAITING, TaskStatus.RUNNING))
+    query = sa.select(*columns).select_from(both).where(unfinished).order_by(tasks.c.id)
     async with ledger.reading() as connection:
-        rows = (await connection.execute(sa.select(*columns).where(unfinished).order_by(tasks.c.id))).all()
+        rows = (await connection.execute(query)).all()
     marks: dict[str, str] = {}
     for pipeline, *rest in rows:
         marks[pipeline] = f"{marks.get(pipeline, '')} {rest}"

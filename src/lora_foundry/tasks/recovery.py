@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from lora_foundry.domain.task import OUR_TYPES, TaskStatus, TaskType
-from lora_foundry.tasks.ledger import MAX_RESUMES, Ledger
-from lora_foundry.tasks.schema import clock, executors, moment, tasks
+from lora_foundry.domain.task import TaskStatus
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.schema import clock, executors, moment, ours, tasks
+
+_HELD = (ours.c.status == TaskStatus.RUNNING) & ours.c.worker.is_not(None)
 
 
 class Timing(NamedTuple):
-    """Seconds. A child waits `patience` for a sign of life; `dead_after` must be longer than that. Rows that wait are
-    looked at every `poll` seconds, an empty table every `idle_poll`: what changes in it wakes the worker (see signals).
+    """Seconds. A child waits `patience` for a sign of life; `dead_after` must be longer than that. The table is looked
+    at every `poll` seconds, since other programs write rows without a word; our own writers wake workers (see signals).
     """
 
     beat: float = 2.0
@@ -29,7 +31,6 @@ class Timing(NamedTuple):
     poll: float = 1.0
     report: float = 0.5
     grace: float = 30.0
-    idle_poll: float = 5.0
 
 
 class Own(NamedTuple):
@@ -118,9 +119,7 @@ async def is_served(ledger: Ledger) -> bool:
 async def take_over(ledger: Ledger, dead_after: float, own: Own | None = None) -> list[Lost]:
     """Gives back the rows of workers that are dead or unknown, and forgets those workers; and the rows that the asking
     worker holds and has not run for `dead_after` seconds, since it could not write an attempt's end."""
-    ours = sa.func.lower(tasks.c.task_type).in_([*OUR_TYPES, TaskType.USER_REQUEST.value])
-    held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None) & ours
-    lost = sa.exists().where(held, tasks.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
+    lost = sa.exists().where(_HELD, ours.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
     glanced = sa.select(clock(ledger.dialect).label("now"), lost.label("lost")).subquery()
     look = sa.select(glanced, executors).select_from(glanced.outerjoin(executors, sa.true()))
     async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
@@ -131,20 +130,20 @@ async def take_over(ledger: Ledger, dead_after: float, own: Own | None = None) -
         return []
     async with ledger.writing() as connection:
         now = await ledger.now(connection)
-        locked = sa.select(tasks.c.id, tasks.c.ticket, tasks.c.resumes).where(
-            _orphans(now - dead_after, ended, own) & ours
+        locked = (
+            sa.select(ours.c.id, ours.c.ticket, ours.c.resumes)
+            .join(tasks, tasks.c.id == ours.c.id)
+            .where(_orphans(now - dead_after, ended, own), tasks.c.status == TaskStatus.RUNNING)
+            .order_by(ours.c.id)
         )
-        rows = (await connection.execute(locked.with_for_update(skip_locked=True))).all()
-        for number, ticket, resumes in rows:
-            held = (
-                (tasks.c.id == number) & (tasks.c.ticket == ticket) & (tasks.c.status == TaskStatus.RUNNING)
-            )
-            await connection.execute(tasks.update().where(held).values(**_returned(resumes or 0, now)))
-        still = sa.select(tasks.c.worker).where(
-            tasks.c.status == TaskStatus.RUNNING, tasks.c.worker.is_not(None)
-        )
+        rows = (await connection.execute(locked.with_for_update(of=ours, skip_locked=True))).all()
+        for number, _, resumes in rows:
+            await ledger.return_row(connection, number, resumes or 0, moment(now))
+        still = sa.select(ours.c.worker).where(_HELD)
         gone = executors.c.id.in_(ended) | (executors.c.beat < now - dead_after)
         await connection.execute(executors.delete().where(gone & executors.c.id.not_in(still)))
+        if rows:
+            await ledger.wake(connection)
     return [Lost(number, ticket or "") for number, ticket, _ in rows]
 
 
@@ -152,28 +151,12 @@ def _not_run(own: Own | None) -> sa.ColumnElement[bool]:
     """Rows that the worker holds without an attempt."""
     if own is None:
         return sa.false()
-    return (tasks.c.worker == own.worker) & tasks.c.ticket.not_in(sorted(own.tickets))
+    return (ours.c.worker == own.worker) & ours.c.ticket.not_in(sorted(own.tickets))
 
 
 def _orphans(limit: float, ended: Sequence[str], own: Own | None) -> sa.ColumnElement[bool]:
     """Running rows whose worker has ended, or has not beaten since `limit` and did not take the row just now, or does not
     run it."""
     fresh = sa.select(executors.c.id).where(executors.c.beat >= limit)
-    silent = (tasks.c.worker.not_in(fresh) | _not_run(own)) & (tasks.c.updated_at < moment(limit))
-    held = (tasks.c.status == TaskStatus.RUNNING) & tasks.c.worker.is_not(None)
-    return held & (silent | tasks.c.worker.in_(ended))
-
-
-def _returned(resumes: int, now: float) -> dict[str, object]:
-    values: dict[str, object] = {
-        "worker": None,
-        "ticket": None,
-        "updated_at": moment(now),
-        "resumes": resumes + 1,
-    }
-    if resumes < MAX_RESUMES:
-        return values | {"status": TaskStatus.PENDING}
-    said = (
-        f"The task's worker died {resumes + 1} times in a row while it ran; see the task's log for the cause."
-    )
-    return values | {"status": TaskStatus.FAILED, "error": said, "completed_at": moment(now)}
+    silent = (ours.c.worker.not_in(fresh) | _not_run(own)) & (tasks.c.updated_at < moment(limit))
+    return _HELD & (silent | ours.c.worker.in_(ended))

@@ -1,38 +1,76 @@
-"""The two tables, and column types that bear what other programs wrote: a deployed `echo_tasks` may keep its
-JSON as json, jsonb or text and its times with or without a zone, and a row by hand may hold rubbish in
-either."""
+"""The tables. `echo_tasks` is shared with other programs and holds the contract's columns and nothing else; it is never
+altered. What is ours stands in `lora_foundry_tasks` by the same id, and who waits for whom in
+`lora_foundry_dependencies`. The column types bear what others wrote or deployed: JSON as json, jsonb or text, statuses
+as an enum, times with or without a zone, ids of 64 bits, and rubbish by hand in any of them."""
 
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+
+from lora_foundry.domain.task import HELD, TaskStatus
+
+_LONE_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+MOST_ERROR = 480
 
 
-class Json(TypeDecorator[Any]):
-    """JSON in a json, jsonb or text column; text that is no JSON is read as that text."""
+class Uncast(UserDefinedType[Any]):
+    """A PostgreSQL type whose values are sent without a cast, so that the column decides what they are."""
+
+    cache_ok = True
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+
+    def get_col_spec(self, **options: Any) -> str:
+        return self.spec
+
+
+class Word(TypeDecorator[str]):
+    """Text that may be an enum in a table which others deployed."""
 
     impl = sa.Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        kind = sa.JSON(none_as_null=True) if dialect.name == "postgresql" else sa.Text()
-        return dialect.type_descriptor(kind)
+        return dialect.type_descriptor(Uncast("TEXT") if dialect.name == "postgresql" else sa.Text())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return value if value is None or dialect.name == "postgresql" else json.dumps(value)
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return value if value is None or isinstance(value, str) else str(value)
+
+
+class Json(TypeDecorator[Any]):
+    """JSON in a json, jsonb or text column, read as text and decoded row by row: what is no JSON, or is nested deeper
+    than Python reads, is handed on as that text, and no row stops the reading of another."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(Uncast("JSON") if dialect.name == "postgresql" else sa.Text())
+
+    def column_expression(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return sa.type_coerce(sa.cast(column, sa.Text), self)
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else json.dumps(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if not isinstance(value, str | bytes):
             return value
         try:
             return json.loads(value)
-        except ValueError:
-            return value
+        except (ValueError, RecursionError):
+            return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 class Moment(TypeDecorator[datetime]):
@@ -42,7 +80,12 @@ class Moment(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(sa.DateTime() if dialect.name == "postgresql" else sa.Text())
+        return dialect.type_descriptor(Uncast("TIMESTAMP") if dialect.name == "postgresql" else sa.Text())
+
+    def column_expression(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return sa.type_coerce(
+            sa.cast(column, sa.Text), self
+        )  # `infinity` is a time there, and none in Python
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         if isinstance(value, datetime) and value.tzinfo is not None:
@@ -63,16 +106,16 @@ class Moment(TypeDecorator[datetime]):
 
 
 metadata = sa.MetaData()
+ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-# Column order is the contract's; those after `creator` are ours and may be missing in a table made by others.
 tasks = sa.Table(
     "echo_tasks",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", ID, primary_key=True, autoincrement=True),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("task_type", sa.Text, nullable=False),
+    sa.Column("task_type", Word, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False, server_default="3"),
-    sa.Column("status", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("status", Word, nullable=False, server_default="pending"),
     sa.Column("payload", Json),
     sa.Column("created_at", Moment, server_default=sa.text("CURRENT_TIMESTAMP")),
     sa.Column("updated_at", Moment, server_default=sa.text("CURRENT_TIMESTAMP")),
@@ -86,15 +129,47 @@ tasks = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("dependencies", Json),
     sa.Column("creator", sa.Text),
+)
+
+# queue: the lane in which the row may start, NEW until its dependencies were looked up, NULL while it waits for a
+# parent, runs or has ended. So what may start is found by an index, however many rows wait. status: the row's, with
+# `pending` where the shared table says HELD. priority, due: copies for that index. before: what a row that runs again
+# had been, as JSON.
+ours = sa.Table(
+    "lora_foundry_tasks",
+    metadata,
+    sa.Column("id", ID, primary_key=True, autoincrement=False),
     sa.Column("uuid", sa.Text),
     sa.Column("pipeline", sa.Text),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("lane", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("due", Moment),
     sa.Column("progress", Json),
     sa.Column("worker", sa.Text),
     sa.Column("ticket", sa.Text),
-    sa.Column("resumes", sa.Integer),
+    sa.Column("resumes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cancel_requested", sa.Integer),
+    sa.Column("before", Json),
+    sa.Index("lora_foundry_tasks_queue", "queue", "priority", "id"),
+    sa.Index("lora_foundry_tasks_status", "status"),
+    sa.Index("lora_foundry_tasks_uuid", "uuid"),
+    sa.Index("lora_foundry_tasks_pipeline", "pipeline", "id"),
 )
-OUR_COLUMNS = ("uuid", "pipeline", "progress", "worker", "ticket", "resumes", "cancel_requested")
+NEW = "new"
+
+# outside: the parent is another program's row, whose end nobody tells us.
+dependencies = sa.Table(
+    "lora_foundry_dependencies",
+    metadata,
+    sa.Column("parent", ID, primary_key=True, autoincrement=False),
+    sa.Column("child", ID, primary_key=True, autoincrement=False),
+    sa.Column("outside", sa.Integer, nullable=False, server_default="0"),
+    sa.Index("lora_foundry_dependencies_child", "child"),
+    sa.Index("lora_foundry_dependencies_outside", "outside"),
+)
 
 executors = sa.Table(
     "lora_foundry_executors",
@@ -104,6 +179,21 @@ executors = sa.Table(
     sa.Column("lanes", sa.Text),
     sa.Column("beat", sa.Double, nullable=False),
 )
+
+# A row as people and we see it: both tables, and `pending` for what is only held out of another worker's reach.
+is_held = (tasks.c.status == HELD) & (ours.c.status == TaskStatus.PENDING)
+shown_status = sa.case(
+    (is_held, sa.literal(TaskStatus.PENDING.value, sa.Text)), else_=sa.cast(tasks.c.status, sa.Text)
+)
+both = tasks.outerjoin(ours, ours.c.id == tasks.c.id)
+OURS_SHOWN = ("uuid", "pipeline", "progress", "worker", "ticket", "resumes")
+
+
+def whole_row() -> sa.Select[Any]:
+    """Rows with all that a Task has."""
+    shared = [column for column in tasks.c if column.name != "status"]
+    own = [ours.c[name] for name in OURS_SHOWN]
+    return sa.select(*shared, shown_status.label("status"), *own).select_from(both)
 
 
 def clock(dialect: str) -> sa.ColumnElement[float]:
@@ -116,3 +206,15 @@ def clock(dialect: str) -> sa.ColumnElement[float]:
 def moment(seconds: float) -> datetime:
     """The same instant as the time columns hold it."""
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+
+
+def clean_error(text: str) -> str:
+    """What may stand in a row's `error`: one paragraph of under 500 characters that any database holds."""
+    plain = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+    return plain if len(plain) <= MOST_ERROR else plain[: MOST_ERROR - 1] + "…"
+
+
+def clean_json(value: Any) -> Any:
+    """A result or progress without what jsonb refuses: NUL and halves of surrogate pairs."""
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return json.loads(_LONE_NUL.sub(r"\1\\ufffd", text))

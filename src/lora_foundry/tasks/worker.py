@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, SetWorkflowID, _workflow_commands
 from sqlalchemy.exc import DBAPIError
 
@@ -27,16 +28,17 @@ from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery, signals
-from lora_foundry.tasks.admission import Admitted, admit, anything_waits
+from lora_foundry.tasks.admission import Admitted, Inbox, admit
 from lora_foundry.tasks.announce import announce
 from lora_foundry.tasks.children import Child, Job, Outcome, start_process
-from lora_foundry.tasks.database import sync_url
+from lora_foundry.tasks.database import alone, connect_arguments, sync_url
 from lora_foundry.tasks.devices import Devices, lanes_for
 from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.logs import speak_of
-from lora_foundry.tasks.payloads import prepare, stage_name
+from lora_foundry.tasks.payloads import Work, prepare, stage_name
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
+from lora_foundry.tasks.schema import clean_error
 
 logger = logging.getLogger(__name__)
 LOOK = 0.5
@@ -107,6 +109,7 @@ class Worker:
         self._carriers: set[asyncio.Task[None]] = set()
         self._spare: Process | None = None
         self._wake = asyncio.Event()
+        self._inbox = Inbox()
         self._stopping = False
         self._last_beat = time.monotonic()
         self.hints = RedisHints(options.redis_url, ledger) if options.redis_url else None
@@ -127,16 +130,12 @@ class Worker:
         try:
             while not stop.is_set():
                 self._wake.clear()
-                pause = self._timing.poll
                 try:
-                    if await anything_waits(self._ledger):
-                        await self._admit()
-                    else:
-                        pause = self._timing.idle_poll
+                    await self._admit()
                 except (DBAPIError, OSError) as error:
                     logger.warning("The task database does not answer: %s", error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), pause)
+                    await asyncio.wait_for(self._wake.wait(), self._timing.poll)
         finally:
             await self._wind_up()
             await self._drop_spare()
@@ -152,9 +151,8 @@ class Worker:
         free = {lane: number - held.count(lane) for lane, number in self._lanes.items()}
         if self._options.pipeline is not None and held:
             return  # its stages come one after another
-        if not any(number > 0 for number in free.values()):
-            return
-        for admitted in await admit(self._ledger, self.name, free, self._options.pipeline):
+        pipeline, inbox = self._options.pipeline, self._inbox
+        for admitted in await admit(self._ledger, self.name, free, pipeline, inbox):
             log = task_log(self._settings.home, admitted.task.id or 0)
             environment = self._devices.take(admitted.ticket, admitted.lane)
             child = Child(log, lambda event: None, environment, self._spare)
@@ -177,11 +175,17 @@ class Worker:
                 handle = await DBOS.start_workflow_async(_echo_task, admitted.ticket, number)
             ended = await handle.get_result()
             logger.info("Task %s (%s): %s", number, task.name, ended)
-        except Exception:
-            logger.exception("Task %s was dropped; it is handed back", number)
+        except Exception as error:
+            logger.exception("Task %s was dropped", number)
             running.child.kill()
+            # Where the database was away nobody is to blame; anything else counts, or it would come back for ever.
+            away = isinstance(error, DBAPIError | OSError)
+            failure = Failure(f"The attempt could not be carried out ({type(error).__name__}).")
             with contextlib.suppress(DBAPIError, OSError):
-                await self._ledger.hand_back(number, admitted.ticket)
+                if away:
+                    await self._ledger.hand_back(number, admitted.ticket)
+                else:
+                    await self._ledger.fail(task, admitted.ticket, failure)
         finally:
             _attempts.pop(admitted.ticket, None)
             self._running.pop(admitted.ticket, None)
@@ -195,7 +199,7 @@ class Worker:
         reporter = asyncio.create_task(self._report(running))
         try:
             check_numbers(task)
-            work = await asyncio.to_thread(prepare, running.admitted.kind, task.payload, self._settings)
+            work = await asyncio.to_thread(prepared, running.admitted, self._settings)
             job = Job(
                 self._options.entry,
                 work.job(settings_for(self._settings, child.environment)),
@@ -338,6 +342,17 @@ def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings
     return settings
 
 
+def prepared(admitted: Admitted, settings: Settings) -> Work:
+    """The row's work. Raises PermanentError kinds; whatever else a payload brings about is one of them."""
+    try:
+        return prepare(admitted.kind, admitted.task.payload, settings)
+    except FoundryError:
+        raise
+    except Exception as error:
+        why = clean_error(str(error))[:200]
+        raise InputError(f"The payload cannot be used ({type(error).__name__}: {why}).") from error
+
+
 def check_numbers(task: Task) -> None:
     """Raises InputError for numbers that mean nothing."""
     if task.priority not in tuple(TaskPriority):
@@ -353,24 +368,25 @@ def check_numbers(task: Task) -> None:
 def _launch(ledger: Ledger, name: str) -> None:
     """Starts DBOS: in the same database on PostgreSQL, in a file beside it on SQLite."""
     url = sync_url(ledger.url)
-    if ledger.dialect == "sqlite":
-        url = url.set(database=f"{url.database}.engine")
-    engine = DBOS(
-        config=DBOSConfig(
-            name="lora-foundry",
-            system_database_url=url.render_as_string(hide_password=False),
-            executor_id=name,
-            application_version="1",
-            log_level="ERROR",
-            notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
-        )
+    config = DBOSConfig(
+        name="lora-foundry",
+        executor_id=name,
+        application_version="1",
+        log_level="ERROR",
+        notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
     )
+    if ledger.dialect == "sqlite":  # as an engine, since a path may hold what means something in an address
+        beside = url.set(database=f"{url.database}.engine")
+        config["system_database_engine"] = sa.create_engine(beside, connect_args=connect_arguments(beside))
+    config["system_database_url"] = url.render_as_string(hide_password=False)
+    engine = DBOS(config=config)
     DBOS.listen_queues([])
     # Its own queue, delays and deadlines, of which we use none, are looked at every second: a hundredth of a core for
     # nothing. No public setting says otherwise in the version that pyproject.toml pins.
     engine._registry.get_internal_queue()._polling_interval_sec = DBOS_CHORES
     _workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC = DBOS_CHORES
-    DBOS.launch()
+    with alone(ledger.url):
+        DBOS.launch()
 
 
 async def _call_after(event: asyncio.Event, function: Callable[[], None]) -> None:

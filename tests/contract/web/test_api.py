@@ -151,10 +151,13 @@ RUBBISH = [
 def test_a_row_that_somebody_wrote_by_hand_breaks_no_list(
     client: TestClient, pipeline: str, settings: Settings, columns: dict[str, str]
 ) -> None:
-    row = {"name": HOSTILE, "task_type": "LORA_STAGE", "pipeline": "by-hand", "uuid": "by-hand-1"} | columns
+    row = {"id": 99, "name": HOSTILE, "task_type": "LORA_STAGE", "status": "retrying"} | columns
+    beside = {"id": 99, "pipeline": "by-hand", "uuid": "by-hand-1", "kind": "stage", "lane": "gpu"}
+    beside |= {"priority": 3, "status": "pending", "progress": row.pop("progress", None)}
     with sqlite3.connect(settings.task_database.removeprefix("sqlite:///")) as table:
-        names, marks = ", ".join(row), ", ".join("?" * len(row))
-        table.execute(f"INSERT INTO echo_tasks ({names}) VALUES ({marks})", tuple(row.values()))
+        for name, values in (("echo_tasks", row), ("lora_foundry_tasks", beside)):
+            names, marks = ", ".join(values), ", ".join("?" * len(values))
+            table.execute(f"INSERT INTO {name} ({names}) VALUES ({marks})", tuple(values.values()))
     table.close()
     found = client.get("/api/v1/pipelines").json()
     assert {each["id"] for each in found["pipelines"]} == {"by-hand", pipeline.rsplit("/", maxsplit=1)[-1]}

@@ -161,9 +161,12 @@ def test_one_look_at_the_table_serves_all_streams(
         assert hub.open_streams == 50
         assert looks <= 2
         async with ledger.writing() as connection:
-            await connection.execute(text(
-                "INSERT INTO echo_tasks (name, task_type, pipeline, uuid) VALUES ('x', 'LORA_STAGE', 'p', 'u')"
-            ))  # fmt: skip
+            for statement in (
+                "INSERT INTO echo_tasks (id, name, task_type, status) VALUES (99, 'x', 'LORA_STAGE', 'retrying')",
+                "INSERT INTO lora_foundry_tasks (id, kind, lane, status, priority, pipeline, uuid) "
+                "VALUES (99, 'stage', 'gpu', 'pending', 3, 'p', 'u')",
+            ):
+                await connection.execute(text(statement))
         got = await asyncio.gather(*(anext(stream) for stream in streams))
         assert len(set(got)) == 1
         assert b'"id":"p"' in got[0]

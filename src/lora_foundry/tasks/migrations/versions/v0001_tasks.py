@@ -1,63 +1,51 @@
-"""The first step: makes `echo_tasks`, or adopts the one that is there by adding nullable columns and nothing
-else, and on PostgreSQL the trigger that wakes workers."""
+"""The first step: makes `echo_tasks` where there is none, or looks whether the one that is there can be used as it is.
+A table that others made is never altered."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
+from lora_foundry.domain.task import TaskStatus
 from lora_foundry.errors import InputError
-from lora_foundry.tasks.schema import OUR_COLUMNS, executors, tasks
+from lora_foundry.tasks.schema import executors, tasks
 
 revision = "0001"
 down_revision = None
-
-CONTRACT = tuple(column.name for column in tasks.columns if column.name not in OUR_COLUMNS)
-
-NOTIFY = """
-CREATE OR REPLACE FUNCTION lora_foundry_wake() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN PERFORM pg_notify('echo_tasks', ''); RETURN NULL; END $$;
-DROP TRIGGER IF EXISTS lora_foundry_wake ON echo_tasks;
-CREATE TRIGGER lora_foundry_wake AFTER INSERT OR UPDATE OF status, cancel_requested ON echo_tasks
-FOR EACH ROW WHEN (NEW.status <> 'running' OR NEW.cancel_requested IS NOT NULL)
-EXECUTE FUNCTION lora_foundry_wake();
-"""
 
 
 def upgrade() -> None:
     connection = op.get_bind()
     inspector = sa.inspect(connection)
-    if inspector.has_table("echo_tasks"):
-        _adopt(inspector)
+    if inspector.has_table(tasks.name):
+        check(inspector)
     else:
         tasks.create(connection)
+        op.create_index("echo_tasks_status", tasks.name, ["status", "id"])
     if not inspector.has_table(executors.name):
         executors.create(connection)
-    op.execute("CREATE INDEX IF NOT EXISTS lora_foundry_waiting ON echo_tasks (status, priority, created_at)")
-    op.execute("CREATE INDEX IF NOT EXISTS lora_foundry_uuid ON echo_tasks (uuid)")
-    if connection.dialect.name == "postgresql":
-        op.execute(NOTIFY)
 
 
-def _adopt(inspector: sa.Inspector) -> None:
-    columns = {column["name"]: column for column in inspector.get_columns("echo_tasks")}
+def check(inspector: sa.Inspector) -> None:
+    """Raises InputError, with the way out, for a table that our rows do not fit into."""
+    columns = {column["name"]: column for column in inspector.get_columns(tasks.name)}
     if "id" not in columns or not isinstance(columns["id"]["type"], sa.Integer):
         raise InputError(
             "The table echo_tasks has no integer id made by the database, so it cannot be adopted. Rename it "
             "(ALTER TABLE echo_tasks RENAME TO echo_tasks_old), run `lora-foundry db upgrade` again "
             "and copy the rows over without their ids."
         )
-    lacking = [name for name in ("name", "task_type", "status", "payload") if name not in columns]
+    lacking = [column.name for column in tasks.columns if column.name not in columns]
     if lacking:
         raise InputError(
-            f"The table echo_tasks lacks {', '.join(lacking)}, so it is not the table of tasks; "
-            "rename it and run `lora-foundry db upgrade` again."
+            f"The table echo_tasks lacks {', '.join(lacking)}, and another program's table is not altered. If it is "
+            "the table of tasks, add them (ALTER TABLE echo_tasks ADD COLUMN ...), else rename it; then run "
+            "`lora-foundry db upgrade` again."
         )
-    for column in tasks.columns:
-        if column.name not in columns:
-            default = column.server_default if column.name in CONTRACT else None
-            text = default.arg if isinstance(default, sa.DefaultClause) else None
-            constant = (
-                text if isinstance(text, str) else None
-            )  # SQLite adds no column with a computed default
-            op.add_column("echo_tasks", sa.Column(column.name, column.type, server_default=constant))
+    known = getattr(columns["status"]["type"], "enums", None)
+    missing = [status.value for status in TaskStatus if known is not None and status.value not in known]
+    if missing:
+        raise InputError(
+            f"The type of echo_tasks.status does not know {', '.join(missing)}; add each with ALTER TYPE "
+            f"{getattr(columns['status']['type'], 'name', '')} ADD VALUE '...', and run `lora-foundry db upgrade` again."
+        )
