@@ -184,7 +184,9 @@ async def _follow_hands(ledger: Ledger) -> None:
             ours.c.priority != tasks.c.priority, ours.c.due.is_distinct_from(tasks.c.scheduled_for)
         )
         same = (tasks.c.id == ours.c.id) & ours.c.queue.is_not(None) & changed
-        priority = sa.case((tasks.c.priority.between(0, MOST_PRIORITY), tasks.c.priority), else_=ours.c.priority)
+        priority = sa.case(
+            (tasks.c.priority.between(0, MOST_PRIORITY), tasks.c.priority), else_=ours.c.priority
+        )
         await connection.execute(
             ours.update().where(same).values(priority=priority, due=tasks.c.scheduled_for)
         )

@@ -265,7 +265,12 @@ class Ledger:
             earlier = {row.id: row.before for row in await connection.execute(known)}
             for row in rows:
                 number = row.id or 0
-                shared: dict[str, Any] = {"retries": 0, "error": None, "scheduled_for": None, "started_at": None}
+                shared: dict[str, Any] = {
+                    "retries": 0,
+                    "error": None,
+                    "scheduled_for": None,
+                    "started_at": None,
+                }
                 shared |= {"completed_at": None, "result": None}
                 await connection.execute(
                     tasks.update().where(tasks.c.id == number).values(status=HELD, updated_at=stamp, **shared)
