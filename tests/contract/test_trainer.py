@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from lora_foundry.backends.kohya.output import Output
@@ -35,7 +36,9 @@ from lora_foundry.errors import (
     InputError,
     MissingExtraError,
 )
+from lora_foundry.families._shared.diffusion import NoiseProcess
 from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.families._shared.parts import Parts
 from lora_foundry.ports import Trainer, TrainingImage, TrainingJob
 from lora_foundry.stages.publish.soundness import check_numbers
 from lora_foundry.trainer.trainer import InProcessTrainer
@@ -360,3 +363,41 @@ def test_what_it_knows_is_handed_on_under_its_own_names(base: Base, tmp_path: Pa
     assert config.items() >= expected.items()
     assert "min_snr_gamma" not in config
     assert "network_train_unet_only" not in config
+
+
+def file_of(configuration: str, family: str = "sd", **known: Any) -> Base:
+    """A checkpoint file that nobody opens: what it was trained for stands in our configurations, or was found in it."""
+    return Base(
+        path=Path("base.safetensors"), layout="file", family=family, name="base", identity="0",
+        configuration=configuration, **known,
+    )  # fmt: skip
+
+
+BASES = {
+    "1.x": (file_of("sd"), set()),
+    "2.x": (file_of("sd2"), {"v2", "v_parameterization"}),
+    "2.x base": (file_of("sd2", prediction="epsilon"), {"v2"}),
+    "sdxl": (file_of("sdxl", "sdxl"), {"no_half_vae"}),
+    "noob": (
+        file_of("sdxl", "sdxl", prediction="v_prediction", zero_terminal=True),
+        {"no_half_vae", "v_parameterization", "zero_terminal_snr"},
+    ),
+    "1.x told": (file_of("sd").told("v_prediction", "on"), {"v_parameterization", "zero_terminal_snr"}),
+    "noob told": (
+        file_of("sdxl", "sdxl", prediction="v_prediction", zero_terminal=True).told("epsilon", "off"),
+        {"no_half_vae"},
+    ),
+    "mini told": (find_base("mini").told("epsilon", "off"), set()),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_sd_scripts_trains_for_the_answer_that_our_own_trainer_trains_for(tmp_path: Path, name: str) -> None:
+    """Checkpoint, configuration and recipe (`told`) all have a say in what the base answers with."""
+    base, expected = BASES[name]
+    given = configuration(make_job(tmp_path / "job"), base, tmp_path, tmp_path)
+    said = {"v2", "v_parameterization", "zero_terminal_snr", "no_half_vae"} & given.keys()
+    assert said == expected
+    ours = NoiseProcess(Parts(base, torch.float32).scheduler_config, 0.0, torch.device("cpu"))
+    assert ("v_parameterization" in said) == (ours.prediction == "v_prediction")
+    assert ("zero_terminal_snr" in said) == ours.zero_terminal

@@ -16,9 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
-from lora_foundry.families._shared.inspect import Base, read_header
+from lora_foundry.families._shared.diffusion import PREDICTIONS
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.parts import Parts
 from lora_foundry.files.storage import make_folder, remove_tree, storage_errors, write_json, write_text
 from lora_foundry.ports import TrainingImage, TrainingJob
 
@@ -38,6 +42,7 @@ _VOCABULARY_CONFIG = {
 }
 _LONG_CAPTION = 220  # characters; about the 75 tokens of one window
 _SMALLEST_BUCKET = 64
+_WIDTH_OF_V2 = 1024  # of the text's states: Stable Diffusion 2.x has OpenCLIP's encoder
 
 # Handed on, or without meaning for another program. Every other field must have its default.
 _HANDED_ON = {
@@ -185,34 +190,22 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _base_options(base: Base) -> dict[str, Any]:
-    """What sd-scripts must be told of a base that it does not find out itself."""
-    options: dict[str, Any] = {}
-    if base.family == "sdxl":
-        options["no_half_vae"] = True  # SDXL's own VAE overflows fp16
-    if base.layout == "folder":
-        unet, scheduler = (_read_json(base.path / part) for part in _FOLDER_FILES)
-        v = scheduler.get("prediction_type") == "v_prediction"
-        zero = bool(scheduler.get("rescale_betas_zero_snr"))
-        second = base.family == "sd" and unet.get("cross_attention_dim") == 1024
-    else:
-        header = read_header(base.path)
-        v = "v_pred" in header.shapes or header.metadata.get("modelspec.prediction_type") == "v"
-        zero = "ztsnr" in header.shapes
-        text = header.shapes.get(_CROSS_ATTENTION, ())
-        second = base.family == "sd" and len(text) == 2 and text[1] == 1024
-    return options | {"v2": second, "v_parameterization": v, "zero_terminal_snr": zero}
-
-
-_FOLDER_FILES = ("unet/config.json", "scheduler/scheduler_config.json")
-_CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    """What sd-scripts must be told of a base that it does not find out itself: read where our own trainer reads it, so
+    that a recipe's `prediction` and `zero_terminal_snr` count here too. Raises InputError for a base that answers with
+    anything else."""
+    parts = Parts(base, torch.float32)
+    scheduler = parts.scheduler_config
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise InputError(
+            f"The base predicts {prediction!r}, which sd-scripts does not train; it trains {' and '.join(PREDICTIONS)}."
+        )
+    return {
+        "no_half_vae": base.family == "sdxl",  # SDXL's own VAE overflows fp16
+        "v2": base.family == "sd" and parts.denoiser_config.get("cross_attention_dim") == _WIDTH_OF_V2,
+        "v_parameterization": prediction == "v_prediction",
+        "zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr")),
+    }
 
 
 def _toml(value: Any) -> str:
