@@ -5,8 +5,9 @@ count; the newest two are kept, so that one that turns out damaged costs little.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointRecord(BaseModel):
-    """The JSON beside a checkpoint's tensors. `fingerprint` is of everything that decides the training."""
+    """The JSON beside a checkpoint's tensors. `fingerprint` is of everything that decides the training;
+    `optimizer` is the optimizer's state, whose tensors stand in the other file under the names that are here."""
 
     # Optimizers hold infinities (Prodigy's growth rate), which JSON as pydantic writes it would turn into null.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -34,8 +36,7 @@ class CheckpointRecord(BaseModel):
     step: int
     fingerprint: str
     sha256: str
-    optimizer_groups: list[dict[str, Any]]
-    optimizer_values: dict[str, Any]
+    optimizer: dict[str, Any]
     scaler: dict[str, float] = {}
 
 
@@ -74,27 +75,14 @@ class Checkpoints:
         tensors = {f"lora.{name}": tensor for name, tensor in learner.adapter.state().items()}
         if learner.mean:
             tensors |= {f"mean.{name}": tensor for name, tensor in learner.mean.state().items()}
-        state = learner.optimizer.state_dict()
-        values: dict[str, Any] = {}
-        groups: list[dict[str, Any]] = []
-        for index, group in enumerate(state["param_groups"]):
-            held = {key: value for key, value in group.items() if isinstance(value, Tensor)}
-            tensors |= {f"group.{index}.{key}": value.detach().cpu().clone() for key, value in held.items()}
-            groups.append({key: value for key, value in group.items() if key not in held})
-        for index, entries in state["state"].items():
-            for key, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous().clone()
-                else:
-                    values[f"{index}.{key}"] = value
+        optimizer = _without_tensors(learner.optimizer.state_dict(), tensors)
         data = save(tensors)
         storage.write_bytes(self._tensors(step), data)
         record = CheckpointRecord(
             step=step,
             fingerprint=self._fingerprint,
             sha256=hashlib.sha256(data).hexdigest(),
-            optimizer_groups=groups,
-            optimizer_values=values,
+            optimizer=optimizer,
             scaler=learner.scaler.state_dict(),
         )
         storage.write_model(self._record(step), record)
@@ -151,24 +139,43 @@ class Checkpoints:
         self._tensors(step).unlink(missing_ok=True)
 
 
+_TENSOR = "tensor"  # the key of a tensor's place; keys of a state are in quotes or numbers
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """An optimizer's state as JSON can hold it, however deep it is nested; its tensors are put into `tensors`, and their
+    names where they stood. Keys keep their type: optimizers number their parameters."""
+    if isinstance(value, Tensor):
+        name = f"optimizer.{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {_TENSOR: name}
+    if isinstance(value, dict):
+        return {json.dumps(key): _without_tensors(inner, tensors) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(inner, tensors) for inner in value]
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `_without_tensors` was given; tuples come back as lists. Raises KeyError for a tensor that is not there."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        return {json.loads(key): _with_tensors(inner, tensors) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(inner, tensors) for inner in value]
+    return value
+
+
 def _put_back(record: CheckpointRecord, tensors: dict[str, Tensor], learner: Learner) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    groups = [dict(group) for group in record.optimizer_groups]
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         parts.setdefault(kind, {})[rest] = tensor
-        index, _, key = rest.partition(".")
-        if kind == "optimizer":
-            state.setdefault(int(index), {})[key] = tensor
-        elif kind == "group":
-            groups[int(index)][key] = tensor
-    for name, value in record.optimizer_values.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
+    state = _with_tensors(record.optimizer, tensors)
     learner.adapter.load(parts["lora"])
     if learner.mean:
         learner.mean.load(parts["mean"])
-    learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    learner.optimizer.load_state_dict(state)
     if record.scaler:
         learner.scaler.load_state_dict(dict(record.scaler))

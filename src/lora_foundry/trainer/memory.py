@@ -1,64 +1,41 @@
-"""How a training is fitted to a GPU's memory: which of batch size, gradient checkpointing and 8-bit optimizer it takes,
-and what it gives up when the memory runs out after all. The pictures that make one optimizer step stay as many, so
-that a smaller card learns the same, only slower."""
+"""How a training is fitted to a GPU's memory: which batch size it takes and whether gradient checkpointing, and what it
+gives up when the memory runs out after all. The pictures that make one optimizer step stay as many and the optimizer
+stays the one that was chosen, so that a smaller card learns the same, only slower."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.memory import training_memory
 
 _GIB = 1024**3
 CARDS = {"8gb": 8.0, "12gb": 12.0, "16gb": 16.0, "24gb": 24.0}
 _RESERVE = 1.0  # GiB of a card that the desktop and the driver take
 
 
-class Need(NamedTuple):
-    """What a family takes, in GiB: its frozen weights in half precision, and the activations of one picture of 512
-    pixels with and without gradient checkpointing. Estimates (activations from the floor measured for SD1.5, the
-    others by their size); running out of memory is caught all the same."""
-
-    weights: float
-    activations: float
-    checkpointed: float
-
-
-NEEDS = {
-    "sd": Need(1.7, 1.6, 0.5),
-    "sdxl": Need(5.2, 3.6, 1.0),
-    "z_image": Need(12.0, 6.0, 1.2),
-}
-_DEFAULT = Need(6.0, 4.0, 1.0)
-
-
-def fit(settings: TrainSection, family: str, free: float | None) -> tuple[TrainSection, str]:
+def fit(settings: TrainSection, base: Base, free: float | None) -> tuple[TrainSection, str]:
     """The settings for `free` GiB of memory, and what was changed, in words; unchanged for None (a CPU).
 
-    Gives up, one after another until it fits: keeping activations, the size of a batch, full-precision optimizer
-    state.
+    Changed, one after another until the estimate fits, is only what does not change the result: activations are
+    computed twice instead of kept, and a batch is computed in parts. Where that does not suffice, the words say so.
     """
     if settings.memory in CARDS:
         free = CARDS[settings.memory] - _RESERVE
     if free is None or settings.memory == "as_set":
         return settings, ""
-    need = NEEDS.get(family, _DEFAULT)
     fitted = settings
-    while estimate(fitted, need) > free and (smaller := step_down(fitted)) is not None:
+    while (needed := training_memory(base, fitted) / _GIB) > free:
+        smaller = step_down(fitted)
+        if smaller is None:
+            break
         fitted = smaller
-    if estimate(fitted, need) > free and fitted.optimizer == "adamw":
-        fitted = fitted.model_copy(update={"optimizer": "adamw8bit"})
-    return fitted, difference(settings, fitted)
-
-
-def estimate(settings: TrainSection, need: Need) -> float:
-    """GiB that a training takes, roughly."""
-    area = (settings.resolution / 512) ** 2
-    width = 2.0 if settings.precision == "fp32" else 1.0
-    picture = need.checkpointed if settings.gradient_checkpointing else need.activations
-    learned = 0.004 * settings.rank * (0.5 if settings.optimizer == "adamw8bit" else 1.0)
-    return need.weights * width + picture * width * area * settings.batch_size + learned
+    words = difference(settings, fitted)
+    if needed > free:
+        short = f"{needed:.1f} GiB are needed by the estimate, and {free:.1f} GiB are free"
+        words = ", ".join(filter(None, (words, short)))
+    return fitted, words
 
 
 def step_down(settings: TrainSection) -> TrainSection | None:
@@ -91,7 +68,7 @@ def free_memory(device: torch.device) -> float | None:
 
 def difference(before: TrainSection, after: TrainSection) -> str:
     """What was changed, in words; empty for nothing."""
-    names = ("batch_size", "accumulation", "gradient_checkpointing", "optimizer")
+    names = ("batch_size", "accumulation", "gradient_checkpointing")
     changes = [
         f"{name} {getattr(before, name)} -> {getattr(after, name)}"
         for name in names

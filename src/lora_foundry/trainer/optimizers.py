@@ -21,8 +21,9 @@ PEAK = "peak"  # the key of a group's peak rate, beside its current one
 def build_optimizer(settings: TrainSection, adapter: Adapter) -> torch.optim.Optimizer:
     """The optimizer that `settings` names, on the adapter's weights. Raises InputError, MissingExtraError."""
     rates = {DENOISER: settings.learning_rate, ENCODERS: settings.text_encoder_rate}
-    # What AdamW does to a number depends on no other, so that all can be one tensor; the others look at whole matrices.
-    whole = settings.optimizer == "adamw"
+    # What AdamW does to a number depends on no other (with 8-bit moments: on those of its block of 256), so that all can
+    # be one tensor; the others look at whole matrices.
+    whole = settings.optimizer in {"adamw", "adamw8bit"}
     groups = [
         {"params": [buffer] if whole else adapter.parameters(part), "lr": rates[part], PEAK: rates[part]}
         for part, buffer in adapter.buffers.items()
@@ -90,9 +91,9 @@ def _build(settings: TrainSection, groups: list[Any], devices: list[torch.device
 
             return Adafactor(groups, weight_decay=decay, relative_step=False, scale_parameter=False)
         case "adamw8bit":
-            if any(device.type != "cuda" for device in devices):
+            if any(device.type == "mps" for device in devices):
                 raise InputError(
-                    'train.optimizer = "adamw8bit" needs a CUDA device; take "adamw" or "adafactor" here.'
+                    'train.optimizer = "adamw8bit" does not run on an Apple GPU; set it to "adamw" or "adafactor".'
                 )
             return _imported("bitsandbytes.optim", "AdamW8bit")(groups, weight_decay=decay)  # type: ignore[no-any-return]
         case "prodigy":

@@ -110,7 +110,7 @@ class InProcessTrainer:
         """Runs the loop; where memory runs out, again from the newest checkpoint with settings that take less."""
         device = find_device(self._device_name)
         asked = job.settings
-        settings, note = plan_memory(job, self._base.family, device)
+        settings, note = plan_memory(job, self._base, device)
         while True:
             if note:
                 progress(ProgressEvent(stage="train", done=0, total=total, message=note))
@@ -130,7 +130,7 @@ class InProcessTrainer:
                 torch.cuda.empty_cache()
 
 
-def plan_memory(job: TrainingJob, family: str, device: torch.device) -> tuple[TrainSection, str]:
+def plan_memory(job: TrainingJob, base: Base, device: torch.device) -> tuple[TrainSection, str]:
     """The settings that fit the device, and what was changed, in words. A training that goes on keeps what it had."""
     try:
         earlier = json.loads((job.workdir / TRAINING_CONFIG).read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def plan_memory(job: TrainingJob, family: str, device: torch.device) -> tuple[Tr
             return TrainSection.model_validate(earlier["settings"]), ""
     except (OSError, ValueError):
         _log.debug("no earlier plan in %s", job.workdir)
-    settings, changes = fit(job.settings, family, free_memory(device))
+    settings, changes = fit(job.settings, base, free_memory(device))
     return settings, f"fitted to the memory: {changes}" if changes else ""
 
 

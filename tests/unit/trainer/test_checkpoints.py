@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.targets import Target
 from lora_foundry.trainer.adapter import Adapter
 from lora_foundry.trainer.checkpoints import Checkpoints, Learner
+from lora_foundry.trainer.optimizers import build_optimizer
 from tests.unit.trainer.conftest import short_section
 
 
@@ -21,6 +26,19 @@ def learner(seed: int = 1) -> Learner:
     adapter = Adapter({"unet": network}, targets, short_section(rank=2, alpha=2.0), seed)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1, fused=True)
     return Learner(adapter, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+
+
+def learner_of(optimizer: str, seed: int = 1) -> Learner:
+    """Two layers, one of them large enough (4,096 numbers) for moments in 8 bits, learned by an optimizer of the recipe."""
+    network = nn.ModuleDict({"a": nn.Linear(80, 70), "b": nn.Conv2d(4, 3, 1)})
+    targets = [Target("unet", "a"), Target("unet", "b")]
+    chosen: dict[str, object] = {"optimizer": optimizer, "rank": 64}
+    chosen |= {"learning_rate": 1.0} if optimizer == "prodigy" else {}
+    chosen |= {"lr_schedule": "constant"} if optimizer == "schedule_free" else {}
+    section = short_section(**chosen)
+    adapter = Adapter({"unet": network}, targets, section, seed)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Learner(adapter, build_optimizer(section, adapter), scaler)
 
 
 def teach(learner: Learner, steps: int) -> None:
@@ -44,6 +62,85 @@ def test_weights_and_optimizer_go_on_exactly(tmp_path: Path) -> None:
     teach(undisturbed, 4)
     teach(resumed, 4)
     assert same(undisturbed, resumed)
+
+
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "pytorch_optimizer", "schedule_free": "pytorch_optimizer"}
+
+
+@pytest.mark.parametrize("optimizer", get_args(TrainSection.model_fields["optimizer"].annotation))
+def test_every_optimizer_goes_on_exactly(tmp_path: Path, optimizer: str) -> None:
+    if package := PACKAGES.get(optimizer):
+        pytest.importorskip(package)
+    undisturbed, stopped, resumed = (learner_of(optimizer, seed) for seed in (1, 1, 2))
+    teach(undisturbed, 3)
+    teach(stopped, 3)
+    Checkpoints(tmp_path, "f").save(3, stopped)
+    assert Checkpoints(tmp_path, "f").restore(resumed) == 3
+    assert alike(undisturbed.optimizer.state_dict(), resumed.optimizer.state_dict())
+    teach(undisturbed, 4)
+    teach(resumed, 4)
+    assert same(undisturbed, resumed)
+    assert not same(undisturbed, stopped)
+
+
+def alike(one: object, other: object) -> bool:
+    """Equal in values, types and keys, but that a tuple may come back as a list."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(alike(value, other[key]) for key, value in one.items())
+        )
+    if isinstance(one, list | tuple):
+        return (
+            isinstance(other, list | tuple)
+            and len(one) == len(other)
+            and all(alike(*pair) for pair in zip(one, other, strict=True))
+        )
+    return type(one) is type(other) and one == other
+
+
+TENSORS = st.builds(
+    lambda kind, count: torch.arange(count).to(kind),
+    st.sampled_from([torch.uint8, torch.float32, torch.bfloat16, torch.int64]),
+    st.integers(0, 5),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text("ab."), TENSORS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.integers(0, 9), st.text("ab.", max_size=3)), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+class Remembers(torch.optim.SGD):
+    """An optimizer whose state is whatever a test says."""
+
+    told: object = None
+
+    def state_dict(self) -> dict[str, object]:
+        return {"state": self.told}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self.told = state_dict["state"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(told=VALUES)
+def test_a_state_of_any_depth_comes_back(tmp_path_factory: pytest.TempPathFactory, told: object) -> None:
+    """8-bit optimizers keep their moments in a dictionary of their own, one level deeper than the others."""
+    folder, taught = tmp_path_factory.mktemp("state"), learner()
+    optimizer = Remembers(taught.adapter.parameters(), lr=0.1)
+    optimizer.told = told
+    taught = taught._replace(optimizer=optimizer)
+    Checkpoints(folder, "f").save(1, taught)
+    optimizer.told = None
+    assert Checkpoints(folder, "f").restore(taught) == 1
+    assert alike(told, optimizer.told)
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.diffusion import mean_error
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.targets import DENOISER, Target
+from lora_foundry.families._shared.targets import DENOISER, KOHYA, Target
 
 BASE = Base(path=Path("toy"), layout="folder", family="toy", name="toy", identity="toy")
 
@@ -48,6 +48,8 @@ class ToyModel:
     """A family model (`FamilyModel`)."""
 
     side_multiple = 8
+    recordable = False
+    file_format = KOHYA
 
     def __init__(self, settings: TrainSection) -> None:
         with torch.random.fork_rng(devices=[]):

@@ -79,7 +79,7 @@ class OptimizerSettings(Section):
     )
     optimizer: Literal["adamw", "adamw8bit", "prodigy", "adafactor", "schedule_free"] = Field(
         "adamw",
-        description="`adamw` (fused); `adamw8bit` needs CUDA and bitsandbytes; `prodigy` and `schedule_free` need the "
+        description="`adamw` (fused); `adamw8bit` needs bitsandbytes (extra `cuda`); `prodigy` and `schedule_free` need the "
         "extra `optimizers`; `adafactor` takes the rate as it is set.",
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -170,8 +170,8 @@ class MachineSettings(Section):
     )
     memory: Literal["as_set", "auto", "8gb", "12gb", "16gb", "24gb"] = Field(
         "auto",
-        description="Fit batch size, gradient checkpointing and optimizer to a GPU's free memory, or to that of a "
-        "card; the pictures a step stay as many. `as_set` takes them as they are. A CPU's memory is not managed.",
+        description="Fit batch size and gradient checkpointing to a GPU's free memory, or to that of a card; the "
+        "pictures a step stay as many and the result the same. `as_set` takes them as they are. A CPU's memory is not managed.",
     )
     export_precision: Literal["fp16", "bf16"] = Field("fp16", description="Number format of the LoRA file.")
 
