@@ -12,6 +12,7 @@ from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError
 from lora_foundry.extras import install_command
 from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.needs import needs_of
 from lora_foundry.settings import Settings
 
 LEAST_DISK = 500 * 1024 * 1024  # what one SD1.5 character took in the system this one replaces
@@ -28,7 +29,7 @@ class Finding(NamedTuple):
 
 def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
     """Every check, in the order in which a run would need it."""
-    findings = [_python(), _torch(settings.device), *_base(settings, recipe)]
+    findings = [_python(), _torch(settings.device), *_base(settings, recipe), *_other_needs(settings, recipe)]
     for subject, folder in (("datasets folder", settings.datasets_dir), ("LoRA folder", settings.loras_dir)):
         findings.extend(_folder(subject, folder))
     findings.extend(_comfyui(settings, recipe))
@@ -145,10 +146,20 @@ def _base(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     except FoundryError as error:
         places = " or ".join(str(folder) for folder in settings.model_folders)
         mend = f"Put it into {places}, or name its path: --set model.base=PATH."
+        if recipe.model.source:
+            mend = f"Run: lora-foundry setup {recipe.name} (or put it into {places})."
         yield Finding(subject, False, str(error), mend)
         return
     yield Finding(subject, True, f"{base.path} ({base.family}, {base.layout})")
     yield from _gpu_memory(base, settings, recipe)
+
+
+def _other_needs(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
+    """The files of instruments and the vocabulary; nothing where a recipe needs none."""
+    for need in needs_of(recipe, settings):
+        if need.what != "base model":
+            advice = f"Run: lora-foundry setup {recipe.name}" if need.fetchable else need.advice
+            yield Finding(need.what, need.found is not None, str(need.found or need.source.name), advice)
 
 
 def _gpu_memory(base: Base, settings: Settings, recipe: Recipe) -> Iterator[Finding]:

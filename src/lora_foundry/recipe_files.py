@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe, help_of
+from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe, forget_source, help_of
 from lora_foundry.errors import InputError, did_you_mean
 
 _DEEPEST = 8  # recipes that extend one another; a person's file needs two or three
@@ -110,6 +110,8 @@ def _resolved(name_or_file: str, folders: tuple[Path, ...], above: tuple[str, ..
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Tables key by key; anything else of `changes`, lists too, takes the place of what was there."""
     merged = dict(base)
+    if "base" in changes and "source" not in changes:
+        forget_source(merged)  # the [model] table with a base of its own
     for key, change in changes.items():
         value, old = change, merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):

@@ -14,11 +14,12 @@ from PIL import Image
 
 from lora_foundry.backends.onnx.embedders import CcipEmbedder, DinoEmbedder
 from lora_foundry.backends.onnx.faces import ArcFaceEmbedder, SFaceEmbedder, YuNetDetector, align
-from lora_foundry.backends.onnx.files import OnnxModel, Source
+from lora_foundry.backends.onnx.files import OnnxModel
 from lora_foundry.backends.onnx.wd_tagger import WdTagger, prepare
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.download import Source
 from lora_foundry.files.images import save_picture
 from lora_foundry.recipe_files import load_recipe
 

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     ("web",),
     ("compat", "doctor"),
+    ("needs",),
     ("stage_job",),
     ("api",),
     ("composition",),

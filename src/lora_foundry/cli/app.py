@@ -15,6 +15,7 @@ from rich.table import Table
 from lora_foundry import __version__
 from lora_foundry.cli import tasks as cli_tasks
 from lora_foundry.cli import web as cli_web
+from lora_foundry.cli.setup import BaseOption
 from lora_foundry.errors import FoundryError
 
 if TYPE_CHECKING:
@@ -193,6 +194,29 @@ def recipes(
             size = f"{each.generate.width}x{each.generate.height}"
             table.add_row(each.name, each.description, str(each.generate.images), size, str(each.total_steps))
         _out.print(table)
+
+
+@app.command()
+def setup(
+    recipe: Annotated[str | None, typer.Argument(help="The recipe's name or a TOML file.")] = None,
+    base: BaseOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to the sizes and the licences.")] = False,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Only say what is needed; fetch nothing.")
+    ] = False,
+    settings: SetOption = None,
+    home: Home = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch what a recipe needs: base model, taggers, embedders. Broken-off downloads go on."""
+    from lora_foundry.api import Foundry
+    from lora_foundry.cli.setup import set_up
+    from lora_foundry.recipe_files import load_recipe
+
+    with _errors(as_json):
+        own = Foundry(home).settings
+        chosen = load_recipe(recipe or own.recipe, settings or [], own.recipe_folders)
+        set_up(own, chosen, base, yes, only_list, as_json)
 
 
 @app.command()

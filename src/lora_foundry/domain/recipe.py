@@ -126,7 +126,15 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
             raise InputError(f"--set {setting!r} is not possible: {key!r} is a single value, not a section.")
+    if keys == ("model", "base"):
+        forget_source(target)
     target[keys[-1]] = _toml_value(raw.strip())
+
+
+def forget_source(model: dict[str, Any]) -> None:
+    """Another base comes from another place than the one that a recipe named for its own."""
+    model.pop("source", None)
+    model.pop("licence", None)
 
 
 def setting_values(settings: Iterable[str]) -> dict[str, Any]:

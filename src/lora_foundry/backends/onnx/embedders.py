@@ -9,8 +9,9 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from lora_foundry.backends.onnx.files import OnnxModel, Source, planes, unit
+from lora_foundry.backends.onnx.files import OnnxModel, planes, unit
 from lora_foundry.context import Context
+from lora_foundry.files.download import Source
 from lora_foundry.ports import FloatArray
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -24,6 +25,7 @@ class DinoEmbedder:
 
     same = 0.6
     source = Source("dinov2-base.onnx", "Apache-2.0", "onnx-community/dinov2-base", "onnx/model.onnx")
+    sources = (source,)
 
     @classmethod
     def make(cls, context: Context) -> Self:
@@ -60,6 +62,7 @@ class CcipEmbedder:
         "deepghs/ccip_onnx",
         "ccip-caformer-24-randaug-pruned/model_feat.onnx",
     )
+    sources = (source,)
 
     @classmethod
     def make(cls, context: Context) -> Self:

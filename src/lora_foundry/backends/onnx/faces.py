@@ -10,8 +10,9 @@ from typing import NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from lora_foundry.backends.onnx.files import OnnxModel, Source, unit
+from lora_foundry.backends.onnx.files import OnnxModel, unit
 from lora_foundry.context import Context
+from lora_foundry.files.download import Source
 from lora_foundry.ports import FloatArray
 
 _SIDE = 640  # of the picture that YuNet's file was exported for
@@ -42,6 +43,7 @@ class YuNetDetector:
         "opencv/face_detection_yunet",
         "face_detection_yunet_2023mar.onnx",
     )
+    sources = (source,)
 
     @classmethod
     def make(cls, context: Context) -> Self:
@@ -127,6 +129,7 @@ class SFaceEmbedder:
         "opencv/face_recognition_sface",
         "face_recognition_sface_2021dec.onnx",
     )
+    sources: tuple[Source, ...] = (YuNetDetector.source, source)
 
     @classmethod
     def make(cls, context: Context) -> Self:
@@ -159,6 +162,7 @@ class ArcFaceEmbedder(SFaceEmbedder):
     same = 0.4
     width = 512
     source = Source("w600k_r50.onnx", "non-commercial research only; InsightFace's licence")
+    sources = (YuNetDetector.source, source)
 
     def _input(self, crop: Image.Image) -> FloatArray:
         """RGB from -1 to 1."""

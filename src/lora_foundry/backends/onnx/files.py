@@ -4,11 +4,10 @@ its size, licence and hash in the log."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,21 +17,10 @@ from huggingface_hub.file_download import get_hf_file_metadata
 from PIL import Image
 
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.download import SHA256_DIGITS, Source, cached, hash_of
 from lora_foundry.ports import FloatArray
 
-_CHUNK = 1 << 20
-_SHA256 = 64  # hex digits; the hub's other etags are git hashes
 _log = logging.getLogger(__name__)
-
-
-class Source(NamedTuple):
-    """A file of an instrument: `name` as it lies in the instruments folder, and where the hub has it. One without a
-    repository is never fetched."""
-
-    name: str
-    licence: str
-    repository: str = ""
-    path: str = ""
 
 
 def find_file(source: Source, folder: Path | None) -> Path:
@@ -45,6 +33,8 @@ def find_file(source: Source, folder: Path | None) -> Path:
             f"The instrument's file {source.name} has to be put there by hand ({source.licence}): {where} "
             "(model.instruments)."
         )
+    if (here := cached(source)) is not None:
+        return here
     try:
         _announce(source)
         path = Path(hf_hub_download(source.repository, source.path))
@@ -64,20 +54,11 @@ def _announce(source: Source) -> None:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
         return
     size = "unknown size" if known.size is None else f"{known.size / 1e6:.0f} MB"
-    digest = known.etag if known.etag and len(known.etag) == _SHA256 else "unknown"
+    digest = known.etag if known.etag and len(known.etag) == SHA256_DIGITS else "unknown"
     _log.warning(
         "fetching %s from %s: %s, licence %s, SHA-256 %s",
         source.name, source.repository, size, source.licence, digest,
     )  # fmt: skip
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class OnnxModel:

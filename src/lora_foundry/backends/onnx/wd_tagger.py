@@ -11,12 +11,13 @@ from typing import NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from lora_foundry.backends.onnx.files import OnnxModel, Source, find_file
+from lora_foundry.backends.onnx.files import OnnxModel, find_file
 from lora_foundry.context import Context
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.tags import booru
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.download import Source
 from lora_foundry.files.images import load_picture
 from lora_foundry.ports import FloatArray, Trait
 
@@ -39,6 +40,7 @@ class WdTagger:
 
     model = Source("wd-vit-tagger-v3.onnx", "Apache-2.0", _REPOSITORY, "model.onnx")
     names = Source("wd-vit-tagger-v3.csv", "Apache-2.0", _REPOSITORY, "selected_tags.csv")
+    sources = (model, names)
 
     @classmethod
     def make(cls, context: Context) -> Self:

@@ -17,6 +17,12 @@ class ModelSection(Section):
         description="Base model: `mini` (bundled), a diffusers folder, or one .safetensors file; a bare "
         "file name is looked for in the models folder and in ComfyUI's checkpoints folder."
     )
+    source: str = Field(
+        "",
+        description="Where `lora-foundry setup` gets the base: `hf:owner/name` for a diffusers folder, "
+        "`hf:owner/name/file.safetensors` for one file of the hub, or an https address.",
+    )
+    licence: str = Field("", description="The base's licence, as its makers call it; `setup` shows it first.")
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto",
         description="What the base answers; `auto` reads it from the checkpoint's keys and metadata or its "
