@@ -121,6 +121,8 @@ async def link(connection: AsyncConnection, rows: Sequence[Task], stamp: datetim
         except InputError as error:
             await end(connection, [row.id or 0], TaskStatus.FAILED, str(error), stamp)
     parents = await _parents(connection, {name for wanted in names.values() for name in wanted})
+    ties = {child: _tied(parents, wanted) for child, wanted in names.items()}
+    await _tie(connection, ties)
     backwards: list[int] = []
     for child, wanted in names.items():
         lacking = next((name for name in wanted if name not in parents), None)
@@ -128,12 +130,10 @@ async def link(connection: AsyncConnection, rows: Sequence[Task], stamp: datetim
             said = f"The task depends on task {lacking[:80]!a}, which does not exist."
             await end(connection, [child], TaskStatus.FAILED, said, stamp)
             continue
-        chosen = {parents[name].id: parents[name] for name in wanted}
-        await _tie(connection, child, chosen.values())
-        broken = next((each for each in chosen.values() if each.status in ("failed", "cancelled")), None)
+        broken = next((each for each in ties[child] if each.status in ("failed", "cancelled")), None)
         if broken is not None:
             await end(connection, [child], TaskStatus.CANCELLED, broken.reason(), stamp)
-        backwards += [child] if any(number >= child for number in chosen) else []
+        backwards += [child] if any(each.id >= child for each in ties[child]) else []
     for child in backwards:  # only a pair that leads to a later row can close a circle
         if await _in_circle(connection, child):
             await end(connection, [child], TaskStatus.FAILED, CIRCLE, stamp)
@@ -162,10 +162,19 @@ async def follow_outside(connection: AsyncConnection, stamp: datetime) -> None:
         await connection.execute(dependencies.update().where(seen).values(outside=0))
 
 
-async def _tie(connection: AsyncConnection, child: int, parents: Iterable[Parent]) -> None:
-    """Keeps the pairs, in place of what was kept for the child before."""
-    await connection.execute(dependencies.delete().where(dependencies.c.child == child))
-    pairs = [{"parent": each.id, "child": child, "outside": int(each.outside)} for each in parents]
+def _tied(parents: Mapping[str, Parent], names: Iterable[str]) -> list[Parent]:
+    """The rows that a row's names mean, each once."""
+    return list({parents[name].id: parents[name] for name in names if name in parents}.values())
+
+
+async def _tie(connection: AsyncConnection, ties: Mapping[int, Sequence[Parent]]) -> None:
+    """Keeps the pairs, in place of what was kept for these children before."""
+    await connection.execute(dependencies.delete().where(dependencies.c.child.in_(list(ties))))
+    pairs = [
+        {"parent": each.id, "child": child, "outside": int(each.outside)}
+        for child, parents in ties.items()
+        for each in parents
+    ]
     if pairs:
         await connection.execute(dependencies.insert(), pairs)
 

@@ -30,7 +30,6 @@ from lora_foundry.tasks.schema import (
     dependencies,
     moment,
     ours,
-    shown_status,
     tasks,
     whole_row,
 )
@@ -194,7 +193,7 @@ class Ledger:
         """The newest tasks first."""
         query = whole_row().order_by(tasks.c.id.desc()).limit(limit)
         if status is not None:
-            query = query.where(shown_status == status)
+            query = query.where(tasks.c.id.in_(newest_of(status, limit)))
         if pipeline is not None:
             query = query.where(ours.c.pipeline == pipeline)
         async with self.reading() as connection:
@@ -424,6 +423,17 @@ def before_of(task: Task) -> dict[str, Any] | None:
 def pause(retries: int) -> float:
     """Seconds before the next retry: doubled each time, with jitter so that tasks do not return in step."""
     return min(FIRST_PAUSE * 2.0**retries, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+
+
+def newest_of(status: str, limit: int) -> sa.Select[Any]:
+    """The ids of the newest rows of a status, found by an index where the shared table has one for it."""
+    shared = sa.select(tasks.c.id).where(tasks.c.status == status)
+    if status == HELD:  # most rows that say so are only held
+        shared = shared.where(tasks.c.id.not_in(sa.select(ours.c.id).where(ours.c.status != status)))
+    shared = shared.order_by(tasks.c.id.desc()).limit(limit)
+    beside = sa.select(ours.c.id).where(ours.c.status == status, sa.literal(status == TaskStatus.PENDING))
+    beside = beside.order_by(ours.c.id.desc()).limit(limit)
+    return sa.select(sa.union_all(sa.select(shared.subquery()), sa.select(beside.subquery())).subquery().c.id)
 
 
 def refers_to(references: Sequence[int | str]) -> sa.ColumnElement[bool]:
