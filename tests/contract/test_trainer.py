@@ -350,7 +350,7 @@ def test_clip_vocabulary_is_provided_with_the_window_it_was_made_for(
 def test_what_it_knows_is_handed_on_under_its_own_names(base: Base, tmp_path: Path) -> None:
     job = make_job(
         tmp_path / "job", text_encoder_rate=5e-5, conv_rank=8, conv_alpha=4.0, max_norm=1.0, export_precision="bf16",
-        lr_schedule="constant", precision="bf16", min_snr_gamma=0.0,
+        lr_schedule="constant", precision="bf16", min_snr_gamma=0.0, flip=True, start_from="/models/before.safetensors",
     )  # fmt: skip
     text = to_toml(configuration(job, base, tmp_path / 'a \\ "b"', tmp_path))
     config = tomllib.loads(text)
@@ -358,7 +358,8 @@ def test_what_it_knows_is_handed_on_under_its_own_names(base: Base, tmp_path: Pa
         "text_encoder_lr": 5e-5, "network_args": ["conv_dim=8", "conv_alpha=4.0"], "scale_weight_norms": 1.0,
         "save_precision": "bf16", "lr_scheduler": "constant_with_warmup", "mixed_precision": "bf16",
         "train_data_dir": str(tmp_path / "a \\ \"b\""), "max_train_steps": 6, "v_parameterization": True,
-        "zero_terminal_snr": True, "network_dim": 4, "network_alpha": 4.0,
+        "zero_terminal_snr": True, "network_dim": 4, "network_alpha": 4.0, "flip_aug": True,
+        "network_weights": "/models/before.safetensors",
     }  # fmt: skip
     assert config.items() >= expected.items()
     assert "min_snr_gamma" not in config

@@ -4,6 +4,7 @@ and caption, so that no step waits for an encoder and a second training starts a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,12 +84,21 @@ def choose_frame(sizes: Sequence[tuple[int, int]], resolution: int, multiple: in
 
 
 def fit_frame(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
-    """A picture's shape scaled to the area of `resolution` squared, in multiples of `multiple`: its bucket."""
+    """A picture's shape scaled to at most the area of `resolution` squared, in multiples of `multiple`: its bucket."""
     width, height = size
     aspect = min(4.0, max(0.25, width / height))
     ideal = resolution * aspect**0.5, resolution / aspect**0.5
-    across, down = (max(multiple, round(side / multiple) * multiple) for side in ideal)
-    return across, down
+    # Each side rounded down or up, but not to a larger area: what was fitted to a memory must stay within it.
+    sides = [{max(1, math.floor(side / multiple)), max(1, math.ceil(side / multiple))} for side in ideal]
+    frames = [(across * multiple, down * multiple) for across in sides[0] for down in sides[1]]
+    within = [frame for frame in frames if frame[0] * frame[1] <= resolution**2] or [min(frames)]
+
+    def used(frame: tuple[int, int]) -> float:
+        """Pixels, times the share of the picture that they show, twice: what is cut off is worse than what is small."""
+        shape = frame[0] / frame[1] / aspect
+        return frame[0] * frame[1] * min(shape, 1 / shape) ** 2
+
+    return max(within, key=lambda frame: (used(frame), frame))
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -101,9 +111,9 @@ def read_size(path: Path) -> tuple[int, int]:
         raise _unreadable(path) from error
 
 
-def read_picture(path: Path, frame: tuple[int, int]) -> Tensor:
+def read_picture(path: Path, frame: tuple[int, int], flipped: bool = False) -> Tensor:
     """A picture (3, H, W) in -1..1, scaled to cover `frame` and cut to it around the centre; transparency is
-    white."""
+    white. `flipped`: mirrored, left for right."""
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -113,7 +123,8 @@ def read_picture(path: Path, frame: tuple[int, int]) -> Tensor:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise _unreadable(path) from error
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
-    return pixels.permute(2, 0, 1) / 127.5 - 1
+    pixels = pixels.permute(2, 0, 1) / 127.5 - 1
+    return pixels.flip(-1) if flipped else pixels
 
 
 def read_mask(path: Path, frame: tuple[int, int], alpha: bool) -> Tensor:
@@ -129,28 +140,34 @@ def read_mask(path: Path, frame: tuple[int, int], alpha: bool) -> Tensor:
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())[None] / 255
 
 
+def latent_name(digest: str, flipped: bool) -> str:
+    """What the latent of a picture is called in the cache's file."""
+    return f"{digest}.flipped" if flipped else digest
+
+
 def cache_latents(
     model: FamilyModel,
-    pictures: Mapping[str, Path],
+    pictures: Mapping[str, tuple[Path, bool]],
     frame: tuple[int, int],
     identity: str,
     folder: Path,
     report: Report,
 ) -> TensorFile:
-    """The latents of all pictures, by content hash, from the cache or made now. Raises InputError, StorageError,
-    BackendError where the memory does not suffice."""
+    """The latents of pictures (path, and whether it is flipped) by `latent_name`, from the cache or made now. Raises
+    InputError, StorageError, BackendError where the memory does not suffice."""
     names = sorted(pictures)
-    path = folder / f"latents-{fingerprint('latents-1', identity, frame)}.safetensors"
-    known = TensorFile.open(path)
+    file = folder / f"latents-{fingerprint('latents-1', identity, frame)}.safetensors"
+    known = TensorFile.open(file)
     if known is not None and known.names >= set(names):
         return known
     latents: dict[str, Tensor] = {}
     for start in range(0, len(names), ENCODE_BATCH):
         batch = names[start : start + ENCODE_BATCH]
         try:
-            encoded = model.encode_images(
-                torch.stack([read_picture(pictures[name], frame) for name in batch])
-            )
+            pixels = [
+                read_picture(path, frame, flipped) for path, flipped in map(pictures.__getitem__, batch)
+            ]
+            encoded = model.encode_images(torch.stack(pixels))
         except torch.OutOfMemoryError as error:
             raise BackendError(
                 f"The GPU's memory does not hold one picture of {frame[0]}x{frame[1]} pixels while it is encoded, not "
@@ -158,7 +175,7 @@ def cache_latents(
             ) from error
         latents |= {name: latent.clone() for name, latent in zip(batch, encoded, strict=True)}
         report(len(latents), len(names))
-    return TensorFile.create(path, latents)
+    return TensorFile.create(file, latents)
 
 
 class CaptionCache:

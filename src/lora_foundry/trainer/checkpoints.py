@@ -27,13 +27,17 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointRecord(BaseModel):
-    """The JSON beside a checkpoint's tensors. `fingerprint` is of everything that decides the training;
-    `optimizer` is the optimizer's state, whose tensors stand in the other file under the names that are here."""
+    """The JSON beside a checkpoint's tensors.
+
+    fingerprint: of everything that decides the training but its length. total: how many steps it was to take.
+    optimizer: its state, whose tensors stand in the other file under the names that are here.
+    """
 
     # Optimizers hold infinities (Prodigy's growth rate), which JSON as pydantic writes it would turn into null.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     step: int
+    total: int
     fingerprint: str
     sha256: str
     optimizer: dict[str, Any]
@@ -64,11 +68,11 @@ class Learner(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training, in one folder."""
+    """The checkpoints of one training of `total` steps, in one folder."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, total: int) -> None:
         self._folder = folder
-        self._fingerprint = fingerprint
+        self._fingerprint, self._total = fingerprint, total
 
     def save(self, step: int, learner: Learner) -> Path:
         """Writes the state after `step` steps and removes all but the newest two. Raises StorageError."""
@@ -80,6 +84,7 @@ class Checkpoints:
         storage.write_bytes(self._tensors(step), data)
         record = CheckpointRecord(
             step=step,
+            total=self._total,
             fingerprint=self._fingerprint,
             sha256=hashlib.sha256(data).hexdigest(),
             optimizer=optimizer,
@@ -93,11 +98,12 @@ class Checkpoints:
         """Puts the newest whole checkpoint of this training into `learner`; returns its step, 0 where there
         is none.
 
-        Checkpoints of another training (other pictures, captions or settings) are removed.
+        Checkpoints of another training (other pictures, captions or settings) are removed. One of a training that was
+        shorter counts where that was finished: more steps are added to it, along the longer schedule.
         """
         for step in sorted(self._steps(), reverse=True):
             record = storage.read_model(self._record(step), CheckpointRecord)
-            if record is None or record.fingerprint != self._fingerprint:
+            if record is None or not self._goes_on(record):
                 _log.info("checkpoint %d belongs to another training and is removed", step)
                 self._remove(step)
                 continue
@@ -111,6 +117,10 @@ class Checkpoints:
             _log.warning("the checkpoint of step %d is damaged and is left out", step)
             self._remove(step)
         return 0
+
+    def _goes_on(self, record: CheckpointRecord) -> bool:
+        finished = record.step == record.total < self._total
+        return record.fingerprint == self._fingerprint and (record.total == self._total or finished)
 
     def newest(self) -> int:
         """The step of the newest checkpoint, 0 where there is none."""

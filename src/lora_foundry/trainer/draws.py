@@ -21,10 +21,11 @@ _LEVELS = 6
 
 
 class Sample(NamedTuple):
-    """One member of a step's batch: which picture, under which caption."""
+    """One member of a step's batch: which picture, under which caption, and whether left is right."""
 
     image: int
     caption: str
+    flipped: bool = False
 
 
 class Draws:
@@ -54,6 +55,7 @@ class Draws:
         """The pictures of step `step` (counted from 0): within a group the epochs follow one another without a gap,
         each shuffled; groups take turns by their size."""
         rng = random.Random(f"captions-{self._settings.seed}-{step}")
+        coin = random.Random(f"flips-{self._settings.seed}-{step}")
         era, place = divmod(step, len(self._turns))
         group, turn = self._turns[place]
         length = len(self._groups[group])
@@ -62,7 +64,8 @@ class Draws:
         for position in range(first, first + self._size):
             epoch, spot = divmod(position, length)
             image = self._order(group, epoch)[spot]
-            chosen.append(Sample(image, self._caption(self._images[image].caption, rng)))
+            flipped = self._settings.flip and coin.random() < 0.5
+            chosen.append(Sample(image, self._caption(self._images[image].caption, rng), flipped))
         return chosen
 
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
@@ -87,20 +90,22 @@ class Draws:
         return places / self._size
 
     def _multires(self, noise: Tensor, step: int) -> Tensor:
-        """Adds noise of ever coarser grain, each level weighing `multires_noise` times the last; the sum has the
-        spread of the noise it started from."""
+        """Noise of ever coarser grain laid over noise, as sd-scripts does it (`pyramid_noise_like`): level i has 1/r^i of
+        the size for an r between 2 and 4, and weighs discount^i; level 0 is as fine as the noise itself. The sum has a
+        standard deviation of 1."""
         generator = self._generator("multires", step)
         rng = random.Random(f"multires-{self._settings.seed}-{step}")
-        size, weight = tuple(noise.shape[-2:]), 1.0
+        height, width = noise.shape[-2:]
         mixed = noise.clone()
-        for _ in range(_LEVELS):
-            factor, weight = rng.uniform(2, 4), weight * self._settings.multires_noise
-            size = max(1, int(size[0] / factor)), max(1, int(size[1] / factor))
+        for level in range(_LEVELS):
+            factor = rng.uniform(2, 4) ** level
+            size = max(1, int(height / factor)), max(1, int(width / factor))
             coarse = torch.randn(*noise.shape[:2], *size, generator=generator, device=self._device)
-            mixed += weight * functional.interpolate(coarse, noise.shape[-2:], mode="bilinear")
-            if size == (1, 1):
+            weight = self._settings.multires_noise**level
+            mixed += weight * functional.interpolate(coarse, (height, width), mode="bilinear")
+            if 1 in size:
                 break
-        return mixed * (noise.std() / mixed.std())
+        return mixed / mixed.std()
 
     def _shuffled(self, group: int, epoch: int) -> list[int]:
         order = list(self._groups[group])

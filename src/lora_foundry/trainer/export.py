@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lora_foundry.errors import DivergedError
+from lora_foundry.errors import DivergedError, InputError
+from lora_foundry.families._shared.family import FamilyModel
 from lora_foundry.families._shared.targets import KOHYA, FileFormat, Target
 from lora_foundry.files import storage
 from lora_foundry.trainer.adapter import DOWN, MAGNITUDE, UP, Adapter
@@ -52,6 +54,46 @@ def kohya_tensors(
             "train again."
         )
     return tensors
+
+
+def load_lora(path: Path, adapter: Adapter, model: FamilyModel) -> None:
+    """Puts the weights of a LoRA file into `adapter`, to go on from them: under the names that this trainer writes. Where
+    its alpha is another, the up matrix takes that in. Raises InputError for a file that does not fit."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"train.start_from names {path}, which cannot be read as a LoRA ({error}); name a .safetensors file."
+        ) from error
+    form = model.file_format
+    endings = {DOWN: form.down, UP: form.up}
+    state: dict[str, Tensor] = {}
+    for piece in adapter.pieces:
+        name = model.export_name(piece.target)
+        for ending, own in piece.tensors.items():
+            key = f"{name}.{endings.get(ending, ending)}"
+            if key not in tensors:
+                raise _unlike(path, f"it has no {key}")
+            given = tensors[key].float()
+            if given.numel() != own.numel():
+                raise _unlike(
+                    path, f"{key} has the shape {tuple(given.shape)}, and {tuple(own.shape)} is trained"
+                )
+            state[f"{piece.name}.{ending}"] = given.reshape(own.shape)
+        rank = float(len(piece.tensors[DOWN])) if DOWN in piece.tensors else piece.alpha
+        alpha = float(tensors.get(f"{name}.alpha", torch.tensor(rank)))
+        if UP in piece.tensors:
+            state[f"{piece.name}.{UP}"] *= alpha / piece.alpha
+        elif abs(alpha - piece.alpha) > 1e-3 * piece.alpha:
+            raise _unlike(path, f"{name} has the alpha {alpha:g}, and {piece.alpha:g} is trained")
+    adapter.load(state)
+
+
+def _unlike(path: Path, what: str) -> InputError:
+    return InputError(
+        f"train.start_from names {path}, which does not fit this training: {what}. Set train.rank, train.conv_rank, "
+        "train.network, train.targets and train.text_encoder_rate as they were for that file."
+    )
 
 
 def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -33,14 +33,15 @@ class Batch(NamedTuple):
 
 
 class Material:
-    """Makes the batch of a step. `latents` gives a picture's latent (c, h, w) by its index."""
+    """Makes the batch of a step. `latents` gives a picture's latent (c, h, w) by its index and whether it is
+    flipped."""
 
     def __init__(
         self,
         draws: Draws,
         images: Sequence[TrainingImage],
         settings: TrainSection,
-        latents: Callable[[int], Tensor],
+        latents: Callable[[tuple[int, bool]], Tensor],
         captions: CaptionCache,
         frames: Sequence[Frame],
     ) -> None:
@@ -51,7 +52,7 @@ class Material:
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0."""
         samples = self.draws.samples(step)
-        latents = torch.stack([self.latents(sample.image) for sample in samples])
+        latents = torch.stack([self.latents((sample.image, sample.flipped)) for sample in samples])
         return Batch(
             samples,
             latents,
@@ -61,7 +62,7 @@ class Material:
             self._stack_masks(samples, latents),
         )
 
-    def mask(self, index: int, latent: Tensor) -> Tensor | None:
+    def mask(self, index: int, latent: Tensor, flipped: bool = False) -> Tensor | None:
         """What counts of a picture, at its latent's size (1, h, w); None where all of it does."""
         image = self._images[index]
         if self._settings.mask == "none" or image.mask is None:
@@ -70,7 +71,7 @@ class Material:
             shown = read_mask(image.mask, self.frames[index], alpha=self._settings.mask == "alpha")
             size = (int(latent.shape[-2]), int(latent.shape[-1]))
             self._masks[index] = functional.interpolate(shown[None], size, mode="area")[0]
-        return self._masks[index]
+        return self._masks[index].flip(-1) if flipped else self._masks[index]
 
     def _weights(self, samples: Sequence[Sample]) -> Tensor | None:
         if not any(image.regular for image in self._images):
@@ -79,7 +80,8 @@ class Material:
         return torch.tensor([weight if self._images[sample.image].regular else 1.0 for sample in samples])
 
     def _stack_masks(self, samples: Sequence[Sample], latents: Tensor) -> Tensor | None:
-        masks = [self.mask(sample.image, latent) for sample, latent in zip(samples, latents, strict=True)]
+        pairs = zip(samples, latents, strict=True)
+        masks = [self.mask(sample.image, latent, sample.flipped) for sample, latent in pairs]
         if all(mask is None for mask in masks):
             return None
         whole = torch.ones(1, *latents.shape[-2:])

@@ -43,11 +43,18 @@ from lora_foundry.files.paths import (
 )
 from lora_foundry.ports import ProgressCallback, TrainingJob
 from lora_foundry.trainer.adapter import NAME, Adapter
-from lora_foundry.trainer.caches import CaptionCache, TensorFile, cache_latents, hash_file, read_size
+from lora_foundry.trainer.caches import (
+    CaptionCache,
+    TensorFile,
+    cache_latents,
+    hash_file,
+    latent_name,
+    read_size,
+)
 from lora_foundry.trainer.checkpoints import Checkpoints, Learner
 from lora_foundry.trainer.draws import Draws, derive_seed
 from lora_foundry.trainer.events import EventFile
-from lora_foundry.trainer.export import kohya_tensors, write_lora
+from lora_foundry.trainer.export import kohya_tensors, load_lora, write_lora
 from lora_foundry.trainer.fused import fuse
 from lora_foundry.trainer.graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.trainer.journal import Journal
@@ -66,6 +73,7 @@ from lora_foundry.trainer.validation import Validation, add_row
 _FINAL_LOSSES = 100
 # How a step is computed, which may change when memory runs out, and what it learns does not.
 _MACHINE = frozenset({"backend", "memory", "gradient_checkpointing", "batch_size", "accumulation"})
+_LENGTH = frozenset({"steps", "epochs"})
 _log = logging.getLogger(__name__)
 
 
@@ -180,6 +188,8 @@ class Preparation:
             RunningMean(self.adapter, settings.ema) if settings.ema else None,
         )
         self.saved: tuple[SavedLora, ...] = ()
+        if settings.start_from:
+            load_lora(Path(settings.start_from).expanduser(), self.adapter, self.model)
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -191,7 +201,7 @@ class Preparation:
         section before it was fitted to the memory, `note` what was changed."""
         job, workdir = self._job, self._job.workdir
         self._write_config(total, asked)
-        checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint)
+        checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint, total)
         start = checkpoints.restore(self.learner)
         events = EventFile(workdir / TENSORBOARD, start) if job.settings.tensorboard else None
         with Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start, events) as journal:
@@ -296,16 +306,24 @@ class Preparation:
             Draws(settings, job.images, group_pictures(frames, held_out), self._device),
             job.images,
             settings,
-            Resident(lambda index: files[frames[index]][self._hashes[index]], self._device),
+            Resident(
+                lambda key: files[frames[key[0]]][latent_name(self._hashes[key[0]], key[1])], self._device
+            ),
             captions,
             frames,
         )
 
     def _cache_latents(self, frame: tuple[int, int], frames: list[tuple[int, int]]) -> TensorFile:
+        sides = (False, True) if self._job.settings.flip else (False,)
         pictures = zip(self._hashes, self._job.images, frames, strict=True)
         return cache_latents(
             self.model,
-            {digest: image.path for digest, image, own in pictures if own == frame},
+            {
+                latent_name(digest, flipped): (image.path, flipped)
+                for digest, image, own in pictures
+                for flipped in sides
+                if own == frame
+            },
             frame,
             self._base.identity,
             self._job.workdir / CACHE,
@@ -363,13 +381,16 @@ def _check(job: TrainingJob) -> None:
 
 
 def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
-    """Of all that decides the weights: a checkpoint with another one belongs to another training."""
-    settings = job.settings.model_dump(mode="json", exclude={*_MACHINE, *WITHOUT_INFLUENCE})
+    """Of all that decides the weights but how long it takes: a checkpoint with another one belongs to another
+    training, and a finished one with the same goes on where more steps are asked for."""
+    settings = job.settings.model_dump(mode="json", exclude={*_MACHINE, *_LENGTH, *WITHOUT_INFLUENCE})
+    if job.settings.start_from:
+        settings["start_from"] = hash_file(Path(job.settings.start_from).expanduser())
     images = [
         (digest, image.caption, image.repeats, image.regular, image.mask and hash_file(image.mask))
         for digest, image in zip(hashes, job.images, strict=True)
     ]
-    return fingerprint("training-4", base.identity, settings, job.settings.samples_per_step, images)
+    return fingerprint("training-5", base.identity, settings, job.settings.samples_per_step, images)
 
 
 @contextmanager

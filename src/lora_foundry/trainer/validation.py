@@ -30,7 +30,7 @@ class Validation:
         """The mean loss over all held-out pictures and noise levels."""
         losses = []
         for index, caption in self._held_out:
-            latent = self._material.latents(index)
+            latent = self._material.latents((index, False))
             generator = torch.Generator().manual_seed(derive_seed(self._seed, "validation", index))
             count = len(LEVELS)
             noise = torch.randn(count, *latent.shape, generator=generator)

@@ -59,6 +59,13 @@ def test_a_cpu_computes_in_what_it_is_fast_at(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
         assert devices.choose_dtype("bf16", cpu) == dtype
     assert devices.choose_dtype("fp16", torch.device("cuda")) == torch.float16
+    for able, dtype in ((True, torch.bfloat16), (False, torch.float16)):  # Ampere and later; Turing
+        monkeypatch.setattr(devices, "cuda_has_bf16", lambda able=able: able)
+        assert devices.choose_dtype("bf16", torch.device("cuda")) == dtype
+    for new, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_, new=new: new)
+        assert devices.choose_dtype("fp16", torch.device("mps")) == dtype
+        assert devices.choose_dtype("fp32", torch.device("mps")) == torch.float32
 
 
 LIBRARY, VERSION = platform.libc_ver()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lora_foundry.errors import InputError
-from lora_foundry.trainer.caches import TensorFile, choose_frame, read_picture, read_size
+from lora_foundry.trainer.caches import TensorFile, choose_frame, fit_frame, read_picture, read_size
 
 
 @pytest.mark.parametrize(
@@ -17,7 +19,7 @@ from lora_foundry.trainer.caches import TensorFile, choose_frame, read_picture, 
     [
         ([(64, 64)] * 3, 64, 8, (64, 64)),
         ([(768, 768), (512, 512), (768, 768)], 512, 64, (512, 512)),
-        ([(512, 768)] * 2 + [(64, 64)], 512, 64, (448, 640)),
+        ([(512, 768)] * 2 + [(64, 64)], 512, 64, (384, 576)),
         ([(5000, 10)], 64, 8, (128, 32)),
         ([(1, 1)], 64, 8, (64, 64)),
     ],
@@ -89,3 +91,26 @@ def test_a_damaged_cache_counts_as_none(tmp_path: Path) -> None:
     TensorFile.create(path, {"a": torch.ones(100)})
     path.write_bytes(path.read_bytes()[:-4])
     assert TensorFile.open(path) is None
+
+
+@given(
+    size=st.tuples(st.integers(16, 6000), st.integers(16, 6000)),
+    resolution=st.integers(8, 256).map(lambda eighths: 8 * eighths),
+    multiple=st.sampled_from([8, 16, 32, 64]),
+)
+def test_a_bucket_never_exceeds_the_area_and_cuts_little_off(
+    size: tuple[int, int], resolution: int, multiple: int
+) -> None:
+    width, height = fit_frame(size, resolution, multiple)
+    assert width % multiple == height % multiple == 0
+    if resolution >= 4 * multiple:
+        assert width * height <= resolution**2
+        assert width * height >= 0.5 * resolution**2
+    aspect = min(4.0, max(0.25, size[0] / size[1]))
+    if resolution >= 16 * multiple:
+        assert 0.85 < width / height / aspect < 1.18
+
+
+@pytest.mark.parametrize("side", [512, 768, 1024])
+def test_a_square_picture_is_trained_at_the_resolution(side: int) -> None:
+    assert fit_frame((999, 999), side, 64) == (side, side)

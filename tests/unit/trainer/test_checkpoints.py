@@ -57,8 +57,8 @@ def test_weights_and_optimizer_go_on_exactly(tmp_path: Path) -> None:
     undisturbed, stopped, resumed = learner(), learner(), learner(seed=2)
     teach(undisturbed, 3)
     teach(stopped, 3)
-    Checkpoints(tmp_path, "f").save(3, stopped)
-    assert Checkpoints(tmp_path, "f").restore(resumed) == 3
+    Checkpoints(tmp_path, "f", 30).save(3, stopped)
+    assert Checkpoints(tmp_path, "f", 30).restore(resumed) == 3
     teach(undisturbed, 4)
     teach(resumed, 4)
     assert same(undisturbed, resumed)
@@ -74,8 +74,8 @@ def test_every_optimizer_goes_on_exactly(tmp_path: Path, optimizer: str) -> None
     undisturbed, stopped, resumed = (learner_of(optimizer, seed) for seed in (1, 1, 2))
     teach(undisturbed, 3)
     teach(stopped, 3)
-    Checkpoints(tmp_path, "f").save(3, stopped)
-    assert Checkpoints(tmp_path, "f").restore(resumed) == 3
+    Checkpoints(tmp_path, "f", 30).save(3, stopped)
+    assert Checkpoints(tmp_path, "f", 30).restore(resumed) == 3
     assert alike(undisturbed.optimizer.state_dict(), resumed.optimizer.state_dict())
     teach(undisturbed, 4)
     teach(resumed, 4)
@@ -137,14 +137,14 @@ def test_a_state_of_any_depth_comes_back(tmp_path_factory: pytest.TempPathFactor
     optimizer = Remembers(taught.adapter.parameters(), lr=0.1)
     optimizer.told = told
     taught = taught._replace(optimizer=optimizer)
-    Checkpoints(folder, "f").save(1, taught)
+    Checkpoints(folder, "f", 30).save(1, taught)
     optimizer.told = None
-    assert Checkpoints(folder, "f").restore(taught) == 1
+    assert Checkpoints(folder, "f", 30).restore(taught) == 1
     assert alike(told, optimizer.told)
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
-    keeper = Checkpoints(tmp_path, "f")
+    keeper = Checkpoints(tmp_path, "f", 30)
     for step in (10, 20, 30):
         keeper.save(step, learner())
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -153,7 +153,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["shortened", "flipped", "gone", "no record"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
-    keeper, early = Checkpoints(tmp_path, "f"), learner()
+    keeper, early = Checkpoints(tmp_path, "f", 30), learner()
     keeper.save(10, early)
     late = learner()
     teach(late, 2)
@@ -175,16 +175,27 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage
 
 
 def test_a_checkpoint_of_another_training_is_removed(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, "one").save(5, learner())
+    Checkpoints(tmp_path, "one", 30).save(5, learner())
     fresh, untouched = learner(seed=4), learner(seed=4)
-    assert Checkpoints(tmp_path, "two").restore(fresh) == 0
+    assert Checkpoints(tmp_path, "two", 30).restore(fresh) == 0
     assert same(fresh, untouched)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_training_goes_on_where_more_steps_are_asked_for_and_an_unfinished_one_begins_anew(
+    tmp_path: Path,
+) -> None:
+    Checkpoints(tmp_path / "a", "f", 30).save(30, learner())
+    assert Checkpoints(tmp_path / "a", "f", 45).restore(learner(seed=2)) == 30
+    Checkpoints(tmp_path / "b", "f", 30).save(20, learner())
+    assert Checkpoints(tmp_path / "b", "f", 45).restore(learner(seed=2)) == 0
+    Checkpoints(tmp_path / "c", "f", 30).save(30, learner())
+    assert Checkpoints(tmp_path / "c", "f", 25).restore(learner(seed=2)) == 0
 
 
 def test_nothing_in_it_needs_pickle(tmp_path: Path) -> None:
     taught = learner()
     teach(taught, 1)
-    record = Checkpoints(tmp_path, "f").save(1, taught)
+    record = Checkpoints(tmp_path, "f", 30).save(1, taught)
     assert json.loads(record.read_text())["step"] == 1
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

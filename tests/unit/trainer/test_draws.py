@@ -84,3 +84,34 @@ def test_shuffling_keeps_the_tags_and_the_first_ones_in_place(tags: list[str], k
 def test_shuffling_really_shuffles() -> None:
     rng = random.Random(1)
     assert len({shuffle_tags("e, a, b, c, d", 1, rng) for _ in range(20)}) > 10
+
+
+def test_multi_resolution_noise_is_as_coarse_as_sd_scripts() -> None:
+    """Beside their formula, written out here: how alike neighbours are, and places far apart."""
+
+    def reference(shape: tuple[int, int, int, int], discount: float, rng: random.Random) -> torch.Tensor:
+        noise = torch.randn(shape)
+        for level in range(6):
+            factor = rng.uniform(2, 4)
+            size = [max(1, int(side / factor**level)) for side in shape[2:]]
+            coarse = torch.nn.functional.interpolate(
+                torch.randn(*shape[:2], *size), shape[2:], mode="bilinear"
+            )
+            noise = noise + coarse * discount**level
+            if 1 in size:
+                break
+        return noise / noise.std()
+
+    def alike(noise: torch.Tensor, distance: int) -> float:
+        return float((noise[..., distance:] * noise[..., :-distance]).mean())
+
+    shape, rng = (4, 4, 48, 48), random.Random(0)
+    stream = draws(multires_noise=0.6)
+    ours = [stream.noise(step, shape) for step in range(150)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = [reference(shape, 0.6, rng) for _ in range(150)]
+    for distance in (1, 4, 12):
+        one, other = (sum(alike(noise, distance) for noise in group) / 150 for group in (ours, theirs))
+        assert abs(one - other) < 0.02
+    assert all(abs(float(noise.std()) - 1) < 1e-3 for noise in ours)

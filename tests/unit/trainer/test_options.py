@@ -17,7 +17,7 @@ from torch import Tensor
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import InputError
 from lora_foundry.ports import TrainingImage, TrainingJob
-from lora_foundry.trainer import trainer
+from lora_foundry.trainer import draws, trainer
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 from tests.unit.trainer.toy import BASE, ToyModel
@@ -89,6 +89,7 @@ CHOICES: dict[str, dict[str, object]] = {
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0, "text_encoder_rate": 1.0, "ema": 0.5},
     "adafactor": {"optimizer": "adafactor", "conv_rank": 2, "conv_alpha": 1.0},
     "schedule-free": {"optimizer": "schedule_free", "lr_schedule": "constant", "text_encoder_rate": 1e-3},
+    "flip": {"flip": True, "mask": "folder", "buckets": True},
     "validation": {"validation": 0.3, "saves": 7, "noise_offset": 0.1, "optimizer": "schedule_free",
                    "lr_schedule": "constant"},
 }  # fmt: skip
@@ -197,3 +198,102 @@ def test_held_out_pictures_are_measured_and_never_learned(
     assert losses[-1] < losses[0]
     with pytest.raises(InputError, match=r"train\.validation holds out 1 of 1"):
         train(make(tmp_path / "b", images[:1], validation=0.5))
+
+
+def test_flipped_samples_are_the_mirrored_pictures_with_their_masks(tmp_path: Path) -> None:
+    """A set of pictures that are mirrored already learns the same when the coin is turned over."""
+    made = []
+    for side in (False, True):
+        files = []
+        for number in range(2):
+            path, mask = tmp_path / f"{side}{number}.png", tmp_path / f"{side}{number}-mask.png"
+            picture, shown = (
+                Image.effect_noise((64, 64), 90 + number).convert("RGB"),
+                Image.new("L", (64, 64), 0),
+            )
+            if side:
+                with Image.open(tmp_path / f"False{number}.png") as other:
+                    picture = other.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            shown.paste(255, (40, 0, 64, 64) if side else (0, 0, 24, 64))
+            picture.save(path)
+            shown.save(mask)
+            files.append(TrainingImage(path, f"elara, tag {number}", mask=mask))
+        made.append(tuple(files))
+    coins = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = draws.Draws.samples
+
+        def turned(self: draws.Draws, step: int) -> list[draws.Sample]:
+            found = real(self, step)
+            coins.extend(sample.flipped for sample in found)
+            return [sample._replace(flipped=not sample.flipped) for sample in found]
+
+        plain = weights(make(tmp_path / "a", made[0], flip=True, mask="folder", steps=20))
+        patch.setattr(draws.Draws, "samples", turned)
+        mirrored = weights(make(tmp_path / "b", made[1], flip=True, mask="folder", steps=20))
+    assert 0.2 < sum(coins) / len(coins) < 0.8
+    assert all(torch.equal(plain[key], mirrored[key]) for key in plain)
+    never = weights(make(tmp_path / "c", made[0], mask="folder", steps=20))
+    assert any(not torch.equal(plain[key], never[key]) for key in plain)
+
+
+@pytest.mark.parametrize("network", ["lora", "dora", "loha", "lokr"])
+def test_a_training_starts_from_another_lora(
+    images: tuple[TrainingImage, ...], tmp_path: Path, network: str
+) -> None:
+    given: dict[str, object] = {"network": network, "conv_rank": 2, "conv_alpha": 2.0}
+    earlier = make(tmp_path / "a", images, **given)
+    before = weights(earlier)
+    still = {**given, "learning_rate": 1e-12, "weight_decay": 0.0, "start_from": str(earlier.output)}
+    on = make(tmp_path / "b", images, **still)
+    assert train(on).resumed_from == 0
+    after = load_file(on.output)
+    assert all(torch.allclose(before[key], after[key], atol=1e-3) for key in before)
+    other = make(tmp_path / "c", images, **given, start_from=str(earlier.output), steps=3)
+    train(other)
+    earlier.output.write_bytes(on.output.read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"train\.start_from names .* cannot be read as a LoRA"):
+        train(make(tmp_path / "d", images, **still))
+
+
+def test_another_alpha_is_taken_in_and_another_rank_refused(
+    images: tuple[TrainingImage, ...], tmp_path: Path
+) -> None:
+    earlier = make(tmp_path / "a", images)
+    before = weights(earlier)
+    still: dict[str, object] = {
+        "learning_rate": 1e-12,
+        "weight_decay": 0.0,
+        "start_from": str(earlier.output),
+    }
+    after = weights(make(tmp_path / "b", images, alpha=4.0, **still))
+    for tensors in (before, after):
+        tensors["change"] = (
+            tensors["lora_unet_mix.lora_up.weight"].float()
+            @ tensors["lora_unet_mix.lora_down.weight"].float()
+            * float(tensors["lora_unet_mix.alpha"])
+        )
+    assert torch.allclose(before["change"], after["change"], atol=1e-4)
+    with pytest.raises(InputError, match=r"does not fit this training: .*rank"):
+        train(make(tmp_path / "c", images, rank=4, **still))
+    with pytest.raises(InputError, match=r"has no lora_te_fc1\.lora_down\.weight"):
+        train(make(tmp_path / "d", images, text_encoder_rate=1e-3, **still))
+
+
+def test_a_finished_training_goes_on_with_more_steps(
+    images: tuple[TrainingImage, ...], tmp_path: Path
+) -> None:
+    """From its end, along the longer schedule, and stopped on the way to the same bytes."""
+    results = []
+    for name, stops in (("a", []), ("b", [8, 11])):
+        train(make(tmp_path / name, images))
+        longer = make(tmp_path / name, images, steps=12)
+        for stop in stops:
+            with pytest.raises(Stopped):
+                train(longer, stop_at(stop))
+        assert train(longer).resumed_from == (10 if stops else 7)
+        results.append(longer.output.read_bytes())
+        rows = (longer.workdir / "loss.csv").read_text().splitlines()[1:]
+        assert [int(row.split(",")[0]) for row in rows] == list(range(1, 13))
+    assert results[0] == results[1]
+    assert train(make(tmp_path / "a", images, steps=9)).resumed_from == 0

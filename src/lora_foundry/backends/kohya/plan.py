@@ -50,6 +50,7 @@ _HANDED_ON = {
     "warmup_steps", "weight_decay", "max_grad_norm", "min_snr_gamma", "noise_offset", "caption_dropout",
     "shuffle_tags", "keep_tokens", "resolution", "precision", "gradient_checkpointing", "checkpoint_every", "seed",
     "text_encoder_rate", "conv_rank", "conv_alpha", "max_norm", "buckets", "export_precision", "image_repeats",
+    "flip", "start_from",
 }  # fmt: skip
 # How our own trainer keeps, fits and computes; the file at the end is the same without them.
 _MEANINGLESS = {"backend", "saves", "memory", "cuda_graphs"}
@@ -114,6 +115,8 @@ def configuration(job: TrainingJob, base: Base, images: Path, output: Path) -> d
         "network_dim": settings.rank,
         "network_alpha": settings.alpha,
         "network_args": _network_arguments(settings) or None,
+        "network_weights": str(Path(settings.start_from).expanduser()) if settings.start_from else None,
+        "flip_aug": settings.flip,
         "network_train_unet_only": settings.text_encoder_rate == 0,
         "text_encoder_lr": settings.text_encoder_rate or None,
         "scale_weight_norms": settings.max_norm or None,

@@ -178,7 +178,8 @@ class _Training:
         """Clears away what another training left: its states would be gone on from."""
         images = [(file_hash(image.path), image.caption, image.repeats) for image in self._job.images]
         known = {name: value for name, value in settings.items() if not name.startswith("save_")}
-        made_from = fingerprint("kohya-1", self._base.identity, known, images)
+        start = self._job.settings.start_from and file_hash(Path(self._job.settings.start_from).expanduser())
+        made_from = fingerprint("kohya-2", self._base.identity, known, images, start)
         mark = self.folder / "fingerprint.txt"
         if not mark.is_file() or mark.read_text(encoding="utf-8") != made_from:
             remove_tree(self.folder)

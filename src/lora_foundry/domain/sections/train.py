@@ -57,13 +57,20 @@ class NetworkSettings(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Decay of a running mean of the weights, which is exported in their place; 0: none."
     )
+    start_from: Annotated[str, LocalPath("models")] = Field(
+        "",
+        description="A LoRA file to go on from, of the same network, rank and targets; empty: from nothing.",
+    )
 
 
 class OptimizerSettings(Section):
     """How it is learned: for how long, at which rates, by which optimizer."""
 
     steps: int = Field(
-        0, ge=0, description="Optimizer steps; 0 derives them from epochs, repeats and batch size."
+        0,
+        ge=0,
+        description="Optimizer steps; 0 derives them from epochs, repeats and batch size. A finished training for which "
+        "more are asked goes on from its end.",
     )
     epochs: Positive = Field(15, description="Passes over the set, where `steps` is 0.")
     repeats: Positive = Field(10, description="How often an epoch shows each picture.")
@@ -120,6 +127,10 @@ class MaterialSettings(Section):
         ge=0,
         lt=1,
         description="Multi-resolution noise: weight of each coarser level relative to the last; 0: off.",
+    )
+    flip: bool = Field(
+        False,
+        description="Mirror half of the samples, left for right; not for characters that are asymmetric.",
     )
     caption_dropout: Share = Field(0.0, description="Share of samples trained with an empty caption.")
     shuffle_tags: bool = Field(

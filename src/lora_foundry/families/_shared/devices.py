@@ -59,11 +59,22 @@ def find_device(name: str) -> torch.device:
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The torch type for a precision's name. A CPU computes fp16 as fp32, and bf16 too unless it has
-    instructions for it: without them it is slower."""
+    instructions for it: without them it is slower. An NVIDIA GPU before Ampere (compute capability 8.0), which only
+    imitates bf16, computes it as fp16. An Apple GPU computes fp16 as bf16, whose gradients need no scaling, and
+    before macOS 14, which has no bf16, both as fp32."""
     dtype = PRECISIONS[precision]
+    if device.type == "cuda" and dtype == torch.bfloat16 and not cuda_has_bf16():
+        return torch.float16
+    if device.type == "mps" and dtype != torch.float32:
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
     if device.type != "cpu" or (dtype == torch.bfloat16 and cpu_has_bf16()):
         return dtype
     return torch.float32
+
+
+def cuda_has_bf16() -> bool:
+    """Whether the current NVIDIA or AMD GPU multiplies bf16 itself."""
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def cpu_has_bf16() -> bool:
