@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from lora_foundry.compat.echo.host_table import HostTable
 from lora_foundry.domain.task import TaskType
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.files.paths import task_log
@@ -35,12 +36,13 @@ def register_lora_handlers(background_worker: HasHandlers, settings: Settings | 
 
     A `user_request` that is not ours goes to the handler that was registered for it before.
     """
-    chosen = settings or Settings()
+    chosen, table = settings or Settings(), HostTable.of(background_worker)
     for kind in _TYPES:
-        background_worker.register_handler(_host_key(background_worker, kind), _handler(kind, chosen, None))
+        key = _host_key(background_worker, kind)
+        background_worker.register_handler(key, _handler(kind, chosen, table, None))
     key = _host_key(background_worker, TaskType.USER_REQUEST)
     earlier = _registered(background_worker, key)
-    background_worker.register_handler(key, _handler(TaskType.USER_REQUEST, chosen, earlier))
+    background_worker.register_handler(key, _handler(TaskType.USER_REQUEST, chosen, table, earlier))
 
 
 def _host_key(worker: HasHandlers, kind: TaskType) -> Any:
@@ -58,13 +60,15 @@ def _registered(worker: HasHandlers, key: Any) -> Handler | None:
     return None
 
 
-def _handler(kind: TaskType, settings: Settings, earlier: Handler | None) -> Handler:
+def _handler(kind: TaskType, settings: Settings, table: HostTable | None, earlier: Handler | None) -> Handler:
     async def handle(task: Any) -> Any:
         recognised = recognise(kind, task.payload)
         if recognised is None:
             if earlier is None:
                 raise InputError("The user_request is no LoRA task, and nothing else handles it.")
             return await earlier(task)
+        if table is not None:
+            await table.wait_for_parents(task)
         work = await asyncio.to_thread(prepare, recognised, task.payload, settings)
         log = task_log(settings.home, getattr(task, "id", None) or 0)
         timeout = getattr(task, "timeout", None) or LONGEST

@@ -143,12 +143,15 @@ def database_of(config: Mapping[str, Any]) -> str:
         port = int(config.get("port") or 5432)
     except (TypeError, ValueError):
         raise InputError(f"The database's port {str(config.get('port'))[:40]!r} is no number.") from None
+    host = config.get("host") or ""
+    socket = host.startswith("/")  # the folder of a Unix socket is no part of an address
     url = sa.URL.create(
         "postgresql",
         username=config.get("user"),
         password=config.get("password"),
-        host=config.get("host"),
-        port=port,
+        host=None if socket else host,
+        port=None if socket else port,
         database=config.get("database") or config.get("dbname"),
+        query={"host": host, "port": str(port)} if socket else {},
     )
     return url.render_as_string(hide_password=False)
