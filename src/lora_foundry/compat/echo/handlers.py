@@ -22,7 +22,6 @@ from lora_foundry.tasks.recovery import Timing
 Handler = Callable[[Any], Awaitable[Any]]
 LONGEST = 24 * 3600
 BEAT, PATIENCE = Timing().beat, Timing().patience
-_TYPES = tuple(kind for kind in TaskType if kind is not TaskType.USER_REQUEST)
 
 
 class HasHandlers(Protocol):
@@ -32,17 +31,64 @@ class HasHandlers(Protocol):
 
 
 def register_lora_handlers(background_worker: HasHandlers, settings: Settings | None = None) -> None:
-    """Registers our handlers. Call it after the host's `start`, which registers handlers of its own.
+    """Registers our handlers: the host's worker runs LoRA tasks, and no worker of ours does. Call it after the host's
+    `start`, which registers handlers of its own.
 
     A `user_request` that is not ours goes to the handler that was registered for it before.
     """
     chosen, table = settings or Settings(), HostTable.of(background_worker)
-    for kind in _TYPES:
-        key = _host_key(background_worker, kind)
-        background_worker.register_handler(key, _handler(kind, chosen, table, None))
-    key = _host_key(background_worker, TaskType.USER_REQUEST)
-    earlier = _registered(background_worker, key)
-    background_worker.register_handler(key, _handler(TaskType.USER_REQUEST, chosen, table, earlier))
+
+    def handler(kind: TaskType) -> Handler:
+        async def handle(task: Any) -> Any:
+            if table is not None:
+                await table.wait_for_parents(task)
+            recognised = recognise(kind, task.payload) or "unknown"
+            work = await asyncio.to_thread(prepare, recognised, task.payload, chosen)
+            log = task_log(chosen.home, getattr(task, "id", None) or 0)
+            timeout = getattr(task, "timeout", None) or LONGEST
+            return await run_child(Child(log, lambda event: None), work.job(chosen), timeout)
+
+        return handle
+
+    _register(background_worker, handler)
+
+
+def leave_lora_tasks(background_worker: HasHandlers) -> None:
+    """Lets workers of ours run LoRA tasks beside the host's worker: what that takes of ours before they have seen it, it
+    hands over. Call it after the host's `start`. Raises InputError for a worker whose queue names no database.
+    """
+    table = HostTable.of(background_worker)
+    if table is None:
+        raise InputError(
+            "The worker's task_queue has no db_config, so there is no table to leave its tasks in."
+        )
+
+    def handler(kind: TaskType) -> Handler:
+        return table.hand_over
+
+    _register(background_worker, handler)
+
+
+def _register(worker: HasHandlers, make: Callable[[TaskType], Handler]) -> None:
+    for kind in TaskType:
+        key = _host_key(worker, kind)
+        if kind is TaskType.USER_REQUEST:
+            worker.register_handler(key, _of_ours(make(kind), _registered(worker, key)))
+        else:
+            worker.register_handler(key, make(kind))
+
+
+def _of_ours(handler: Handler, earlier: Handler | None) -> Handler:
+    """For user_requests: those that are ours by their payload; the others go where they went before."""
+
+    async def handle(task: Any) -> Any:
+        if recognise(TaskType.USER_REQUEST, task.payload) is not None:
+            return await handler(task)
+        if earlier is None:
+            raise InputError("The user_request is no LoRA task, and nothing else handles it.")
+        return await earlier(task)
+
+    return handle
 
 
 def _host_key(worker: HasHandlers, kind: TaskType) -> Any:
@@ -58,23 +104,6 @@ def _registered(worker: HasHandlers, key: Any) -> Handler | None:
         if isinstance(table, dict):
             return table.get(key)
     return None
-
-
-def _handler(kind: TaskType, settings: Settings, table: HostTable | None, earlier: Handler | None) -> Handler:
-    async def handle(task: Any) -> Any:
-        recognised = recognise(kind, task.payload)
-        if recognised is None:
-            if earlier is None:
-                raise InputError("The user_request is no LoRA task, and nothing else handles it.")
-            return await earlier(task)
-        if table is not None:
-            await table.wait_for_parents(task)
-        work = await asyncio.to_thread(prepare, recognised, task.payload, settings)
-        log = task_log(settings.home, getattr(task, "id", None) or 0)
-        timeout = getattr(task, "timeout", None) or LONGEST
-        return await run_child(Child(log, lambda event: None), work.job(settings), timeout)
-
-    return handle
 
 
 async def run_child(child: Child, work: dict[str, Any], timeout: float) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""What our handlers ask of the table of a host whose own worker runs them. That worker takes any pending row, dependencies
-or not, so a child that came too early is put off in the table and comes again, and one whose parent failed ends there."""
+"""What our handlers ask of the table of a host whose own worker calls them. That worker takes any pending row, dependencies
+or not: a child that came too early is put off in the table and comes again, and a row that a worker of ours is to run is
+handed to it. CancelledError is the one way out of a host's worker that leaves a row as it was written here."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,12 +15,18 @@ import sqlalchemy as sa
 
 from lora_foundry.compat.echo.queue import database_of
 from lora_foundry.compat.echo.task import canonical
-from lora_foundry.domain.task import TaskStatus
+from lora_foundry.domain.task import ENDED, OUR_TYPES, TaskStatus
 from lora_foundry.errors import InputError, brief
+from lora_foundry.tasks.admission import Inbox, take_in
 from lora_foundry.tasks.ledger import Ledger
-from lora_foundry.tasks.schema import moment, tasks
+from lora_foundry.tasks.schema import moment, ours, tasks
 
-PUT_OFF = 10.0
+# Seconds before a child that came too early comes again. A host takes about one row a second, the most urgent first: the
+# more rows of ours wait, the longer each stays away, or the host would do nothing but put them off.
+PUT_OFF, PUT_OFF_EACH = 10.0, 2.0
+_WAITING = sa.select(sa.func.count()).where(
+    tasks.c.status == TaskStatus.PENDING, sa.func.lower(sa.cast(tasks.c.task_type, sa.Text)).in_(OUR_TYPES)
+)
 _OPEN = {status.value for status in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.RETRYING)}
 
 
@@ -27,6 +35,7 @@ class HostTable:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._ready = False
 
     @classmethod
     def of(cls, worker: object) -> HostTable | None:
@@ -37,8 +46,8 @@ class HostTable:
     async def wait_for_parents(self, task: Any) -> None:
         """Returns where all parents are completed.
 
-        Otherwise raises CancelledError, the one way out of a host's worker that leaves the row as it was written here:
-        put off while a parent is at work, cancelled where one failed. Raises InputError for a parent that is not there.
+        Otherwise raises CancelledError: the row is put off while a parent is at work, cancelled where one failed. Raises
+        InputError for a parent that is not there.
         """
         parents = getattr(task, "dependencies", None)
         if not isinstance(parents, list) or not parents:
@@ -52,6 +61,23 @@ class HostTable:
             if status != TaskStatus.COMPLETED:
                 said = brief(f"Cancelled because its parent, task {name}, is {status}.")
                 await self._leave(task, status=TaskStatus.CANCELLED.value, error=said)
+
+    async def hand_over(self, task: Any) -> None:
+        """Leaves a row to the workers of ours, out of the host's reach from now on. Raises CancelledError, always."""
+        async with self._open() as ledger:
+            if not self._ready:
+                await ledger.upgrade()
+                self._ready = True
+            async with ledger.writing() as connection:
+                known = sa.select(ours.c.status, ours.c.worker).where(ours.c.id == task.id).with_for_update()
+                beside = (await connection.execute(known)).first()
+                mine = tasks.update().where(tasks.c.id == task.id, tasks.c.status == TaskStatus.RUNNING)
+                if beside is not None and beside.status in ENDED:  # the host's mark came after all was done
+                    await connection.execute(mine.values(status=beside.status))
+                elif beside is None or beside.worker is None:
+                    await connection.execute(mine.values(status=TaskStatus.PENDING.value, started_at=None))
+            await take_in(ledger, Inbox(seen=task.id, swept=time.monotonic()))
+        raise asyncio.CancelledError
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Ledger]:
@@ -77,7 +103,9 @@ class HostTable:
             now = moment(await ledger.now(connection))
             values: dict[str, Any] = {"status": status, "error": error, "updated_at": now}
             if status == TaskStatus.PENDING:
-                values |= {"started_at": None, "scheduled_for": now + timedelta(seconds=PUT_OFF)}
+                waiting = (await connection.execute(_WAITING)).scalar_one()
+                pause = timedelta(seconds=PUT_OFF + PUT_OFF_EACH * waiting)
+                values |= {"started_at": None, "scheduled_for": now + pause}
             else:
                 values |= {"completed_at": now}
             mine = (tasks.c.id == task.id) & (tasks.c.status == TaskStatus.RUNNING)
