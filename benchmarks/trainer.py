@@ -182,7 +182,7 @@ def floor_seconds(options: argparse.Namespace, base: Path) -> float:
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from lora_foundry.families._shared.loading import CONFIGURATIONS
+    from lora_foundry.families._shared.registry import family_part
 
     kind = torch.bfloat16 if options.precision != "fp32" and options.gpu else torch.float32
     device = torch.device("cuda" if options.gpu else "cpu")
@@ -190,7 +190,9 @@ def floor_seconds(options: argparse.Namespace, base: Path) -> float:
     family = {"sd15": "sd", "sdxl": "sdxl"}[options.model]
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(str(CONFIGURATIONS / family / "unet"))
+            UNet2DConditionModel.load_config(
+                str(family_part(family, "load").LOADER.configurations / family / "unet")
+            )
         ).requires_grad_(False)
         latents = torch.randn(options.batch, 4, options.res // 8, options.res // 8, requires_grad=True)
         text = torch.randn(options.batch, 77, unet.config.cross_attention_dim)

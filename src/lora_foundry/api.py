@@ -26,7 +26,8 @@ from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.failures import as_ours
-from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, read_model, storage_errors
@@ -132,7 +133,7 @@ class Foundry:
             raise InputError(
                 "Settings change a recipe that is named or read from a file, not a Recipe object."
             )
-        base = find_base(recipe.model.base, self.settings.model_folders)
+        base = recipe_base(recipe, self.settings.model_folders, training=True)
         run = Run(
             character=character,
             recipe=recipe,

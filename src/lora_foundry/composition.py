@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
@@ -10,7 +11,7 @@ from lora_foundry import registry
 from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.context import Context
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.ports import (
     Captioner,
     Detector,
@@ -30,8 +31,8 @@ class RecipePorts:
     """The ports of one recipe; each backend is made when it is first asked for."""
 
     def __init__(self, recipe: Recipe, base: Base, settings: Settings) -> None:
-        base = base.told(recipe.model.prediction, recipe.model.zero_terminal_snr)
         self._recipe, self._context = recipe, Context(recipe, base, settings)
+        self._learning = replace(self._context, base=base.learned_on)
 
     @cached_property
     def generator(self) -> Generator:
@@ -62,7 +63,7 @@ class RecipePorts:
     @cached_property
     def trainer(self) -> Trainer:
         self.close()  # a small GPU does not hold the generator's base and the trainer's; the generator loads again
-        return cast(Trainer, self._make("trainer", self._recipe.train.backend))
+        return cast(Trainer, registry.load("trainer", self._recipe.train.backend).make(self._learning))
 
     @cached_property
     def gpu(self) -> Gpu:
@@ -70,7 +71,7 @@ class RecipePorts:
         drawn_by = self._recipe.generate.backend
         used = drawn_by in registry.backends("gpu")
         shared = self._context.settings.comfyui_shares_gpu(used=used)
-        return cast(Gpu, self._make("gpu", "comfyui" if shared else "local"))
+        return cast(Gpu, registry.load("gpu", "comfyui" if shared else "local").make(self._learning))
 
     @cached_property
     def prover(self) -> Prover | None:

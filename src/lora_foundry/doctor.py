@@ -11,7 +11,8 @@ from typing import NamedTuple
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError
 from lora_foundry.extras import install_command
-from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.needs import needs_of
 from lora_foundry.settings import Settings
 
@@ -142,7 +143,7 @@ def _torch(device: str) -> Finding:
 def _base(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     subject = f"base model of recipe {recipe.name!r}"
     try:
-        base = find_base(recipe.model.base, settings.model_folders)
+        base = recipe_base(recipe, settings.model_folders, training=True)
     except FoundryError as error:
         places = " or ".join(str(folder) for folder in settings.model_folders)
         mend = f"Put it into {places}, or name its path: --set model.base=PATH."

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder
@@ -42,7 +42,7 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     job = StageWork.model_validate(work)
     paths = RunPaths(job.run.dataset_dir, job.run.character.slug)
     make_folder(job.run.dataset_dir)
-    base = find_base(job.run.recipe.model.base, job.settings.model_folders)
+    base = recipe_base(job.run.recipe, job.settings.model_folders)
     results: dict[str, Any] = {}
 
     def progress(event: ProgressEvent) -> None:

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 from lora_foundry.backends.diffusers import DiffusersGenerator, merging
 from lora_foundry.backends.diffusers import generator as generators
-from lora_foundry.backends.diffusers.samplers import SAMPLERS, make_scheduler
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.errors import BackendError, InputError, VerificationError
 from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.samplers import SAMPLERS, make_scheduler
 from lora_foundry.recipe_files import load_recipe
 
 DESCRIPTION = "1girl, red hair, green dress, hat"

@@ -36,8 +36,9 @@ from lora_foundry.errors import (
     InputError,
     MissingExtraError,
 )
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import NoiseProcess
-from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.ports import Trainer, TrainingImage, TrainingJob
 from lora_foundry.stages.publish.soundness import check_numbers

@@ -82,7 +82,7 @@ def test_text_encoders_have_kohya_s_names() -> None:
         ("lora_unet_x.lokr_w2", "lora_unet_x"),
         ("lora_unet_x.dora_scale", "lora_unet_x"),
         ("diffusion_model.a.b.lora_up.weight", "diffusion_model.a.b"),
-        ("unet.a.lora_A.weight", "unet.a.lora_A.weight"),
+        ("unet.a.lora_A.weight", "unet.a"),
     ],
 )
 def test_a_key_belongs_to_a_module_whatever_the_network(key: str, module: str) -> None:

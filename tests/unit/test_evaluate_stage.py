@@ -19,9 +19,9 @@ from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.publication import Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError, StageError, VerificationError
-from lora_foundry.families._shared.inspect import read_header
 from lora_foundry.files.images import file_hash, save_picture
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.safetensors import read_header
 from lora_foundry.files.storage import make_folder, require_model, write_model
 from lora_foundry.ports import GeneratedImage, PublishedFiles, Trait
 from lora_foundry.stages.evaluate import step as evaluate

@@ -10,7 +10,7 @@ from typing import Self
 from lora_foundry.context import Context
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.memory import MIB, driver_free, needed_memory
 from lora_foundry.settings import Settings
 

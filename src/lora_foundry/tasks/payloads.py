@@ -18,7 +18,7 @@ from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run, StageName
 from lora_foundry.domain.task import TaskType
 from lora_foundry.errors import BackendError, FoundryError, InputError, brief, did_you_mean, is_storable
-from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safe_paths import check_recipe_paths, inside, readable_picture
 from lora_foundry.files.storage import read_model
@@ -162,7 +162,8 @@ def prepare(kind: Kind, payload: object, settings: Settings) -> Work:
 def _prepare(kind: Kind, payload: object, settings: Settings) -> Work:
     checked = parse(kind, payload)
     recipe = _recipe(checked, settings)
-    find_base(recipe.model.base, settings.model_folders, anywhere=False)
+    stages = (checked.stage,) if isinstance(checked, StagePayload) else checked.stages
+    recipe_base(recipe, settings.model_folders, training="train" in stages, anywhere=False)
     character, folder, output = _place(checked, settings)
     run = Run(
         character=character,
@@ -171,7 +172,7 @@ def _prepare(kind: Kind, payload: object, settings: Settings) -> Work:
         lora_dir=settings.loras_dir,
         output_name=file_name(output or f"{character.slug}_{recipe.name}"),
     )
-    return Work(run, (checked.stage,) if isinstance(checked, StagePayload) else checked.stages)
+    return Work(run, stages)
 
 
 def parse(kind: Kind, payload: object) -> Payload:

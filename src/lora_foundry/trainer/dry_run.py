@@ -10,8 +10,8 @@ from typing import Self
 from lora_foundry.context import Context
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import find_device
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.files.paths import TRAINING_CONFIG
 from lora_foundry.files.storage import write_json
 from lora_foundry.ports import ProgressCallback, TrainingJob

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_foundry import __version__
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.schedule import total_steps
 

@@ -23,6 +23,7 @@ from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import (
     choose_dtype,
     find_device,
@@ -30,7 +31,6 @@ from lora_foundry.families._shared.devices import (
     use_available_cores,
 )
 from lora_foundry.families._shared.family import FamilyModel, load_family
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.files import storage
 from lora_foundry.files.paths import (
     CACHE,

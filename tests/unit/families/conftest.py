@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.families._shared import loading
+from lora_foundry.families.sd import load as sd_load
 from lora_foundry.mini import MODEL_DIR
 
 
@@ -76,7 +78,7 @@ def own_configuration(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         for file in (tiny_folder / part).glob("*.json"):
             shutil.copy(file, tmp_path / "sd" / part)
     shutil.copy(tiny_folder / "model_index.json", tmp_path / "sd")
-    monkeypatch.setattr(loading, "CONFIGURATIONS", tmp_path)
+    monkeypatch.setattr(sd_load, "LOADER", replace(sd_load.LOADER, configurations=tmp_path))
     monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(MODEL_DIR / "tokenizer"))
 
 

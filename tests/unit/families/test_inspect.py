@@ -204,7 +204,7 @@ def test_folders_that_are_not_whole(copy: Path, damage: Callable[[Path], None], 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
-    with pytest.raises(BaseModelError, match=r"no \.safetensors file"):
+    with pytest.raises(BaseModelError, match=r"is a GGUF file"):
         find_base(str(path))
 
 
@@ -226,4 +226,4 @@ def test_the_fp16_variant_of_a_folder_is_used_where_it_is_all_there_is(copy: Pat
 
 def test_a_header_tells_shapes_and_text(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, 3)}, tmp_path / "x.safetensors", {"k": "v"})
-    assert read_header(tmp_path / "x.safetensors") == ({"a": (2, 3)}, {"k": "v"})
+    assert read_header(tmp_path / "x.safetensors") == ({"a": (2, 3)}, {"k": "v"}, {"a": "F32"})

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lora_foundry.errors import BaseModelError
 from lora_foundry.families._shared import loading
 from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families.sd import load as sd_load
 from lora_foundry.mini import MODEL_DIR
 
 
@@ -42,7 +43,7 @@ def test_our_configuration_is_stable_diffusion_15s() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = loading.CONFIGURATIONS / "sd"
+    folder = sd_load.LOADER.configurations / "sd"
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))

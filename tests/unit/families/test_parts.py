@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.errors import BaseModelError
-from lora_foundry.families._shared import parts
+from lora_foundry.families._shared import loading, parts
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.parts import Parts
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("own_configuration")
 def readers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The threads that read tensors, by name."""
     seen: list[str] = []
-    read = parts.read_tensors
+    read = loading.read_tensors
 
     def noted(*arguments: Any) -> dict[str, Tensor]:
         seen.append(current_thread().name)
         return read(*arguments)
 
-    monkeypatch.setattr(parts, "read_tensors", noted)
+    monkeypatch.setattr(loading, "read_tensors", noted)
     return seen
 
 

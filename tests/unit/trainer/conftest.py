@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.ports import TrainingImage, TrainingJob
 
 

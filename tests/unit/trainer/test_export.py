@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from lora_foundry.errors import DivergedError
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.sd import train as sd
 from lora_foundry.trainer.adapter import UP, Adapter
@@ -104,11 +104,11 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     """Only the layout of the real UNet is built: no memory is taken for its weights."""
     from diffusers import UNet2DConditionModel
 
-    from lora_foundry.families._shared.loading import CONFIGURATIONS
+    from lora_foundry.families.sd.load import LOADER
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(CONFIGURATIONS / "sd" / "unet")
+            UNet2DConditionModel.load_config(LOADER.configurations / "sd" / "unet")
         )
     model = object.__new__(sd.Model)
     model.network = unet

@@ -5,6 +5,7 @@ generator takes base and LoRA."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BaseModelError, InputError
 from lora_foundry.families._shared import loading
-from lora_foundry.families._shared.inspect import Base, find_base
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
+from lora_foundry.families.sdxl import load as sdxl_load
 from lora_foundry.mini import MODEL_DIR
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.trainer import InProcessTrainer
@@ -145,7 +148,8 @@ def test_sdxl_from_one_file(
     """The file gives the folder's network, and what it says about its training reaches the scheduler."""
     folder = tiny_bases.sdxl_folder(tmp_path / "folder")
     tiny_bases.configurations(folder, tmp_path / "own" / "sdxl")
-    monkeypatch.setattr(loading, "CONFIGURATIONS", tmp_path / "own")
+    own = replace(sdxl_load.LOADER, configurations=tmp_path / "own")
+    monkeypatch.setattr(sdxl_load, "LOADER", own)
     monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(MODEL_DIR / "tokenizer"))
     base = find_base(str(tiny_bases.sdxl_file(folder, tmp_path / "noob.safetensors", *markers)))
     assert (base.family, base.configuration) == ("sdxl", "sdxl")

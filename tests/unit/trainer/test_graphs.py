@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import load_family
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer import graphs, trainer
 from lora_foundry.trainer.graphs import CudaRecorder, Recorded, can_record

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_foundry.backends.diffusers.lora import check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.sd import train as sd
 from lora_foundry.trainer.adapter import Adapter

@@ -18,7 +18,7 @@ from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, InputError, StageError
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, write_model
 from lora_foundry.ports import GeneratedImage, Ports, ProgressCallback, TrainingJob

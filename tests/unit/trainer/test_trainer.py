@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import DivergedError, InputError
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families.sd import train as sd
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.trainer.trainer import InProcessTrainer

@@ -132,7 +132,7 @@ def open_clip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return named
 
 
-def z_image_folder(folder: Path) -> Path:
+def z_image_folder(folder: Path, shift: float = 6.0) -> Path:
     """Z-Image: a transformer of two layers and one refiner each, a Qwen language model of two layers."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Config, Qwen3Model
@@ -155,7 +155,7 @@ def z_image_folder(folder: Path) -> Path:
             torch.nn.init.normal_(tensor)
     with quiet_libraries():
         ZImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(16), text_encoder=text, tokenizer=words,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift), vae=vae(16), text_encoder=text, tokenizer=words,
             transformer=network,
         ).save_pretrained(folder)  # fmt: skip
     return folder

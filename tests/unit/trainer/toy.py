@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import mean_error
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.targets import DENOISER, KOHYA, Target
 

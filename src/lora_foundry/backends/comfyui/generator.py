@@ -29,7 +29,7 @@ from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, BaseModelError, FoundryError, InputError
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.ports import GeneratedImage
 from lora_foundry.settings import Settings
 

@@ -19,7 +19,7 @@ from lora_foundry.backends.comfyui.client import ComfyUIClient
 from lora_foundry.context import Context
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError, FoundryError
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.memory import MIB, driver_free, needed_memory
 from lora_foundry.settings import Settings
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -22,15 +22,13 @@ from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.convolutions import quicken
 from lora_foundry.families._shared.devices import find_device, use_available_cores
-from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.loading import denoiser, drawing_dtype, load_pipeline, quiet_libraries
-from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts
+from lora_foundry.families._shared.drawing import Drawing, Guide, Shot, make_drawing
+from lora_foundry.families._shared.loading import load_pipeline, loader_of, quiet_libraries
+from lora_foundry.families._shared.prompts import Condition, Prompts
 from lora_foundry.ports import GeneratedImage
-
-if TYPE_CHECKING:
-    from lora_foundry.backends.diffusers.reference import Guide
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +38,11 @@ _DECODED_ON_CPU = 1 << 16  # where more, side by side, are slower than one by on
 _BLACK = 8  # a picture without a brighter value than this, of 255, shows nothing
 
 
-class _Settings(NamedTuple):
-    """What the pictures that are computed together have in common; `length` is that of their text
-    embeddings."""
+class _Group(NamedTuple):
+    """What the pictures that are computed together have in common; `length` is that of their text embeddings, where it
+    must be one."""
 
-    width: int
-    height: int
-    steps: int
-    cfg: float
-    sampler: str
-    scheduler: str
+    shot: Shot
     length: int
 
 
@@ -65,8 +58,7 @@ class DiffusersGenerator:
         self._base = base
         self._section = section
         self._device_name = device
-        self._loaded: Any = None
-        self._base_schedule: Any = None
+        self._loaded: Drawing | None = None
         self._applied: LoraUse | None = None
         self._lycoris: list[Any] = []
         self._merged: list[Kept] = []
@@ -96,29 +88,30 @@ class DiffusersGenerator:
             self._use(None)
 
     def close(self) -> None:
-        self._loaded = self._base_schedule = self._applied = self._known_prompts = None
+        self._loaded = self._applied = self._known_prompts = None
         for kept in (self._embeddings, self._lycoris, self._merged):
             kept.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _pipeline(self) -> Any:
-        """The pipeline, loaded once."""
+    def _drawing(self) -> Drawing:
+        """The base's pipeline, loaded once."""
         if self._loaded is None:
             device = find_device(self._device_name)
             use_available_cores()
-            self._loaded = load_pipeline(self._base, drawing_dtype(self._base, device), device)
-            self._base_schedule = self._loaded.scheduler.config
+            pipeline = load_pipeline(self._base, loader_of(self._base).drawing(device), device)
+            self._loaded = make_drawing(pipeline, self._base, self._section)
             if device.type == "cpu":
-                quicken(denoiser(self._loaded))
-                quicken(self._loaded.vae)
+                quicken(self._loaded.network)
+                quicken(pipeline.vae)
         return self._loaded
 
     def _use(self, lora: LoraUse | None) -> None:
         """Puts `lora` on the base, or takes the one that is on it off; the base itself stays as it is."""
         if lora == self._applied:
             return
-        pipeline = self._pipeline()
+        drawing = self._drawing()
+        pipeline = drawing.pipeline
         if self._applied is not None:
             for module in self._lycoris:
                 module.restore()
@@ -129,19 +122,19 @@ class DiffusersGenerator:
             self._embeddings.clear()
         if lora is None:
             return
-        keys = check_lora(lora.path, pipeline)
+        keys = check_lora(lora.path, drawing)
         self._embeddings.clear()
         self._applied = lora
         if lora.strength == 0:
             return  # exactly the base's picture, without adding zeros
         try:
             if is_lycoris(keys):
-                self._lycoris = put_on(lora.path, pipeline, lora.strength)
+                self._lycoris = put_on(lora.path, drawing, lora.strength)
                 return
             with quiet_libraries():
-                pipeline.load_lora_weights(lora_source(lora.path, keys, pipeline), adapter_name=APPLIED)
+                pipeline.load_lora_weights(lora_source(lora.path, keys, drawing), adapter_name=APPLIED)
                 pipeline.set_adapters([APPLIED], [lora.strength])
-            self._merged = merge(pipeline)
+            self._merged = merge(drawing)
         except torch.OutOfMemoryError as error:
             raise BackendError(
                 f"The memory of the device does not hold {self._base.name} with the LoRA {lora.path.name}; close other "
@@ -160,45 +153,46 @@ class DiffusersGenerator:
             self._guide = None
         elif reference is not None and (self._guide is None or self._guide.use != reference):
             self._follow(None)
-            from lora_foundry.backends.diffusers.reference import make_guide
-
-            self._guide = make_guide(self._pipeline(), reference, self._section)
+            self._guide = self._drawing().guide(reference)
 
     def _make(self, batch: Sequence[ImageRequest]) -> list[GeneratedImage]:
         """The pictures of one batch, in its order; those of unlike settings are computed one group after
         another."""
-        groups: dict[_Settings, list[int]] = {}
+        groups: dict[_Group, list[int]] = {}
         for place, request in enumerate(batch):
-            groups.setdefault(self._settings_of(request), []).append(place)
+            groups.setdefault(self._group_of(request), []).append(place)
         made: dict[int, Image.Image] = {}
-        for settings, places in groups.items():
+        for group, places in groups.items():
             requests = [batch[place] for place in places]
-            made.update(zip(places, self._compute(settings, requests), strict=True))
+            made.update(zip(places, self._compute(group.shot, requests), strict=True))
         return [GeneratedImage(request, made[place]) for place, request in enumerate(batch)]
 
-    def _settings_of(self, request: ImageRequest) -> _Settings:
+    def _group_of(self, request: ImageRequest) -> _Group:
         texts = (request.prompt, request.negative)
-        length = 0 if self._is_flow() else max(len(self._embed(text)["text"]) for text in texts)
-        return _Settings(
-            request.width,
-            request.height,
-            request.steps,
-            request.cfg,
-            request.sampler,
-            request.scheduler,
+        one_length = self._drawing().one_length
+        length = max(len(self._embed(text)["text"]) for text in texts) if one_length else 0
+        return _Group(
+            Shot(
+                request.width,
+                request.height,
+                request.steps,
+                request.cfg,
+                request.sampler,
+                request.scheduler,
+            ),
             length,
         )
 
-    def _compute(self, settings: _Settings, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+    def _compute(self, shot: Shot, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         try:
-            latents = self._denoise(settings, requests)
+            latents = self._denoise(shot, requests)
             most = _DECODED_ON_CPU if latents.device.type == "cpu" else _DECODED_PIXELS
-            pixels = self._decode_all(latents, max(1, most // (settings.width * settings.height)))
+            pixels = self._decode_all(latents, max(1, most // (shot.width * shot.height)))
             return [self._report(*made) for made in zip(pixels, requests, strict=True)]
         except torch.OutOfMemoryError as error:
             raise BackendError(
-                f"The memory of the device does not hold {len(requests)} pictures of {settings.width}x"
-                f"{settings.height}; set generate.batch_size lower and run again."
+                f"The memory of the device does not hold {len(requests)} pictures of {shot.width}x"
+                f"{shot.height}; set generate.batch_size lower and run again."
             ) from error
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
@@ -207,31 +201,22 @@ class DiffusersGenerator:
             ) from error
 
     @torch.no_grad()
-    def _denoise(self, settings: _Settings, requests: Sequence[ImageRequest]) -> Tensor:
+    def _denoise(self, shot: Shot, requests: Sequence[ImageRequest]) -> Tensor:
         """The latents of a group. Noise is drawn on the CPU in fp32 from each picture's own seed."""
-        from lora_foundry.backends.diffusers.samplers import make_scheduler
-
-        pipeline = self._pipeline()
-        network = denoiser(pipeline)
+        drawing = self._drawing()
         arguments: dict[str, Any] = self._prompt_arguments(requests)
         with quiet_libraries():
-            if not self._is_flow():
-                pipeline.scheduler = make_scheduler(self._base_schedule, settings.sampler, settings.scheduler)
-                arguments["guidance_rescale"] = self._section.guidance_rescale
-            denoise = self._guide.denoise if self._guide else pipeline
+            arguments |= drawing.options(shot)
+            denoise = self._guide.denoise if self._guide else drawing.pipeline
             noises = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-            scale = pipeline.vae_scale_factor
-            shape = (1, network.config.in_channels, settings.height // scale, settings.width // scale)
-            latents = torch.cat([torch.randn(shape, generator=noise) for noise in noises])
+            latents = torch.cat([drawing.noise(shot, noise) for noise in noises])
             result: Tensor = denoise(
                 **arguments,
-                latents=latents.to(network.device, torch.float32 if self._is_flow() else network.dtype),
+                latents=latents.to(drawing.pipeline._execution_device, drawing.latent_type()),
                 generator=noises,
-                width=settings.width,
-                height=settings.height,
-                num_inference_steps=settings.steps,
-                # Z-Image's pipeline counts guidance from 0, everyone else from 1.
-                guidance_scale=settings.cfg - 1 if self._is_flow() else settings.cfg,
+                width=shot.width,
+                height=shot.height,
+                num_inference_steps=shot.steps,
                 output_type="latent",
             ).images
         return result
@@ -248,10 +233,9 @@ class DiffusersGenerator:
     @torch.no_grad()
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) as pictures (n, 3, H, W) in fp32 on the CPU."""
-        vae = self._pipeline().vae
-        latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-        if vae.dtype != torch.float32:
+        drawing = self._drawing()
+        pixels = drawing.decode(latents).float()
+        if drawing.pipeline.vae.dtype == torch.float16:
             self._mend(pixels, latents)
         return pixels.cpu()
 
@@ -261,12 +245,13 @@ class DiffusersGenerator:
         damaged = ~pixels.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)
         if not damaged.any():
             return
-        vae = self._pipeline().vae
+        drawing = self._drawing()
+        vae = drawing.pipeline.vae
         narrow = vae.dtype
         try:
             vae.to(torch.float32)
             for place in damaged.nonzero().flatten().tolist():
-                pixels[place] = vae.decode(latents[place : place + 1].float(), return_dict=False)[0][0]
+                pixels[place] = drawing.decode(latents[place : place + 1].float())[0]
         finally:
             vae.to(narrow)
 
@@ -289,24 +274,19 @@ class DiffusersGenerator:
             )
         return Image.fromarray(np.ascontiguousarray(array))
 
-    def _is_flow(self) -> bool:
-        """Whether the base is a flow-matching transformer, which has one sampler of its own and takes prompts of
-        unlike length side by side."""
-        return hasattr(self._pipeline(), "transformer")
-
     @torch.no_grad()
     def _embed(self, text: str) -> Condition:
         """What one prompt becomes, computed once for each text."""
         if text not in self._embeddings:
             if len(self._embeddings) >= _MOST_PROMPTS_KEPT:
                 self._embeddings.clear()
-            (self._embeddings[text],) = self._prompts().encode_all([text])
+            (self._embeddings[text],) = self._prompts().encode_all([text], weighted=True)
         return self._embeddings[text]
 
     def _prompts(self) -> Prompts:
         """The base's way with prompts, as it stands: a LoRA may have changed the text encoders."""
         if self._known_prompts is None or not self._embeddings:
-            self._known_prompts = make_prompts(self._pipeline())
+            self._known_prompts = self._drawing().prompts()
         return self._known_prompts
 
     @torch.no_grad()

@@ -13,24 +13,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lora_foundry.errors import BaseModelError, VerificationError
-from lora_foundry.families._shared.inspect import read_header
-from lora_foundry.families._shared.names import is_sdxl, original_name
+from lora_foundry.families._shared.drawing import Drawing
+from lora_foundry.families._shared.names import PREFIXES, modules_by_name
+from lora_foundry.files.safetensors import read_header
 
 APPLIED = "applied"
 _MAGNITUDE = ".dora_scale"
 _DOWN, _UP = (".lora_down.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_B.weight")
 _ENDINGS = re.compile(r"\.(lora_|alpha$|dora_scale$|hada_|lokr_)")
-_KOHYA = {
-    "unet": ("lora_unet_",),
-    "transformer": ("lora_unet_",),
-    "text_encoder": ("lora_te_", "lora_te1_"),
-    "text_encoder_2": ("lora_te2_",),
-}
-_PREFIXES = tuple(prefix for prefixes in _KOHYA.values() for prefix in prefixes)
+_KOHYA_PREFIXES = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes)
 
 
-def check_lora(path: Path, pipeline: Any) -> list[str]:
-    """Every key of the LoRA must name a module of the pipeline; returns the keys. Raises VerificationError naming
+def check_lora(path: Path, drawing: Drawing) -> list[str]:
+    """Every key of the LoRA must name a module of the base; returns the keys. Raises VerificationError naming
     one that does not."""
     try:
         keys = read_header(path).shapes
@@ -38,7 +33,7 @@ def check_lora(path: Path, pipeline: Any) -> list[str]:
         raise VerificationError(
             f"{path} is missing or is no whole safetensors file; train the LoRA again."
         ) from error
-    known = {name for name, _ in modules_by_name(pipeline)}
+    known = {name for name, _ in modules_by_name(drawing.pipeline, drawing.base)}
     strange = sorted(key for key in keys if module_of(key) not in known)
     if strange:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
@@ -50,7 +45,7 @@ def check_lora(path: Path, pipeline: Any) -> list[str]:
     return list(keys)
 
 
-def lora_source(path: Path, keys: Iterable[str], pipeline: Any) -> str | dict[str, Tensor]:
+def lora_source(path: Path, keys: Iterable[str], drawing: Drawing) -> str | dict[str, Tensor]:
     """What diffusers loads: the file, or of a DoRA its tensors under peft's names.
 
     Under kohya's names the library drops a DoRA's magnitudes and draws something else. Under peft's names it reads no
@@ -59,8 +54,8 @@ def lora_source(path: Path, keys: Iterable[str], pipeline: Any) -> str | dict[st
     """
     if not any(key.endswith(_MAGNITUDE) for key in keys):
         return str(path)
-    places = {id(module): place for place, module in _places(pipeline)}
-    modules = dict(modules_by_name(pipeline))
+    places = {id(module): place for place, module in _places(drawing.pipeline)}
+    modules = dict(modules_by_name(drawing.pipeline, drawing.base))
     file: dict[str, Tensor] = load_file(path)
     rank = max(len(tensor) for key, tensor in file.items() if key.endswith(_DOWN))
     tensors: dict[str, Tensor] = {}
@@ -87,32 +82,15 @@ def _either(file: Mapping[str, Tensor], name: str, endings: Iterable[str]) -> Te
 
 def _places(pipeline: Any) -> Iterator[tuple[str, Any]]:
     """Every module of the pipeline by its path there."""
-    for part in _KOHYA:
+    for part in PREFIXES:
         if getattr(pipeline, part, None) is not None:
             yield from (
                 (f"{part}.{path}", module) for path, module in getattr(pipeline, part).named_modules()
             )
 
 
-def modules_by_name(pipeline: Any) -> Iterator[tuple[str, Any]]:
-    """The pipeline's modules by every name that a LoRA may use for them: kohya's, and those of the diffusers form."""
-    for part, prefixes in _KOHYA.items():
-        if getattr(pipeline, part, None) is None:
-            continue
-        network = getattr(pipeline, part)
-        original = part == "unet" and is_sdxl(network.config)
-        for name, module in network.named_modules():
-            # Files always say text_model; whether the encoder's own modules do depends on the library's
-            # version.
-            forms = {name, f"text_model.{name}"} if part.startswith("text_encoder") else {name}
-            forms |= {original_name(name)} if original else set()
-            for form in forms:
-                yield from ((prefix + form.replace(".", "_"), module) for prefix in prefixes)
-                yield f"{part}.{form}", module
-
-
 def module_of(key: str) -> str:
     """The module that a key of the file belongs to."""
-    if key.startswith(_PREFIXES):
+    if key.startswith(_KOHYA_PREFIXES):
         return key.split(".", 1)[0]
     return _ENDINGS.split(key, 1)[0]

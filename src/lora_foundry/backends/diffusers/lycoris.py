@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_foundry.backends.diffusers.lora import module_of, modules_by_name
+from lora_foundry.backends.diffusers.lora import module_of
 from lora_foundry.extras import missing_package
+from lora_foundry.families._shared.drawing import Drawing
+from lora_foundry.families._shared.names import modules_by_name
 
 _MARKS = (".hada_w", ".lokr_w")
 
@@ -24,10 +26,10 @@ def is_lycoris(names: Iterable[str]) -> bool:
 
 
 @torch.no_grad()
-def put_on(path: Path, pipeline: Any, strength: float) -> list[Any]:
+def put_on(path: Path, drawing: Drawing, strength: float) -> list[Any]:
     """Puts the file on the pipeline's modules; each returned module's `restore` takes it off. Raises
     MissingExtraError, KeyError for a module that the pipeline does not have."""
-    layers = dict(modules_by_name(pipeline))
+    layers = dict(modules_by_name(drawing.pipeline, drawing.base))
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(path).items():
         name = module_of(key)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.families._shared.devices import total_memory
+from lora_foundry.families._shared.drawing import Drawing
 
 _PLENTY = 4  # times the network's size: the memory that holds the changed weights beside the base's own
 
@@ -22,13 +23,14 @@ class Kept(NamedTuple):
 
 
 @torch.no_grad()
-def merge(pipeline: Any) -> list[Kept]:
+def merge(drawing: Drawing) -> list[Kept]:
     """Merges the adapters that are on and takes them off; returns what `restore` needs. Does nothing where the memory
     could not hold both: by its size and not by what is free, so that a picture is the same whoever else uses it. An
     error leaves the base as it was."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not _fits(pipeline):
+    pipeline = drawing.pipeline
+    if not _fits(drawing.network):
         return []
     kept: list[Kept] = []
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
@@ -55,8 +57,7 @@ def restore(kept: list[Kept]) -> None:
         weight.data = values
 
 
-def _fits(pipeline: Any) -> bool:
-    network = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+def _fits(network: Any) -> bool:
     size: int = sum(weight.nbytes for weight in network.parameters())
     if network.device.type != "cuda":
         return total_memory() >= _PLENTY * size

@@ -20,8 +20,8 @@ import torch
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import PREDICTIONS
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.files.storage import make_folder, remove_tree, storage_errors, write_json, write_text
 from lora_foundry.ports import TrainingImage, TrainingJob

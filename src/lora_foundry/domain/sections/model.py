@@ -23,6 +23,28 @@ class ModelSection(Section):
         "`hf:owner/name/file.safetensors` for one file of the hub, or an https address.",
     )
     licence: str = Field("", description="The base's licence, as its makers call it; `setup` shows it first.")
+    train_base: BaseModelPath = Field(
+        "",
+        description="Base that the LoRA is trained on, where it is not `base`: the undistilled model of a distilled "
+        "(Turbo) one that draws. Empty trains on `base`.",
+    )
+    vae: BaseModelPath = Field(
+        "",
+        description="A VAE's .safetensors file that is used in place of the base's own, or that belongs to a transformer "
+        "in a file of its own and is not found beside it.",
+    )
+    text_encoder: BaseModelPath = Field(
+        "",
+        description="The text encoder's .safetensors file of a transformer in a file of its own, where it is not found "
+        "in ComfyUI's folders.",
+    )
+    clip_skip: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Which of CLIP's last layers Stable Diffusion 1.x and 2.x read: 1 the last, 2 the last but one, as "
+        "many anime models want. SDXL always reads the last but one.",
+    )
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto",
         description="What the base answers; `auto` reads it from the checkpoint's keys and metadata or its "

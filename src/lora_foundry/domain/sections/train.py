@@ -51,6 +51,11 @@ class NetworkSettings(Section):
     )
     conv_alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="Alpha of the convolutions' LoRA.")
     lokr_factor: int = Field(-1, ge=-1, description="LoKr's factor; -1 takes the most even split.")
+    training_adapter: Annotated[str, LocalPath("models")] = Field(
+        "",
+        description="A LoRA's .safetensors file that is part of a distilled base while it is trained and not of what is "
+        "exported, so that the base keeps its few steps.",
+    )
     max_norm: float = Field(
         0.0, ge=0, description="Largest norm of a module's update, scaled back after each step; 0: no limit."
     )

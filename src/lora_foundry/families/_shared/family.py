@@ -1,23 +1,19 @@
-"""What the trainer must know about a kind of base model, and nothing else of it. One module a family, the
-same names in each: a function `load` that returns an object of the shape `FamilyModel`. To support a family,
-add a module here and its row in `bases.kinds`."""
+"""What the trainer must know about a kind of base model, and nothing else of it: a family's module `train` has a function
+`load` that returns an object of the shape `FamilyModel`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Protocol, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_foundry import families
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.errors import BaseModelError, did_you_mean
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.prompts import Condition
+from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.targets import FileFormat, Target
 
 
@@ -58,8 +54,10 @@ class FamilyModel(Protocol):
         """The modules that get a LoRA, in a fixed order. Raises InputError for settings that fit no module."""
         ...
 
-    file_format: FileFormat
-    """How an exported file names the tensors of a module."""
+    @property
+    def file_format(self) -> FileFormat:
+        """How an exported file names the tensors of a module."""
+        ...
 
     def export_name(self, target: Target) -> str:
         """The name by which ComfyUI and diffusers both find this module."""
@@ -99,8 +97,5 @@ class Family(Protocol):
 
 def load_family(base: Base, settings: TrainSection, device: torch.device) -> FamilyModel:
     """Loads `base` with the module of its family. Raises BaseModelError where there is none."""
-    known = [module.name for module in iter_modules(families.__path__) if not module.name.startswith("_")]
-    if base.family not in known:
-        raise BaseModelError(f"No trainer for the family {base.family!r}; {did_you_mean(base.family, known)}")
-    module = cast(Family, import_module(f"{families.__name__}.{base.family}.train"))
+    module = cast(Family, family_part(base.family, "train"))
     return module.load(base, settings, device)

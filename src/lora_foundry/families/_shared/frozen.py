@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.adapter import merge_adapter
+from lora_foundry.families._shared.base import Base, check_trainable
 from lora_foundry.families._shared.devices import choose_dtype, freed_memory_kept
-from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.loading import quiet_libraries
+from lora_foundry.families._shared.loading import loader_of, quiet_libraries
 from lora_foundry.families._shared.parts import Parts
-from lora_foundry.families._shared.prompts import Condition, Prompts, make_prompts, stack_conditions
-from lora_foundry.families._shared.targets import DENOISER, KOHYA
+from lora_foundry.families._shared.prompts import Condition, Prompts, stack_conditions
+from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.targets import DENOISER, FileFormat, Target
 
 _LARGEST_TILE, _SMALLEST_TILE = 512, 128  # pixels a side, when the VAE works in tiles
 _ENCODED_ON_CPU = 1 << 16  # pixels at once: with more, pictures push each other out of the processor's cache
@@ -32,16 +35,17 @@ class FrozenModel:
     its first use: none that the caches make needless, and the denoiser after the encoders were let go."""
 
     recordable = False
-    file_format = KOHYA
 
     def __init__(
         self, base: Base, settings: TrainSection, device: torch.device, storage: torch.dtype | None = None
     ) -> None:
         """`storage`: the type in which the network's weights are kept, if not the one it computes in."""
+        check_trainable(base, settings)
         self._device, self._settings = device, settings
         self._dtype = choose_dtype(settings.precision, device)
         self._storage = storage or self._dtype
-        self._parts = Parts(base, self._storage)
+        self._base = base
+        self._parts = Parts(base, self._storage, loader_of(base).encoding(device))
         self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
         self._tile = 0  # pixels a side of the VAE's tiles; 0: none
@@ -50,7 +54,10 @@ class FrozenModel:
     def network(self) -> nn.Module:
         """The denoiser."""
         with quiet_libraries():
-            network: Any = self._parts.load_denoiser().to(device=self._device, dtype=self._storage)
+            network: Any = self._parts.load_denoiser()
+            if self._settings.training_adapter:
+                merge_adapter(network, self._base, Path(self._settings.training_adapter).expanduser())
+            network = network.to(device=self._device, dtype=self._storage)
         if self._settings.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         module: nn.Module = network
@@ -68,12 +75,27 @@ class FrozenModel:
         if self._known_prompts is None:
             for encoder in self._parts.text_encoders.values():
                 encoder.to(self._device)
-            self._known_prompts = make_prompts(self._parts.encoders)
+            self._known_prompts = self._make_prompts(self._parts.encoders)
         return self._known_prompts
+
+    def _make_prompts(self, pipeline: Any) -> Prompts:
+        prompts: Prompts = family_part(self._base.family, "prompts").make_prompts(pipeline, self._base)
+        return prompts
 
     @property
     def _vae(self) -> Any:
         return self._parts.vae.to(self._device)
+
+    @property
+    def file_format(self) -> FileFormat:
+        """How an exported file names the tensors of a module."""
+        file_format: FileFormat = family_part(self._base.family, "names").FILE_FORMAT
+        return file_format
+
+    def export_name(self, target: Target) -> str:
+        """The name by which ComfyUI and diffusers both find this module."""
+        name: str = family_part(self._base.family, "names").export_name(target)
+        return name
 
     def encode_captions(self, texts: Sequence[str]) -> list[Condition]:
         """What the text encoders make of captions, window by window."""
@@ -141,7 +163,7 @@ class FrozenModel:
         count = len(moved) - 1
         pipeline = self._parts.drawing(self.network)
         pipeline.vae.to(self._device)  # a pipeline computes where its VAE is
-        arguments = make_prompts(pipeline).arguments(moved[1:], moved[:1] * count, empty=moved[0])
+        arguments = self._make_prompts(pipeline).arguments(moved[1:], moved[:1] * count, empty=moved[0])
         hook = self.network.register_forward_pre_hook(self._as_computed, with_kwargs=True)
         try:
             with quiet_libraries():

@@ -1,5 +1,5 @@
-"""Tells what a base model is before anything of it is loaded, by its file names and safetensors headers
-alone.
+"""Tells what a base model is before anything of it is loaded, by its file names and safetensors headers alone; which
+family it belongs to is asked of the families.
 
 A wrong base found here costs a second and one sentence; found later it costs a traceback out of another
 library, or, with a pickle, the machine."""
@@ -7,117 +7,94 @@ library, or, with a pickle, the machine."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import BaseModelError, did_you_mean
-from lora_foundry.families._shared.kinds import SUPPORTED, kind_of_keys, kind_of_pipeline
+from lora_foundry.families._shared.base import Base, check_trainable
+from lora_foundry.families._shared.kinds import Kind, other_kind, packed_format, strange_pipeline, stranger
+from lora_foundry.families._shared.ldm import training_of
+from lora_foundry.families._shared.registry import family_names, family_part
+from lora_foundry.families._shared.split import find_parts, read_json
+from lora_foundry.files.safetensors import PICKLES, Header, gguf_error, pickle_error, read_header
 from lora_foundry.mini import MODEL_DIR
 
 BUNDLED = "mini"
-Layout = Literal["folder", "file"]
-
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_LARGEST_HEADER = 100_000_000
 _SAMPLES, _SAMPLE_BYTES = 64, 65_536
+_FORMER_VAE = "first_stage_model."
 
 
-class Base(BaseModel):
-    """A base model that was looked at and found usable.
-
-    identity: digest of its content that is cheap to take (headers, configurations and samples of the
-    weights). variant: the weights' file variant in a folder ("fp16"), empty for the plain one. configuration: which of
-    our configurations a single file is loaded with. prediction: what the network answers where that is known beside
-    its configuration (epsilon, v_prediction), empty where it is not. zero_terminal: the same for a noise schedule
-    that ends in pure noise.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Path
-    layout: Layout
-    family: str
-    name: str
-    identity: str
-    variant: str = ""
-    configuration: str = ""
-    prediction: str = ""
-    zero_terminal: bool | None = None
-
-    def told(self, prediction: str, zero_terminal: str) -> Base:
-        """The base as a recipe has it: "auto" leaves what was found, anything else stands in its place and makes it
-        another base."""
-        found: dict[str, Any] = {}
-        if prediction != "auto":
-            found["prediction"] = prediction
-        if zero_terminal != "auto":
-            found["zero_terminal"] = zero_terminal == "on"
-        if not found:
-            return self
-        identity = hashlib.sha256(f"{self.identity}/{prediction}/{zero_terminal}".encode()).hexdigest()
-        return self.model_copy(update={**found, "identity": identity})
+def supported() -> str:
+    """What can be used as a base, in words."""
+    return "supported are " + "; ".join(family_part(name, "detect").SUPPORTED for name in family_names())
 
 
-class Header(NamedTuple):
-    """What a safetensors file says about itself: the shape of each tensor, and its free text."""
+def recipe_base(
+    recipe: Recipe, folders: Sequence[Path] = (), *, training: bool = False, anywhere: bool = True
+) -> Base:
+    """The base that a recipe names, with the VAE, the text encoder and the rest that it says about it. training: it is
+    to be trained, too. anywhere: a relative name may also be one in the current folder. Raises BaseModelError, and
+    InputError for a distilled one that would be trained as it is."""
+    model = recipe.model
+    given = {
+        part: _locate(name, folders, anywhere)
+        for part, name in (("vae", model.vae), ("text_encoder", model.text_encoder))
+        if name
+    }
+    base = find_base(model.base, folders, given, anywhere=anywhere)
+    if model.train_base:
+        twin = find_base(
+            model.train_base, folders, {} if base.layout == "folder" else given, anywhere=anywhere
+        )
+        if twin.family != base.family:
+            raise BaseModelError(
+                f"model.train_base = {model.train_base!r} is of the family {twin.family}, and model.base of "
+                f"{base.family}; a LoRA fits its own family only."
+            )
+        base = base.model_copy(update={"undistilled": twin})
+    if training:
+        check_trainable(base.learned_on, recipe.train)
+    return base.told(model.prediction, model.zero_terminal_snr, model.clip_skip)
 
-    shapes: dict[str, tuple[int, ...]]
-    metadata: dict[str, str]
 
+def find_base(
+    name: str,
+    folders: Sequence[Path] = (),
+    given: Mapping[str, Path] | None = None,
+    *,
+    anywhere: bool = True,
+) -> Base:
+    """The base model called `name`: `mini`, a path, or a file or folder name looked for in `folders`. `given` are parts
+    that stand in the place of the base's own, or belong to it. anywhere: a relative name that is in none of the
+    folders may also be one in the current folder.
 
-def find_base(name: str, folders: Sequence[Path] = (), *, anywhere: bool = True) -> Base:
-    """The base model called `name`: `mini`, a path, or a file or folder name looked for in `folders`.
-
-    anywhere: a relative name that is in none of the folders may also be one in the current folder.
     Raises BaseModelError in one sentence: not there, a pickle, damaged, or of a kind that is not supported.
     """
     path = MODEL_DIR if name == BUNDLED else _locate(name, folders, anywhere)
-    return inspect_base(path, BUNDLED if name == BUNDLED else path.stem if path.is_file() else path.name)
+    called = BUNDLED if name == BUNDLED else path.stem if path.is_file() else path.name
+    return inspect_base(path, called, given or {}, folders)
 
 
-def inspect_base(path: Path, name: str = "") -> Base:
+def inspect_base(
+    path: Path, name: str = "", given: Mapping[str, Path] | None = None, folders: Sequence[Path] = ()
+) -> Base:
     """Looks at the folder or file at `path`. Raises BaseModelError."""
+    given = given or {}
     try:
-        return _inspect_folder(path, name) if path.is_dir() else _inspect_file(path, name)
+        if path.is_dir():
+            return _with_parts(_inspect_folder(path, name), given)
+        return _inspect_file(path, name, given, folders)
     except OSError as error:
         raise BaseModelError(f"The base model {path} cannot be read ({error.strerror or error}).") from error
 
 
-def read_header(path: Path) -> Header:
-    """The header of a safetensors file, which must be whole. Raises BaseModelError for a pickle or a damaged
-    file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if start.startswith(_PICKLE_MAGIC):
-            raise _pickle(path)
-        length = int.from_bytes(start, "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise _damaged(path, size)
-        raw = file.read(length)
-    try:
-        entries: dict[str, Any] = json.loads(raw)
-        metadata = {str(key): str(value) for key, value in (entries.pop("__metadata__", None) or {}).items()}
-        shapes = {key: tuple(entry["shape"]) for key, entry in entries.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _damaged(path, size) from error
-    if 8 + length + end > size:
-        raise BaseModelError(
-            f"{path} is truncated: it has {size:,} of {8 + length + end:,} bytes; download or copy it again."
-        )
-    return Header(shapes, metadata)
-
-
 def _locate(name: str, folders: Sequence[Path], anywhere: bool) -> Path:
-    """The path meant by `name`. Raises BaseModelError, saying where it looked."""
+    """The path meant by `name`, links left as they are: the hub's cache has files under their hashes, and only the link
+    bears the name. Raises BaseModelError, saying where it looked."""
     if not name.strip() or "\0" in name:
         raise BaseModelError(
             "The recipe names no base model; set model.base to 'mini', a folder or a .safetensors file."
@@ -130,14 +107,14 @@ def _locate(name: str, folders: Sequence[Path], anywhere: bool) -> Path:
     ]
     for place in places:
         if _exists(place):
-            return place.resolve()
+            return Path(os.path.abspath(place))
     known: dict[str, Path] = {}
     for folder in folders:
         for found in sorted(_models_below(folder)):
             known.setdefault(found.name, found)
     for wanted in (name, f"{name}.safetensors"):
         if wanted in known:
-            return known[wanted].resolve()
+            return Path(os.path.abspath(known[wanted]))
     looked = ", ".join(str(folder) for folder in folders)
     where = f" (looked in {looked})" if looked and not direct.is_absolute() else ""
     raise BaseModelError(
@@ -145,10 +122,9 @@ def _locate(name: str, folders: Sequence[Path], anywhere: bool) -> Path:
     )
 
 
-def _exists(path: Path) -> bool:
-    """Whether there is something at `path`; a name that no file can have is nowhere."""
+def _exists(place: Path) -> bool:
     try:
-        return path.exists()
+        return place.exists()
     except OSError:
         return False
 
@@ -161,115 +137,150 @@ def _models_below(folder: Path) -> Iterable[Path]:
         yield from (Path(where) / file for file in files if file.endswith(".safetensors"))
 
 
-def _inspect_file(path: Path, name: str) -> Base:
-    if path.suffix.lower() in _PICKLES:
-        raise _pickle(path)
+def _inspect_file(path: Path, name: str, given: Mapping[str, Path], folders: Sequence[Path]) -> Base:
+    if path.suffix.lower() in PICKLES:
+        raise pickle_error(path)
+    if path.suffix.lower() == ".gguf":
+        raise gguf_error(path)
     if path.suffix.lower() != ".safetensors":
-        raise BaseModelError(f"{path} is no .safetensors file and no diffusers folder; {SUPPORTED}.")
+        raise BaseModelError(f"{path} is no .safetensors file and no diffusers folder; {supported()}.")
     header = read_header(path)
-    kind = kind_of_keys(header.shapes)
+    packed = packed_format(header)
+    if packed:
+        raise BaseModelError(
+            f"{path} has weights in {packed}, which cannot be read back exactly; get the bf16, fp16 or fp8 version."
+        )
+    kind = kind_of_file(header, path.stem)
     if not kind.family:
-        raise BaseModelError(f"{path} is {kind.name}; {SUPPORTED}.")
-    prediction, zero_terminal = _training_of(header)
-    return Base(
+        raise BaseModelError(f"{path} is {kind.name}; {supported()}.")
+    prediction, zero_terminal = training_of(header)
+    base = Base(
         path=path,
-        layout="file",
+        layout="split" if kind.needs else "file",
         family=kind.family,
         name=name or path.stem,
         identity=_identity([path]),
         configuration=kind.configuration,
         prediction=prediction,
         zero_terminal=zero_terminal,
+        distilled=kind.distilled,
     )
+    return _with_parts(base, find_parts(path, kind, given, folders) if kind.needs else given)
 
 
-def _training_of(header: Header) -> tuple[str, bool | None]:
-    """What a checkpoint says about its own training: marker tensors (NoobAI, and all that descends from it) or
-    metadata."""
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
-    v = "v_pred" in header.shapes or said in {"v", "v_prediction", "vpred"}
-    v = v or header.metadata.get("ss_v_parameterization", "").lower() == "true"
-    zero = "ztsnr" in header.shapes or header.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
-    epsilon = "epsilon" if said == "epsilon" else ""
-    return "v_prediction" if v else epsilon, True if zero else None
+def kind_of_file(header: Header, name: str) -> Kind:
+    """What a safetensors file is: not a base at all, a base or a part of one by the families' own judgement, or a
+    stranger."""
+    found = other_kind(header.shapes)
+    if found is not None:
+        return found
+    for family in family_names():
+        kind: Kind | None = family_part(family, "detect").look(header, name)
+        if kind is not None:
+            return kind
+    return stranger(header.shapes)
+
+
+def _with_parts(base: Base, parts: Mapping[str, Path]) -> Base:
+    """The base with files in the place of its own parts, which makes it another one."""
+    if not parts:
+        return base
+    for file in parts.values():
+        if file.suffix.lower() in PICKLES:
+            raise pickle_error(file)
+    vae = parts.get("vae")
+    if base.layout != "split" and vae is not None:
+        header = read_header(vae)
+        if not any(key.removeprefix(_FORMER_VAE).startswith("decoder.") for key in header.shapes):
+            raise BaseModelError(f"model.vae = {str(vae)!r} is no VAE; give a VAE's .safetensors file.")
+    if base.layout != "split" and "text_encoder" in parts:
+        raise BaseModelError(
+            f"model.text_encoder is for ComfyUI's split files; {base.path.name} brings its own. Leave it out."
+        )
+    identity = hashlib.sha256(f"{base.identity}/{_identity(list(parts.values()))}".encode()).hexdigest()
+    return base.model_copy(update={"parts": dict(parts), "identity": identity})
 
 
 def _inspect_folder(path: Path, name: str) -> Base:
     index = path / "model_index.json"
     if not index.exists():
         raise BaseModelError(
-            f"{path} is no diffusers model folder (it has no model_index.json); {SUPPORTED}."
+            f"{path} is no diffusers model folder (it has no model_index.json); {supported()}."
         )
-    parts = _read_json(index)
-    kind = kind_of_pipeline(str(parts.get("_class_name", "")))
+    contents = read_json(index)
+    kind = _kind_of_pipeline(str(contents.get("_class_name", "")))
     if not kind.family:
-        raise BaseModelError(f"{path} is {kind.name}; {SUPPORTED}.")
-    files, variants = [index], set()
-    for part in _parts(parts):
-        weights = _weights_of(path / part)
+        raise BaseModelError(f"{path} is {kind.name}; {supported()}.")
+    parts = list(_parts(contents, path))
+    narrow = any(not _plain(_found(path / part)) for part in parts)
+    files = [index]
+    for part in parts:
+        weights = _weights_of(path / part, narrow)
         for file in weights:
             read_header(file)
-        variants |= {"fp16" if ".fp16." in file.name or ".fp16-" in file.name else "" for file in weights}
         files += [path / part / "config.json", *weights]
     if not any((path / "tokenizer" / file).exists() for file in ("vocab.json", "tokenizer.json")):
         raise BaseModelError(f"{path} has no tokenizer; download or copy the model again.")
-    if "transformer" not in _parts(parts):
-        _check_unet(path)
+    detect = family_part(kind.family, "detect")
+    kind = (detect.examine(path, contents) if hasattr(detect, "examine") else None) or kind
+    if not kind.family:
+        raise BaseModelError(f"{path} is {kind.name}; {supported()}.")
     files.append(path / "scheduler" / "scheduler_config.json")
-    variant = "fp16" if variants == {"fp16"} else ""
     return Base(
         path=path,
         layout="folder",
         family=kind.family,
         name=name or path.name,
         identity=_identity(files),
-        variant=variant,
+        variant="fp16" if narrow else "",
+        distilled=kind.distilled,
     )
 
 
-def _parts(index: dict[str, Any]) -> list[str]:
+def _kind_of_pipeline(class_name: str) -> Kind:
+    """What a folder is by the class of its pipeline."""
+    for family in family_names():
+        words: Mapping[str, str] = family_part(family, "detect").PIPELINES
+        if class_name in words:
+            return Kind(words[class_name], family)
+    return strange_pipeline(class_name)
+
+
+def _parts(index: Mapping[str, Any], path: Path) -> Iterator[str]:
     """The components of a pipeline that have weights, in a fixed order."""
-    parts = ["transformer" if _is_part(index.get("transformer")) else "unet", "vae", "text_encoder"]
-    return parts + ["text_encoder_2"] * _is_part(index.get("text_encoder_2"))
+    named = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
+    found = [part for part in named if _is_part(index.get(part))]
+    # An index that names nothing (an old one) is taken for Stable Diffusion's.
+    yield from found if {"unet", "transformer"} & set(found) else ("unet", "vae", "text_encoder", *found[3:])
 
 
 def _is_part(entry: object) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
 
 
-def _weights_of(part: Path) -> list[Path]:
-    """The safetensors files of one component: the plain ones, or else the fp16 variant's."""
-    found = sorted(part.glob("*.safetensors"))
+def _found(part: Path) -> list[Path]:
+    return sorted(part.glob("*.safetensors"))
+
+
+def _plain(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if not any(mark in file.name for mark in (".fp16", ".non_ema"))]
+
+
+def _weights_of(part: Path, narrow: bool) -> list[Path]:
+    """The safetensors files of one component: the plain ones, or, where another component has none, the fp16 ones
+    first, since a pipeline is loaded in one variant."""
+    found = _found(part)
     if not found:
-        if any(file.suffix in _PICKLES for file in part.glob("*")):
-            raise _pickle(next(file for file in sorted(part.glob("*")) if file.suffix in _PICKLES))
+        pickles = [file for file in sorted(part.glob("*")) if file.suffix in PICKLES]
+        if pickles:
+            raise pickle_error(pickles[0])
         raise BaseModelError(
             f"{part.parent} has no {part.name} weights in safetensors; download or copy it again."
         )
-    plain = [file for file in found if not any(mark in file.name for mark in (".fp16", ".non_ema"))]
     if not (part / "config.json").exists():
         raise BaseModelError(f"{part} has no config.json; download or copy the model again.")
-    return plain or [file for file in found if ".fp16" in file.name] or found
-
-
-def _check_unet(path: Path) -> None:
-    """Inpainting and depth models have more input channels than a latent has."""
-    channels = _read_json(path / "unet" / "config.json").get("in_channels", 4)
-    latent = _read_json(path / "vae" / "config.json").get("latent_channels", 4)
-    if channels != latent:
-        raise BaseModelError(
-            f"{path} is an inpainting or depth model ({channels} input channels); {SUPPORTED}."
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{path} is missing or damaged; download or copy the model again.") from error
-    if not isinstance(data, dict):
-        raise BaseModelError(f"{path} is damaged; download or copy the model again.")
-    return data
+    half = [file for file in found if ".fp16" in file.name]
+    return (half or found) if narrow else (_plain(found) or half or found)
 
 
 def _identity(files: Sequence[Path]) -> str:
@@ -294,14 +305,4 @@ def _digest(stamps: tuple[tuple[str, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _pickle(path: Path) -> BaseModelError:
-    return BaseModelError(
-        f"{path} is a pickle, which can run any code when it is loaded, and is refused; "
-        "get the .safetensors version."
-    )
-
-
-def _damaged(path: Path, size: int) -> BaseModelError:
-    return BaseModelError(
-        f"{path} is not a whole safetensors file ({size:,} bytes); download or copy it again."
-    )
+__all__ = ["BUNDLED", "Base", "find_base", "inspect_base", "read_header", "recipe_base", "supported"]

@@ -1,116 +1,150 @@
-"""Which kind of model a file holds, told by the names of its tensors, so that a LoRA, a VAE or another family
-given as a base is named for what it is. To support a family, give its row a family name here and write its
-trainer module."""
+"""How a family says what a file or folder is, and what is no base of any family: a LoRA, a ControlNet, a text encoder
+alone. Each is named for what it is, so that the sentence about it says what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
 
-SUPPORTED = (
-    "supported are Stable Diffusion 1.x, 2.x and SDXL (Illustrious, Pony, NoobAI too) as .safetensors checkpoints "
-    "or diffusers folders, and Z-Image as a diffusers folder"
-)
+from lora_foundry.files.safetensors import Header
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class PartFile(NamedTuple):
+    """A file that a denoiser needs beside it where ComfyUI keeps a model in several: its part of the pipeline, what to
+    call it, ComfyUI's folders for it, the file's usual name, and how its header is recognised."""
+
+    part: str
+    words: str
+    folders: tuple[str, ...]
+    usual: str
+    fits: Callable[[Header], bool]
 
 
 class Kind(NamedTuple):
-    """What a model is, in words, the family that handles it (empty: none does), and the configuration of ours that a
-    single file of it is loaded with."""
+    """What a model is, in words, the family that handles it (empty: none does), and the configuration of that family's
+    that a file is loaded with. needs: the files that belong to it, where it is a denoiser alone. distilled: drawn in few
+    steps without guidance, and not to be trained as it is."""
 
     name: str
     family: str = ""
     configuration: str = ""
+    needs: tuple[PartFile, ...] = ()
+    distilled: bool = False
 
 
-SD, SDXL, Z_IMAGE = "sd", "sdxl", "z_image"
-_XL = "an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"
-_LDM_UNET = "model.diffusion_model.input_blocks."
+class Detect(Protocol):
+    """A family's module `detect`: what it recognises, by names, headers and configurations alone."""
+
+    SUPPORTED: str
+    """What can be used, in words, for the sentence about what cannot."""
+
+    PIPELINES: Mapping[str, str]
+    """Classes of diffusers pipelines that are this family's, each in words."""
+
+    def look(self, header: Header, name: str) -> Kind | None:
+        """What a safetensors file called `name` is, if it has to do with this family.
+
+        A module may also have `examine(path, index) -> Kind | None`, which says more of a diffusers folder whose parts
+        are all there: None where the pipeline's class says all."""
+        ...
+
+
+_LORA = ("lora_down", "lora_up", "lora_A", "lora_B", "lora.down", "hada_w1", "lokr_w")
 
 # A kind, and key fragments of which one must be present; the first row that fits wins.
-_BY_KEYS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
-    (
-        Kind("a LoRA, not a base model"),
-        ("lora_down", "lora_up", "lora_A", "lora_B", "lora.down", "hada_w1", "lokr_w"),
-    ),
+_OTHERS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    (Kind("a LoRA, not a base model"), _LORA),
     (Kind("a textual inversion, not a base model"), ("emb_params", "string_to_param")),
     (Kind("a ControlNet, not a base model"), ("control_model.", "zero_convs", "controlnet_cond_embedding")),
-    (Kind("a Stable Diffusion 3 model"), ("joint_blocks.0.",)),
-    (Kind("a Flux or Chroma model"), ("double_blocks.0.", "single_transformer_blocks.0.")),
-    (
-        Kind(
-            "a Z-Image or Lumina transformer alone, without VAE and text encoder (give the diffusers folder)"
-        ),
-        ("noise_refiner.0.",),
-    ),
-    (Kind("a Qwen-Image model"), ("transformer_blocks.0.img_mlp",)),
+    (Kind("an IP-Adapter, not a base model"), ("ip_adapter.",)),
 )
-
-# Parts of a base, told by how their keys begin.
+_UNSUPPORTED: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    (Kind("a Stable Diffusion 3 model"), ("joint_blocks.0.", "joint_transformer_blocks.0.")),
+    (Kind("a Flux.1 or Chroma model"), ("double_blocks.0.", "single_transformer_blocks.0.")),
+    (Kind("a Wan video model"), ("blocks.0.cross_attn.k_img", "blocks.0.self_attn.norm_q")),
+)
+# Parts of models, told by how their keys begin.
 _PARTS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
-    (Kind("an SDXL UNet alone, without VAE and text encoders"), ("add_embedding.", "label_emb.")),
-    (Kind("text encoders of an SDXL model, without UNet and VAE"), ("conditioner.embedders.",)),
     (
-        Kind("the text encoder of a Stable Diffusion 2.x model, without UNet and VAE"),
-        ("cond_stage_model.model.",),
+        Kind("a text encoder alone (a language model), not a base model; keep it in ComfyUI's text_encoders folder"),
+        ("model.embed_tokens.", "model.layers.0.self_attn.", "model.language_model.", "embed_tokens.", "layers.0.self_attn."),
     ),
-    (Kind("a UNet alone, without VAE and text encoder"), ("down_blocks.", "up_blocks.")),
-    (Kind("a text encoder, not a base model"), ("text_model.", "transformer.text_model.")),
-    (Kind("a VAE, not a base model"), ("decoder.", "encoder.", "first_stage_model.")),
-)
+    (
+        Kind("a text encoder alone (T5), not a base model; keep it in ComfyUI's text_encoders folder"),
+        ("encoder.block.0.", "shared.weight"),
+    ),
+    (
+        Kind("a text encoder alone (CLIP), not a base model; keep it in ComfyUI's text_encoders folder"),
+        ("text_model.", "transformer.text_model.", "transformer.resblocks."),
+    ),
+    (Kind("a CLIP vision model, not a base model"), ("vision_model.",)),
+    (
+        Kind("a VAE, not a base model; model.vae uses it in place of a base's own"),
+        ("decoder.", "encoder.", "first_stage_model."),
+    ),
+)  # fmt: skip
 
-_BY_PIPELINE = {
-    "StableDiffusionPipeline": Kind("Stable Diffusion", SD),
-    "StableDiffusionXLPipeline": Kind(_XL, SDXL),
-    "StableDiffusion3Pipeline": Kind("a Stable Diffusion 3 model"),
-    "StableDiffusionInpaintPipeline": Kind("an inpainting model"),
-    "FluxPipeline": Kind("a Flux model"),
-    "ZImagePipeline": Kind("a Z-Image model", Z_IMAGE),
-    "QwenImagePipeline": Kind("a Qwen-Image model"),
+_PIPELINES = {
+    "StableDiffusion3Pipeline": "a Stable Diffusion 3 model",
+    "StableDiffusionInpaintPipeline": "an inpainting model",
+    "StableDiffusionXLInpaintPipeline": "an inpainting model",
+    "FluxPipeline": "a Flux.1 model",
+    "ChromaPipeline": "a Chroma model",
+    "WanPipeline": "a Wan video model",
 }
 
+# Ways to store weights in few bits that only the program knows that made them.
+_PACKED = (
+    (".quant_state.bitsandbytes", "NF4 (bitsandbytes)"),
+    (".absmax", "NF4 (bitsandbytes)"),
+    (".weight_scale_2", "NVFP4"),
+    (".wscales", "SVDQuant"),
+    (".qweight", "a packed integer format"),
+)
 
-def kind_of_pipeline(class_name: str) -> Kind:
-    """The kind of a diffusers folder by its pipeline class."""
-    return _BY_PIPELINE.get(class_name, Kind(f"a folder for {class_name or 'no known pipeline'}"))
+
+def other_kind(shapes: Iterable[str]) -> Kind | None:
+    """What a file is that no family could mean: a LoRA, a ControlNet and the like."""
+    return _by_fragment(_OTHERS, shapes)
 
 
-def kind_of_keys(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
-    """The kind of one safetensors file by its tensors' names and shapes."""
-    for kind, fragments in _BY_KEYS:
-        if any(fragment in key for key in shapes for fragment in fragments):
-            return kind
-    if any(key.startswith(_LDM_UNET) for key in shapes):
-        return _stable_diffusion(shapes)
+def stranger(shapes: Iterable[str]) -> Kind:
+    """What a file is that no family recognised."""
+    names = list(shapes)
+    found = _by_fragment(_UNSUPPORTED, names)
+    if found is not None:
+        return found
     for kind, marks in _PARTS:
-        if any(key.startswith(marks) for key in shapes):
+        if any(key.startswith(marks) for key in names):
             return kind
     return Kind("of a kind that is not known")
 
 
-def _stable_diffusion(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
-    """A file with an original-layout UNet of Stable Diffusion, which must also bring its VAE and text encoders."""
-    first = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 4))
-    if len(first) > 1 and first[1] != 4:
-        return Kind(f"an inpainting or depth model ({first[1]} input channels)")
-    kind, encoders = _version(shapes)
-    needed = [("VAE", "first_stage_model."), *(("text encoder", prefix) for prefix in encoders)]
-    lacks = dict.fromkeys(
-        word for word, prefix in needed if not any(key.startswith(prefix) for key in shapes)
-    )
-    if lacks:
-        return Kind(f"{kind.name} without its {' and '.join(lacks)}")
-    return kind
+def strange_pipeline(class_name: str) -> Kind:
+    """What a diffusers folder is whose pipeline is no family's."""
+    word = class_name.removesuffix("Pipeline") or "no known pipeline"
+    return Kind(_PIPELINES.get(class_name, f"a diffusers folder for {word}"))
 
 
-def _version(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Kind, tuple[str, ...]]:
-    """Which version of Stable Diffusion, and where its file has the text encoders."""
-    if any(key.startswith("model.diffusion_model.label_emb.") for key in shapes):
-        kind = Kind(_XL, SDXL, "sdxl")
-        refiner = any(key.startswith("conditioner.embedders.0.model.") for key in shapes)
-        if refiner:
-            kind = Kind("an SDXL refiner")
-            return kind, ()
-        return kind, ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
-    if any(key.startswith("cond_stage_model.model.") for key in shapes):
-        return Kind("Stable Diffusion 2.x", SD, "sd2"), ("cond_stage_model.model.",)
-    return Kind("a Stable Diffusion checkpoint", SD, "sd"), ("cond_stage_model.transformer.",)
+def packed_format(header: Header) -> str:
+    """The format of weights that cannot be read back as numbers by themselves; empty where they can. fp8 can, with the
+    scales beside it."""
+    for ending, words in _PACKED:
+        if any(key.endswith(ending) or f"{ending}__" in key for key in header.shapes):
+            return words
+    return ""
+
+
+def _by_fragment(rows: Iterable[tuple[Kind, tuple[str, ...]]], names: Iterable[str]) -> Kind | None:
+    keys = list(names)
+    for kind, fragments in rows:
+        if any(fragment in key for key in keys for fragment in fragments):
+            return kind
+    return None
+
+
+def has_key(header: Header, *endings: str) -> bool:
+    """Whether the file has, for each of `endings`, a tensor whose name ends so."""
+    return all(any(key.endswith(ending) for key in header.shapes) for ending in endings)

@@ -1,52 +1,102 @@
-"""Loads a base model for use: from a diffusers folder or from one checkpoint file, without asking any server
-for configurations (ours are in `configurations/`), and without the noise that the libraries make while
-loading."""
+"""Loads a base model for use: from a diffusers folder, from one checkpoint file or from ComfyUI's split files, without
+asking any server for configurations (each family has its own), and without the noise that the libraries make while
+loading. What differs between families they say in a `Loader`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lora_foundry.errors import BaseModelError
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import choose_dtype
-from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.kinds import SD, SDXL, Z_IMAGE
+from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.tensors import has_scales, read_tensors
 
-CONFIGURATIONS = Path(__file__).parent / "configurations"
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
 _SMALLEST_VOCABULARY = 256
-FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
+FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, NotImplementedError)
+
+
+def _nothing(base: Base) -> dict[str, Any]:
+    return {}
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """fp16, or what a CPU computes instead."""
+    return choose_dtype("fp16", device)
+
+
+def brain_precision(device: torch.device) -> torch.dtype:
+    """bf16 for networks whose activations overflow fp16, fp32 where the device does not know bf16 or is a CPU."""
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return torch.bfloat16
+
+
+def full_precision(device: torch.device) -> torch.dtype:
+    """fp32 everywhere."""
+    return torch.float32
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What is special about loading a family: the classes of pipeline and denoiser in diffusers, the denoiser's name
+    in the pipeline, our configurations for files, the parts that nobody needs, what is told to the scheduler, the
+    tokenizers that files do not contain, and the types in which pictures are drawn and texts encoded for training."""
+
+    pipeline: str
+    denoiser: str
+    denoiser_class: str
+    configurations: Path
+    left_out: Mapping[str, Any] = field(default_factory=dict)
+    vae_class: str = "AutoencoderKL"
+    text_class: str = ""
+    denoiser_prefixes: tuple[str, ...] = ("model.diffusion_model.", "diffusion_model.")
+    scheduler: Callable[[Base], dict[str, Any]] = _nothing
+    tokenizers: Callable[[Base], dict[str, Any]] = _nothing
+    drawing: Callable[[torch.device], torch.dtype] = half_precision
+    encoding: Callable[[torch.device], torch.dtype] = full_precision
+
+    def configuration(self, base: Base) -> Path:
+        """The folder with the base's configurations: its own, or ours for a file."""
+        return base.path if base.layout == "folder" else self.configurations / base.configuration
+
+
+def loader_of(base: Base) -> Loader:
+    """How this base is loaded."""
+    loader: Loader = family_part(base.family, "load").LOADER
+    return loader
 
 
 def load_pipeline(
     base: Base, dtype: torch.dtype, device: torch.device | str | None, parts: Mapping[str, Any] | None = None
 ) -> Any:
-    """The base as its family's diffusers pipeline: safety checker off, progress bars off, nothing fetched but, for a
-    single file, the CLIP vocabulary once. `parts` are taken as they are given and not loaded, or left out where they
-    are None. Everything is on `device`; without one, where it was loaded. Raises BaseModelError where the base does not
+    """The base as its family's diffusers pipeline: safety checker off, progress bars off, nothing fetched but, for
+    files, the vocabulary once. `parts` are taken as they are given and not loaded, or left out where they are None.
+    Everything is on `device`; without one, where it was loaded. Raises BaseModelError where the base does not
     fit what it claims to be."""
-    given = parts or {}
-    with quiet_libraries():
-        try:
-            pipeline: Any = (
-                _from_folder(base, dtype, given)
-                if base.layout == "folder"
-                else _from_file(base, dtype, given)
-            )
-        except BaseModelError:
-            raise
-        except FAULTS as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BaseModelError(f"The base model {base.path} cannot be loaded: {reason}") from error
-        _set_training(pipeline, base)
+    loader, given = loader_of(base), dict(parts or {})
+    with quiet_libraries(), translated(base.path):
+        if "vae" in base.parts and "vae" not in given:
+            given["vae"] = load_vae(base, dtype)
+        make = {"folder": _from_folder, "file": _from_file, "split": _from_split}[base.layout]
+        pipeline = make(base, loader, dtype, given)
+        told = loader.scheduler(base)
+        if told:
+            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **told)
         pipeline.set_progress_bar_config(disable=True)
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
@@ -54,114 +104,202 @@ def load_pipeline(
         return pipeline if device is None else pipeline.to(device)
 
 
-def drawing_dtype(base: Base, device: torch.device) -> torch.dtype:
-    """The type in which pictures are made: half precision on a GPU. Z-Image's activations overflow fp16 to black
-    pictures, so that it is drawn in bf16, or in fp32 on a GPU that does not know bf16."""
-    if base.family != Z_IMAGE:
-        return choose_dtype("fp16", device)
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float32
-    return torch.bfloat16 if device.type != "cpu" else torch.float32
-
-
-def denoiser_name(base: Base) -> str:
-    """What the network that learns is called in the family's pipeline."""
-    return "transformer" if base.family == Z_IMAGE else "unet"
-
-
-def denoiser(pipeline: Any) -> Any:
+def denoiser(pipeline: Any, base: Base) -> Any:
     """The network that learns: a pipeline's UNet or transformer."""
-    return pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+    return getattr(pipeline, loader_of(base).denoiser)
 
 
-def _set_training(pipeline: Any, base: Base) -> None:
-    """Puts what is known about the base's training into its scheduler, from which the generator reads it."""
-    if told := told_training(base):
-        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **told)
-
-
-def told_training(base: Base) -> dict[str, Any]:
-    """What stands in the place of the scheduler's own configuration, since checkpoint or recipe say so."""
-    if base.family == Z_IMAGE:
-        return {}
-    told: dict[str, Any] = {"prediction_type": base.prediction} if base.prediction else {}
-    if base.zero_terminal is not None:
-        told["rescale_betas_zero_snr"] = base.zero_terminal
-        # Where no signal is left at the end, sampling must start there.
-        told |= {"timestep_spacing": "trailing"} if base.zero_terminal else {}
-    return told
-
-
-def _pipeline_class(base: Base) -> Any:
+def _pipeline_class(loader: Loader) -> Any:
     import diffusers
 
-    names = {SD: "StableDiffusionPipeline", SDXL: "StableDiffusionXLPipeline", Z_IMAGE: "ZImagePipeline"}
-    return getattr(diffusers, names[base.family])
+    return getattr(diffusers, loader.pipeline)
 
 
-def _left_out(base: Base) -> dict[str, Any]:
-    """The parts of a pipeline that nobody here needs."""
-    if base.family == Z_IMAGE:
-        return {}
-    nothing: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-    if base.family == SDXL:
-        return {**nothing, "add_watermarker": False}
-    return {**nothing, "safety_checker": None, "requires_safety_checker": False}
-
-
-def _from_folder(base: Base, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
-    return _pipeline_class(base).from_pretrained(
+def _from_folder(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+    return _pipeline_class(loader).from_pretrained(
         base.path,
         torch_dtype=dtype,
         variant=base.variant or None,
         local_files_only=True,
         use_safetensors=True,
-        **_left_out(base),
+        **loader.left_out,
         **given,
     )
 
 
-def _from_file(base: Base, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
-    tokenizers = {"tokenizer": load_clip_vocabulary()}
-    if base.configuration == "sd2":
-        tokenizers = {"tokenizer": load_clip_vocabulary(pad="!")}
-    elif base.family == SDXL:
-        tokenizers["tokenizer_2"] = load_clip_vocabulary(pad="!")
-    return _pipeline_class(base).from_single_file(
+def _from_file(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+    chosen = dict(given)
+    if has_scales(base.path):
+        # The library would take scaled fp8 numbers for the weights themselves.
+        chosen.setdefault(loader.denoiser, load_denoiser(base, dtype))
+    return _pipeline_class(loader).from_single_file(
         str(base.path),
-        config=str(CONFIGURATIONS / (base.configuration)),
+        config=str(loader.configuration(base)),
         torch_dtype=dtype,
         local_files_only=True,
-        **tokenizers,
-        **_left_out(base),
-        **given,
+        **loader.tokenizers(base),
+        **loader.left_out,
+        **chosen,
     )
+
+
+def _from_split(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    folder = loader.configuration(base)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    kind = getattr(diffusers, index["scheduler"][1])
+    parts: dict[str, Any] = {"scheduler": kind.from_pretrained(folder, subfolder="scheduler")}
+    for name, load in (
+        (loader.denoiser, load_denoiser),
+        ("vae", load_vae),
+        ("text_encoder", load_text_encoder),
+    ):
+        parts[name] = given[name] if name in given else load(base, dtype)
+    options = {name: value for name, value in index.items() if isinstance(value, bool)}
+    return _pipeline_class(loader)(**parts, **loader.tokenizers(base), **loader.left_out, **options)
+
+
+def load_denoiser(base: Base, dtype: torch.dtype, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
+    """The denoiser alone, on the CPU; `tensors` are the file's, where they were read already. Raises BaseModelError."""
+    import diffusers
+
+    loader = loader_of(base)
+    kind = getattr(diffusers, loader.denoiser_class)
+    with quiet_libraries(), translated(base.path):
+        if base.layout == "folder":
+            network: Any = kind.from_pretrained(
+                base.path, subfolder=loader.denoiser, torch_dtype=dtype, variant=_variant(base, loader.denoiser),
+                local_files_only=True, use_safetensors=True,
+            )  # fmt: skip
+        else:
+            read = denoiser_tensors(base, dtype) if tensors is None else tensors
+            network = _in_own_layout(kind, loader, base, read) or kind.from_single_file(
+                dict(read), config=str(loader.configuration(base)), subfolder=loader.denoiser, torch_dtype=dtype,
+                local_files_only=True,
+            )  # fmt: skip
+        _check_whole(network, base.path)
+    return network.requires_grad_(False).eval()
+
+
+def _in_own_layout(kind: Any, loader: Loader, base: Base, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The denoiser of a file that has diffusers' own names already, which the library's converters would rename; None
+    for any other file."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+    if base.layout != "split":
+        return None
+    with init_empty_weights():
+        network = kind.from_config(kind.load_config(loader.configuration(base), subfolder=loader.denoiser))
+    plain = dict(tensors)
+    for prefix in loader.denoiser_prefixes:
+        plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    if set(network.state_dict()) - set(plain):
+        return None
+    network.load_state_dict(plain, strict=False, assign=True)
+    return network
+
+
+def denoiser_tensors(base: Base, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A file's tensors that make up the denoiser, under the names that the library converts."""
+    if base.layout == "split":
+        return read_tensors(base.path, "", dtype)
+    return read_tensors(base.path, loader_of(base).denoiser_prefixes[0], dtype)
+
+
+def load_vae(base: Base, dtype: torch.dtype) -> Any:
+    """The VAE alone, on the CPU. Raises BaseModelError."""
+    import diffusers
+
+    loader = loader_of(base)
+    folder = loader.configuration(base)
+    with quiet_libraries(), translated(base.parts.get("vae", base.path)):
+        config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        kind = getattr(diffusers, config.get("_class_name", loader.vae_class))
+        if base.layout == "folder" and "vae" not in base.parts:
+            vae: Any = kind.from_pretrained(
+                base.path, subfolder="vae", torch_dtype=dtype, variant=_variant(base, "vae"),
+                local_files_only=True, use_safetensors=True,
+            )  # fmt: skip
+        else:
+            vae = kind.from_single_file(
+                str(base.parts.get("vae", base.path)), config=str(folder), subfolder="vae", torch_dtype=dtype,
+                local_files_only=True,
+            )  # fmt: skip
+        _check_whole(vae, base.parts.get("vae", base.path))
+    return vae.requires_grad_(False).eval()
+
+
+def load_text_encoder(base: Base, dtype: torch.dtype) -> Any:
+    """The language model of split files, on the CPU. Raises BaseModelError."""
+    import transformers
+
+    loader, path = loader_of(base), base.parts["text_encoder"]
+    kind = getattr(transformers, loader.text_class)
+    with quiet_libraries(), translated(path):
+        config = transformers.AutoConfig.from_pretrained(loader.configuration(base) / "text_encoder")
+        model = kind.from_pretrained(
+            None, config=config, state_dict=read_tensors(path, "", dtype), dtype=dtype
+        )
+        _check_whole(model, path)
+    return model.requires_grad_(False).eval()
+
+
+def _check_whole(network: Any, path: Path) -> None:
+    """Raises BaseModelError for weights that no file brought: the libraries leave them without numbers."""
+    missing = [name for name, tensor in network.named_parameters() if tensor.is_meta]
+    if missing:
+        raise BaseModelError(
+            f"{path} lacks {len(missing)} of the weights of its {type(network).__name__}, such as {missing[0]}; it is "
+            "of another model, or cut: download it again."
+        )
+
+
+def _variant(base: Base, part: str) -> str | None:
+    """The variant of one part: where a folder mixes them, a part without it is loaded plain."""
+    here = any(f".{base.variant}" in file.name for file in (base.path / part).glob("*.safetensors"))
+    return base.variant if base.variant and here else None
 
 
 def load_clip_vocabulary(pad: str = "") -> Any:
-    """CLIP's tokenizer, which checkpoint files do not contain: from the folder in
-    LORA_FOUNDRY_CLIP_VOCABULARY, from the Hugging Face cache, or fetched into it once. `pad` is the token that fills
-    up a window where it is not the closing one (OpenCLIP's is "!"). Raises BaseModelError where none of them has
-    it."""
+    """CLIP's tokenizer, which checkpoint files do not contain. `pad` is the token that fills up a window where it is
+    not the closing one (OpenCLIP's is "!"). Raises BaseModelError where there is none."""
     from transformers import CLIPTokenizer
 
-    given = os.environ.get(VOCABULARY_VARIABLE)
-    for source, offline in ((given, True),) if given else ((CLIP_VOCABULARY, True), (CLIP_VOCABULARY, False)):
+    options = {"pad_token": pad} if pad else {}
+    return load_vocabulary(CLIPTokenizer, CLIP_VOCABULARY, VOCABULARY_VARIABLE, "CLIP", **options)
+
+
+def load_vocabulary(kind: Any, repository: str, variable: str, words: str, **options: Any) -> Any:
+    """A tokenizer: from the folder in the environment variable, from the Hugging Face cache, or fetched into it once.
+    Raises BaseModelError where none of them has it."""
+    given = os.environ.get(variable)
+    for source, offline in ((given, True),) if given else ((repository, True), (repository, False)):
         try:
-            given_pad: dict[str, Any] = {"pad_token": pad} if pad else {}
-            tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=offline, **given_pad)
+            tokenizer = kind.from_pretrained(source, local_files_only=offline, **options)
             if len(tokenizer) >= _SMALLEST_VOCABULARY:  # a folder without its files gives an empty one
                 return tokenizer
         except Exception:  # the hub's client raises a different type for every way of being offline
-            logging.getLogger(__name__).debug("no CLIP vocabulary from %s", source, exc_info=True)
+            logging.getLogger(__name__).debug("no vocabulary from %s", source, exc_info=True)
+    files = "vocab.json and merges.txt"
     if given:
-        raise BaseModelError(
-            f"{VOCABULARY_VARIABLE}={given} holds no CLIP vocabulary (vocab.json and merges.txt)."
-        )
+        raise BaseModelError(f"{variable}={given} holds no {words} vocabulary ({files}).")
     raise BaseModelError(
-        f"A checkpoint file needs CLIP's vocabulary ({CLIP_VOCABULARY}), which could not be fetched; "
-        f"go online once, or set {VOCABULARY_VARIABLE} to a folder that holds its vocab.json and merges.txt."
+        f"This base's file needs {words}'s vocabulary ({repository}), which could not be fetched; "
+        f"go online once, or set {variable} to a folder that holds its {files}."
     )
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """The libraries' errors as ours. Raises BaseModelError."""
+    try:
+        yield
+    except BaseModelError:
+        raise
+    except FAULTS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BaseModelError(f"The base model {path} cannot be loaded: {reason}") from error
 
 
 @contextmanager

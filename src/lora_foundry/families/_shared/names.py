@@ -1,44 +1,46 @@
-"""The names that LoRA files give to a base's modules, beside those of diffusers: sd-scripts trains SDXL in its
-original layout, and so do its files speak."""
+"""The names that LoRA files have for a base's modules: kohya's prefixes for the networks of a pipeline, and the forms of
+a module's path that any family's files may use."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-_PLACES: tuple[tuple[str, str], ...] = (
-    (r"^down_blocks\.(\d)\.(resnets|attentions)\.(\d)", "input"),
-    (r"^up_blocks\.(\d)\.(resnets|attentions)\.(\d)", "output"),
-)
-_INNER = (
-    ("conv1", "in_layers.2"),
-    ("conv2", "out_layers.3"),
-    ("time_emb_proj", "emb_layers.1"),
-    ("conv_shortcut", "skip_connection"),
-)
-_MIDDLE = (
-    ("mid_block.resnets.0", "middle_block.0"),
-    ("mid_block.attentions.0", "middle_block.1"),
-    ("mid_block.resnets.1", "middle_block.2"),
-)
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.registry import family_part
+
+PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("lora_unet_",),
+    "transformer": ("lora_unet_",),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
 
 
-def original_name(path: str) -> str:
-    """The path of an SDXL UNet's module in the original layout: down_blocks.1.attentions.0.proj_in ->
-    input_blocks.4.1.proj_in. Each block has two layers and a sampler going down, three layers going up."""
-    if found := re.match(r"^down_blocks\.(\d)\.downsamplers\.0\.conv$", path):
-        return f"input_blocks.{3 * int(found[1]) + 3}.0.op"
-    if found := re.match(r"^up_blocks\.(\d)\.upsamplers\.0\.(.*)$", path):
-        return f"output_blocks.{3 * int(found[1]) + 2}.2.{found[2]}"
-    for old, new in _MIDDLE:
-        path = path.replace(old, new)
-    for pattern, side in _PLACES:
-        if found := re.match(pattern, path):
-            layer = 3 * int(found[1]) + int(found[3]) + (side == "input")
-            path = f"{side}_blocks.{layer}.{int(found[2] == 'attentions')}{path[found.end() :]}"
-    stem, _, last = path.rpartition(".")
-    return f"{stem}.{dict(_INNER)[last]}" if last in dict(_INNER) else path
+def modules_by_name(pipeline: Any, base: Base) -> Iterator[tuple[str, Any]]:
+    """The pipeline's modules by every name that a LoRA may use for them: kohya's, and those of the diffusers form."""
+    for part in PREFIXES:
+        network = getattr(pipeline, part, None)
+        for path, module in network.named_modules() if network is not None else ():
+            yield from ((name, module) for name in file_names(part, path, base))
 
 
-def is_sdxl(unet_config: object) -> bool:
-    """Whether a UNet's configuration is SDXL's: it is told the picture's size beside a pooled prompt."""
-    return getattr(unet_config, "addition_embed_type", None) == "text_time"
+def file_names(part: str, path: str, base: Base) -> Iterator[str]:
+    """Every name that a LoRA file may have for the module at `path` of a part of the pipeline."""
+    for form in (path, *family_part(base.family, "names").other_forms(part, path)):
+        yield from (prefix + form.replace(".", "_") for prefix in PREFIXES[part])
+        yield f"{part}.{form}"
+        if part == "transformer":
+            yield f"diffusion_model.{form}"
+
+
+def clip_forms(part: str, path: str) -> Iterable[str]:
+    """Files always say text_model; whether the encoder's own modules do depends on the library's version."""
+    return (f"text_model.{path}",) if part.startswith("text_encoder") else ()
+
+
+def comfyui_names(family: str, tensors: Iterable[str]) -> Iterable[str]:
+    """The names of LoRA modules that ComfyUI derives for a family from the tensors of its own file, beside those it
+    derives for every family from the tensors' names themselves."""
+    found: Iterable[str] = family_part(family, "names").comfyui_names(tensors)
+    return found

@@ -1,15 +1,17 @@
-"""Prompts longer than the text encoder's window are encoded in pieces and joined, the way people know it from
-A1111 and sd-scripts, so that the end of a long caption is never silently dropped. Generator and trainer share
-this, and with it what a prompt becomes for each family of base models."""
+"""What a prompt becomes for a network, and how CLIP's text encoders are asked. Prompts longer than their window are
+encoded in pieces and joined, the way people know it from A1111 and sd-scripts, so that the end of a long caption is never
+silently dropped. Generator and trainer share this."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from lora_foundry.families._shared.syntax import parse_weights, plain_text, split_windows
 
 Condition = dict[str, Tensor]
 """What a prompt becomes for the network: named tensors without a batch dimension. `text` is (length, width)."""
@@ -23,8 +25,9 @@ class Prompts(Protocol):
         """The text encoders that a LoRA can train, by the names that files have for them: te, te1, te2."""
         ...
 
-    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
-        """The conditions of prompts of any length; gradients flow where the caller lets them."""
+    def encode_all(self, texts: Sequence[str], weighted: bool = False) -> list[Condition]:
+        """The conditions of prompts of any length; gradients flow where the caller lets them. weighted: texts are
+        prompts, whose brackets weigh words; captions are taken as they stand."""
         ...
 
     def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
@@ -42,26 +45,31 @@ class Prompts(Protocol):
         ...
 
 
-def make_prompts(pipeline: Any) -> Prompts:
-    """The prompts of a loaded pipeline, by its parts."""
-    if hasattr(pipeline, "transformer"):
-        return ChatPrompts(pipeline.tokenizer, pipeline.text_encoder)
-    if hasattr(pipeline, "text_encoder_2"):
-        return PairPrompts(pipeline)
-    return PromptEncoder(pipeline.tokenizer, pipeline.text_encoder)
+class Windows(NamedTuple):
+    """A text as token ids in windows of full length, and the weight of every token of them."""
+
+    ids: list[list[int]]
+    weights: list[list[float]]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether any token counts more or less than others."""
+        return any(weight != 1.0 for window in self.weights for weight in window)
 
 
 class PromptEncoder:
-    """Prompts with one tokenizer and one CLIP text encoder: Stable Diffusion 1.x and 2.x."""
+    """Prompts with one tokenizer and one CLIP text encoder: Stable Diffusion 1.x and 2.x. clip_skip: which of the
+    encoder's last layers is read, 1 being the last; the final normalisation follows in any case."""
 
-    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
+    def __init__(self, tokenizer: Any, text_encoder: Any, clip_skip: int = 1) -> None:
         self._tokenizer = tokenizer
         self._encoder = text_encoder
+        self._clip_skip = clip_skip
         self._empty: Tensor | None = None
 
     @cached_property
     def _window(self) -> int:
-        return _window(self._tokenizer, self._encoder)
+        return window_of(self._tokenizer, self._encoder)
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]:
@@ -69,16 +77,31 @@ class PromptEncoder:
 
     def pieces(self, text: str) -> list[list[int]]:
         """Token ids in windows of full length, each with its start, end and padding; at least one."""
-        return cut(self._tokenizer, text, self._window)
+        return cut(self._tokenizer, text, self._window, weighted=False).ids
 
-    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
+    def encode_all(self, texts: Sequence[str], weighted: bool = False) -> list[Condition]:
         """For each text (windows x length, width): its windows, joined along the sequence. All windows go through the
         encoder at once."""
-        windows = [self.pieces(text) for text in texts]
-        ids = torch.tensor([piece for pieces in windows for piece in pieces], device=self._encoder.device)
-        states: Tensor = self._encoder(ids).last_hidden_state
-        parts = torch.split(states, [len(pieces) for pieces in windows])
+        windows = [cut(self._tokenizer, text, self._window, weighted) for text in texts]
+        ids = [piece for each in windows for piece in each.ids]
+        weighs = weighted and any(each.weighted for each in windows)
+        if weighs:
+            ids.append(cut(self._tokenizer, "", self._window, weighted=False).ids[0])
+        states = self._states(torch.tensor(ids, device=self._encoder.device))
+        if weighs:
+            states = weigh(states[:-1], states[-1], [row for each in windows for row in each.weights])
+        parts = torch.split(states, [len(each.ids) for each in windows])
         return [{"text": part.flatten(0, 1)} for part in parts]
+
+    def _states(self, ids: Tensor) -> Tensor:
+        if self._clip_skip == 1:
+            last: Tensor = self._encoder(ids).last_hidden_state
+            return last
+        hidden = self._encoder(ids, output_hidden_states=True).hidden_states[-self._clip_skip]
+        # The library's module tree depends on its version.
+        inner = getattr(self._encoder, "text_model", self._encoder)
+        normed: Tensor = inner.final_layer_norm(hidden)
+        return normed
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
@@ -104,130 +127,28 @@ class PromptEncoder:
         return {"prompt_embeds": text[: len(conditions)], "negative_prompt_embeds": text[len(conditions) :]}
 
 
-class PairPrompts:
-    """Prompts with SDXL's two text encoders: the last states but one of both side by side, and `pooled` (width), the
-    projection of the second one's first window. The last states but one have no final normalisation, as SDXL was
-    trained (Podell et al. 2023)."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self._pairs = (
-            (pipeline.tokenizer, pipeline.text_encoder),
-            (pipeline.tokenizer_2, pipeline.text_encoder_2),
-        )
-        self._empty: Condition | None = None
-
-    @cached_property
-    def _window(self) -> int:
-        return min(_window(tokenizer, encoder) for tokenizer, encoder in self._pairs)
-
-    @property
-    def encoders(self) -> Mapping[str, nn.Module]:
-        return {"te1": self._pairs[0][1], "te2": self._pairs[1][1]}
-
-    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
-        states, pooled, counts = [], None, [0]
-        for tokenizer, encoder in self._pairs:
-            windows = [cut(tokenizer, text, self._window) for text in texts]
-            counts = [len(pieces) for pieces in windows]
-            ids = torch.tensor([piece for pieces in windows for piece in pieces], device=encoder.device)
-            answer = encoder(ids, output_hidden_states=True)
-            states.append(answer.hidden_states[-2])
-            pooled = getattr(answer, "text_embeds", None)
-        if pooled is None:
-            raise RuntimeError("SDXL's second text encoder gives no projection")
-        text_parts = torch.split(torch.cat(states, dim=-1), counts)
-        pooled_parts = torch.split(pooled, counts)
-        return [
-            {"text": part.flatten(0, 1), "pooled": first[0]}
-            for part, first in zip(text_parts, pooled_parts, strict=True)
-        ]
-
-    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
-        return stack_conditions(conditions, empty or self.empty())
-
-    @torch.no_grad()
-    def empty(self) -> Condition:
-        """The empty prompt's condition."""
-        if self._empty is None:
-            self._empty = self.encode_all([""])[0]
-        return self._empty
-
-    def arguments(
-        self,
-        conditions: Sequence[Condition],
-        negatives: Sequence[Condition],
-        empty: Condition | None = None,
-    ) -> dict[str, Any]:
-        both, count = self.stack([*conditions, *negatives], empty), len(conditions)
-        return {
-            "prompt_embeds": both["text"][:count],
-            "negative_prompt_embeds": both["text"][count:],
-            "pooled_prompt_embeds": both["pooled"][:count],
-            "negative_pooled_prompt_embeds": both["pooled"][count:],
-        }
-
-
-class ChatPrompts:
-    """Prompts with a language model that reads them as a user's message (Z-Image): its last states but one, as long
-    as the prompt is."""
-
-    LONGEST = 512
-
-    def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
-        self._tokenizer, self._encoder = tokenizer, text_encoder
-
-    @property
-    def encoders(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    def encode_all(self, texts: Sequence[str]) -> list[Condition]:
-        return [{"text": self._encode(text)} for text in texts]
-
-    def _encode(self, text: str) -> Tensor:
-        message = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        ids = self._tokenizer(
-            message, truncation=True, max_length=self.LONGEST, return_tensors="pt"
-        ).input_ids
-        answer = self._encoder(input_ids=ids.to(self._encoder.device), output_hidden_states=True)
-        states: Tensor = answer.hidden_states[-2][0]
-        return states
-
-    @staticmethod
-    def stack(conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
-        """Side by side, the shorter ones filled up with zeros; `lengths` (n,) says how much of each is real."""
-        texts = [condition["text"] for condition in conditions]
-        return {
-            "text": nn.utils.rnn.pad_sequence(texts, batch_first=True),
-            "lengths": torch.tensor([len(text) for text in texts]),
-        }
-
-    def arguments(
-        self,
-        conditions: Sequence[Condition],
-        negatives: Sequence[Condition],
-        empty: Condition | None = None,
-    ) -> dict[str, Any]:
-        return {
-            "prompt_embeds": [condition["text"] for condition in conditions],
-            "negative_prompt_embeds": [condition["text"] for condition in negatives],
-        }
-
-
-def cut(tokenizer: Any, text: str, window: int) -> list[list[int]]:
-    """Token ids in windows of full length, each with its start, end and padding; at least one."""
-    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+def cut(tokenizer: Any, text: str, window: int, weighted: bool) -> Windows:
+    """A text in windows of full length, each with its start, end and padding; at least one. weighted: it is a prompt,
+    whose brackets weigh words and whose BREAK begins a window."""
     room = window - 2
-    parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    return [[start, *part, end, *[pad] * (room - len(part))] for part in parts]
+    ids: list[list[int]] = []
+    weights: list[list[float]] = []
+    for part in split_windows(text) if weighted else [plain_text(text)]:
+        tokens: list[tuple[int, float]] = []
+        for words, weight in parse_weights(part) if weighted else [(part, 1.0)]:
+            found: list[int] = tokenizer(words, add_special_tokens=False, verbose=False).input_ids
+            tokens += [(token, weight) for token in found]
+        for place in range(0, max(1, len(tokens)), room):
+            piece = tokens[place : place + room]
+            rest = room - len(piece)
+            ids.append([start, *(token for token, _ in piece), end, *[pad] * rest])
+            weights.append([1.0, *(weight for _, weight in piece), 1.0, *[1.0] * rest])
+    return Windows(ids, weights)
 
 
-def _window(tokenizer: Any, encoder: Any) -> int:
+def window_of(tokenizer: Any, encoder: Any) -> int:
+    """Tokens that CLIP reads at once."""
     return min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
 
 
@@ -242,6 +163,13 @@ def stack_conditions(conditions: Sequence[Condition], empty: Condition | None) -
     texts = [condition["text"] for condition in conditions]
     filler = texts[0] if empty is None else empty["text"].to(texts[0].device, texts[0].dtype)
     return stacked | {"text": stack_prompts(texts, filler)}
+
+
+def weigh(states: Tensor, empty: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """States (n, length, width) moved away from the empty prompt's (length, width), token by token, by their weights:
+    ComfyUI's way, so that a prompt means the same in both."""
+    factor = torch.tensor(weights, dtype=states.dtype, device=states.device).unsqueeze(-1)
+    return torch.where(factor == 1, states, empty + (states - empty) * factor)
 
 
 def stack_prompts(encoded: Sequence[Tensor], filler: Tensor) -> Tensor:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from torch import nn
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.errors import InputError
 
 DENOISER, ENCODERS = "unet", "te"
 
@@ -26,3 +32,19 @@ class Target(NamedTuple):
 
     part: str
     module: str
+
+
+def transformer_targets(
+    network: nn.Module, settings: TrainSection, groups: Mapping[str, tuple[str, ...]]
+) -> list[Target]:
+    """The linear layers of a transformer whose paths end as a group of `train.targets` says. Raises InputError where
+    that is none."""
+    endings = tuple("." + ending for group in settings.targets for ending in groups[group])
+    found = [
+        Target(DENOISER, name)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and endings and name.endswith(endings)
+    ]
+    if not found:
+        raise InputError("train.targets selects no layer of this base; name attention or feed_forward.")
+    return found

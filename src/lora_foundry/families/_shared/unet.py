@@ -10,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.errors import InputError
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.cpu_layers import lighten
 from lora_foundry.families._shared.diffusion import NoiseProcess, mean_error
 from lora_foundry.families._shared.frozen import FrozenModel
-from lora_foundry.families._shared.inspect import Base
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.targets import DENOISER, Target
+from lora_foundry.families._shared.targets import Target
+from lora_foundry.families._shared.unet_targets import TEXT_TARGETS, unet_targets
 
-TARGETS = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "feed_forward": ("ff.net.0.proj", "ff.net.2"),
-    "projection": ("proj_in", "proj_out"),
-}
-_TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-_CONVOLUTIONS = (".resnets.", ".downsamplers.", ".upsamplers.")
 _SMALL_SAMPLE = 32
+
+
+def told_training(base: Base) -> dict[str, Any]:
+    """What stands in the place of the scheduler's own configuration, since checkpoint or recipe say so."""
+    told: dict[str, Any] = {"prediction_type": base.prediction} if base.prediction else {}
+    if base.zero_terminal is not None:
+        told["rescale_betas_zero_snr"] = base.zero_terminal
+        # Where no signal is left at the end, sampling must start there.
+        told |= {"timestep_spacing": "trailing"} if base.zero_terminal else {}
+    return told
 
 
 class UnetModel(FrozenModel):
@@ -58,43 +61,15 @@ class UnetModel(FrozenModel):
     def lora_targets(self, settings: TrainSection) -> list[Target]:
         """Layers of the attention blocks whose names belong to `targets`, convolutions and text encoders where the
         settings ask for them. Raises InputError where that is none."""
-        endings = tuple("." + ending for group in settings.targets for ending in TARGETS[group])
-        found = [
-            Target(DENOISER, name)
-            for name, module in self.network.named_modules()
-            if (
-                ".attentions." in name
-                and name.endswith(endings)
-                and isinstance(module, nn.Linear | nn.Conv2d)
-            )
-            or (
-                settings.conv_rank
-                and isinstance(module, nn.Conv2d)
-                and any(mark in name for mark in _CONVOLUTIONS)
-            )
-        ]
-        if not found:
-            raise InputError(
-                "train.targets selects no layer of the base model; name attention, feed_forward or "
-                "projection."
-            )
+        found = unet_targets(self.network, settings)
         if settings.text_encoder_rate > 0:
             for part, encoder in self._prompts.encoders.items():
                 found += [
                     Target(part, name)
                     for name, module in encoder.named_modules()
-                    if isinstance(module, nn.Linear) and name.endswith(_TEXT_TARGETS)
+                    if isinstance(module, nn.Linear) and name.endswith(TEXT_TARGETS)
                 ]
         return found
-
-    def export_name(self, target: Target) -> str:
-        """down_blocks.0.attentions.0.proj_in of the UNet -> lora_unet_down_blocks_0_attentions_0_proj_in."""
-        path = target.module
-        if target.part != DENOISER and not path.startswith("text_model."):
-            path = (
-                f"text_model.{path}"  # files always say so; the library's module tree depends on its version
-            )
-        return f"lora_{target.part}_" + path.replace(".", "_")
 
     def losses(
         self,

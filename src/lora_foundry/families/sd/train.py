@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.unet import UnetModel
 
 _ARCHITECTURES = {768: ("stable-diffusion-v1", "sd_v1"), 1024: ("stable-diffusion-v2", "sd_v2")}

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.names import original_name
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.targets import DENOISER, Target
 from lora_foundry.families._shared.unet import UnetModel
 
 
@@ -44,12 +42,6 @@ class Model(UnetModel):
             return_dict=False,
         )[0]
         return answer
-
-    def export_name(self, target: Target) -> str:
-        """down_blocks.1.attentions.0.proj_in of the UNet -> lora_unet_input_blocks_4_1_proj_in."""
-        if target.part != DENOISER:
-            return super().export_name(target)
-        return f"lora_{DENOISER}_" + original_name(target.module).replace(".", "_")
 
     def metadata(self) -> dict[str, str]:
         """How other programs name this architecture."""

@@ -7,21 +7,18 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
+from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import FlowProcess, mean_error
 from lora_foundry.families._shared.frozen import FrozenModel
-from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.prompts import ChatPrompts, Condition
-from lora_foundry.families._shared.targets import DENOISER, PEFT, Target
+from lora_foundry.families._shared.prompts import Condition
+from lora_foundry.families._shared.qwen import ChatPrompts
+from lora_foundry.families._shared.targets import Target, transformer_targets
+from lora_foundry.families.z_image.names import TARGETS
 
-TARGETS = {
-    "attention": ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
-    "feed_forward": ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
-    "projection": (),
-}
 _PATCH = 2
 
 
@@ -48,8 +45,6 @@ def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
 class Model(FrozenModel):
     """A Z-Image base in the shape that the trainer wants (`FamilyModel`)."""
 
-    file_format = PEFT
-
     def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
         super().__init__(base, settings, device)
         self.side_multiple = self._parts.vae_scale_factor * _PATCH
@@ -57,26 +52,11 @@ class Model(FrozenModel):
 
     def lora_targets(self, settings: TrainSection) -> list[Target]:
         """Linear layers of the blocks. Raises InputError where the settings name none."""
-        endings = tuple("." + ending for group in settings.targets for ending in TARGETS[group])
-        found = [
-            Target(DENOISER, name)
-            for name, module in self.network.named_modules()
-            if isinstance(module, nn.Linear) and name.endswith(endings)
-        ]
-        if not found:
-            raise InputError("train.targets selects no layer of Z-Image; name attention or feed_forward.")
-        return found
+        return transformer_targets(self.network, settings, TARGETS)
 
     def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
         """Captions keep their lengths, which the network is told."""
         return ChatPrompts.stack(conditions)
-
-    def export_name(self, target: Target) -> str:
-        """layers.0.attention.to_q -> transformer.layers.0.attention.to_q.
-
-        ComfyUI derives `lora_unet_...` from its own layout, in which query, key and value are one matrix, and drops
-        such a name; by this one it knows the modules of diffusers, whose own form it is."""
-        return f"transformer.{target.module}"
 
     def losses(
         self,

@@ -15,9 +15,9 @@ from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.publication import LoraCard, Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.errors import StageError, VerificationError
-from lora_foundry.families._shared.inspect import read_header
 from lora_foundry.files.images import file_hash, load_picture, read_record
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.safetensors import read_header
 from lora_foundry.files.storage import read_model, require_model, write_bytes, write_model
 from lora_foundry.measures import grey
 from lora_foundry.ports import Ports, ProgressCallback

@@ -1,43 +1,26 @@
-"""How the in-process generator follows a reference image: image-to-image, which any base can do, or an
+"""How Stable Diffusion 1.x and 2.x follow a reference image: image-to-image, which any base can do, or an
 IP-Adapter, which takes the look and leaves the pose free."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-import diffusers
 from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import InputError
+from lora_foundry.families._shared.drawing import Guide, read_reference
 from lora_foundry.families._shared.loading import quiet_libraries
-from lora_foundry.files.images import load_picture
 
 # The library is untyped.
 _ImageToImagePipeline: Any = diffusers.StableDiffusionImg2ImgPipeline
-
-
-class Guide(ABC):
-    """A pipeline that follows a reference."""
-
-    def __init__(self, pipeline: Any, use: ReferenceUse) -> None:
-        self._pipeline = pipeline
-        self.use = use
-
-    @abstractmethod
-    def denoise(self, **options: Any) -> Any:
-        """What the pipeline returns for `options`, guided by the reference."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Leaves the pipeline as it was."""
 
 
 class ImageToImage(Guide):
@@ -45,7 +28,7 @@ class ImageToImage(Guide):
 
     def __init__(self, pipeline: Any, use: ReferenceUse) -> None:
         super().__init__(pipeline, use)
-        self._image = _load(use.path)
+        self._image = read_reference(use.path)
 
     def denoise(self, **options: Any) -> Any:
         latents: Tensor = options.pop("latents")
@@ -59,16 +42,13 @@ class ImageToImage(Guide):
         share = min(1.0, max(1.0 - self.use.strength, 1.0 / steps + 1e-6))
         return twin(image=[image] * len(latents), strength=share, **options)
 
-    def close(self) -> None:
-        """Nothing to undo: the twin is made for one call and shares the pipeline's parts."""
-
 
 class ImagePrompt(Guide):
     """An IP-Adapter: the reference as tokens that the UNet attends to beside those of the text."""
 
     def __init__(self, pipeline: Any, use: ReferenceUse, file: Path) -> None:
         super().__init__(pipeline, use)
-        self._image = _load(use.path)
+        self._image = read_reference(use.path)
         encoder = _beside(file, "image_encoder")
         try:
             weights = load_file(file)
@@ -103,11 +83,6 @@ class ImagePrompt(Guide):
 
 def make_guide(pipeline: Any, use: ReferenceUse, section: GenerateSection) -> Guide:
     """The guide that the recipe names. Raises InputError for a reference or an adapter that cannot be used."""
-    if hasattr(pipeline, "text_encoder_2") or hasattr(pipeline, "transformer"):
-        raise InputError(
-            "In this process a reference image is followed on Stable Diffusion 1.x and 2.x only; set "
-            "generate.backend = 'comfyui', or leave the reference out."
-        )
     if section.reference_method == "img2img":
         return ImageToImage(pipeline, use)
     if not section.ip_adapter:
@@ -116,13 +91,6 @@ def make_guide(pipeline: Any, use: ReferenceUse, section: GenerateSection) -> Gu
             "such as ip-adapter_sd15.safetensors; or choose 'img2img'."
         )
     return ImagePrompt(pipeline, use, Path(section.ip_adapter).expanduser())
-
-
-def _load(path: Path) -> Image.Image:
-    image = load_picture(path)
-    if image is None:
-        raise InputError(f"The reference image {path} is missing or no picture.")
-    return image
 
 
 def _beside(file: Path, name: str) -> Path:

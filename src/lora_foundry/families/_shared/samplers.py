@@ -13,6 +13,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
 )
+
 from lora_foundry.errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,58 @@
+"""Which families of base models there are: each is a package with modules of the same names (detect, load, prompts,
+draw, names, train, memory), of which one is imported when it is asked for. The packages of this folder are found by
+themselves; another package registers its own by an entry point of the group `lora_foundry.families`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+from typing import Any
+
+from lora_foundry import families
+from lora_foundry.errors import BaseModelError, did_you_mean
+
+ENTRY_POINTS = "lora_foundry.families"
+EXAMPLE = "example"  # is there to be read and copied; only its test registers it
+_registered: dict[str, str] = {}
+
+
+def register(name: str, package: str) -> None:
+    """Adds a family by the name of its package, for as long as the process lives."""
+    _registered[name] = package
+
+
+def unregister(name: str) -> None:
+    """Takes back what `register` did."""
+    _registered.pop(name, None)
+
+
+def family_names() -> tuple[str, ...]:
+    """Every family, ours first, in a fixed order."""
+    return tuple(_packages())
+
+
+def family_part(family: str, part: str) -> Any:
+    """The module `part` of a family, such as "draw". Raises BaseModelError for a family that is not there."""
+    packages = _packages()
+    if family not in packages:
+        raise BaseModelError(
+            f"There is no family {family!r} of base models; {did_you_mean(family, packages)}"
+        )
+    return import_module(f"{packages[family]}.{part}")
+
+
+def _packages() -> dict[str, str]:
+    return {**_installed(), **_registered}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    ours = sorted(
+        module.name
+        for module in iter_modules(families.__path__)
+        if not module.name.startswith("_") and module.name != EXAMPLE
+    )
+    theirs = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    return {name: f"{families.__name__}.{name}" for name in ours} | theirs

@@ -1,0 +1,59 @@
+"""Tells Z-Image: a diffusers folder, or ComfyUI's split files. Turbo and the undistilled model have the same layers, so
+that they are told apart by their names and, in a folder, by the shift of the scheduler."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_foundry.families._shared.kinds import Kind, PartFile, has_key
+from lora_foundry.families._shared.split import flux_vae, language_model, read_json
+from lora_foundry.files.safetensors import Header
+
+SUPPORTED = (
+    "Z-Image (a diffusers folder, or ComfyUI's transformer file with its VAE and text encoder beside it)"
+)
+PIPELINES = {"ZImagePipeline": "a Z-Image model"}
+FAMILY = "z_image"
+UNDISTILLED_SHIFT = 6.0  # of the scheduler of Tongyi-MAI/Z-Image; Turbo's is 3
+_UNDISTILLED = re.compile(r"base|undistilled|de-?turbo|z-?_?image( |$)")
+_WIDTH, _LAYERS = 2560, 36  # of Qwen3-4B
+
+NEEDS = (
+    PartFile("vae", "VAE", ("vae",), "ae.safetensors", flux_vae),
+    PartFile("text_encoder", "text encoder", ("text_encoders", "clip"), "qwen_3_4b.safetensors",
+             lambda header: language_model(header, _WIDTH, _LAYERS)),
+)  # fmt: skip
+
+
+def look(header: Header, name: str) -> Kind | None:
+    """A Z-Image transformer, in ComfyUI's layout or in diffusers'."""
+    if not has_key(header, "noise_refiner.0.attention.q_norm.weight") and not has_key(
+        header, "noise_refiner.0.attention.norm_q.weight"
+    ):
+        if any("noise_refiner.0." in key for key in header.shapes):
+            return Kind("a Z-Image or Lumina transformer in a layout that is not known")
+        return None
+    width = next(shape[0] for key, shape in header.shapes.items() if key.endswith("feed_forward.w2.weight"))
+    caption = next(
+        (shape for key, shape in header.shapes.items() if key.endswith("cap_embedder.1.weight")), ()
+    )
+    if caption and caption[1] == 2304:
+        return Kind("a Lumina 2 model")
+    if width % 64 and width > 64:
+        return Kind("a Z-Image transformer of a size that is not known")
+    distilled = "turbo" in name.lower()
+    return Kind("a Z-Image transformer", FAMILY, "turbo" if distilled else "base", NEEDS, distilled)
+
+
+def examine(path: Path, index: Mapping[str, object]) -> Kind | None:
+    """A folder is the distilled Turbo by its name; one of another name by a scheduler that is not the undistilled
+    model's, unless the name says otherwise."""
+    hub = path.parent.parent.name  # of a snapshot in the hub's cache
+    said = f"{path.name} {hub} {index.get('_name_or_path', '')}".lower()
+    shift = float(str(read_json(path / "scheduler" / "scheduler_config.json").get("shift", 0.0)))
+    distilled = "turbo" in said and "deturbo" not in said.replace("-", "")
+    if not distilled and not _UNDISTILLED.search(said):
+        distilled = shift < UNDISTILLED_SHIFT
+    return Kind(PIPELINES["ZImagePipeline"], FAMILY, distilled=distilled)
