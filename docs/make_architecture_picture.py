@@ -122,11 +122,15 @@ def draw(found: Mapping[str, Room]) -> str:
             start, end = x + wide / 2, to_x + to_wide / 2
             middle = (y + BOX_HEIGHT + to_y) / 2
             lines.append(
-                f'<path d="M{start:.0f} {y + BOX_HEIGHT:.0f} C{start:.0f} {middle:.0f} {end:.0f} {middle:.0f} {end:.0f} {to_y:.0f}"/>'
+                f'<path d="M{start:.0f} {y + BOX_HEIGHT:.0f} C{start:.0f} {middle:.0f} '
+                f'{end:.0f} {middle:.0f} {end:.0f} {to_y:.0f}"/>'
             )
     boxes = [_box(found[name], *at) for name, at in place.items()]
     height = TOP + len(rows) * ROW
-    title = "Rooms of src/lora_foundry: a line goes down to what a room imports (not drawn where another line already leads there); torch is loaded in the orange ones only"
+    title = (
+        "Rooms of src/lora_foundry: a line goes down to what a room imports (not drawn where another line already leads "
+        "there); torch is loaded in the orange ones only"
+    )
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">',
         f"<style>{STYLE}</style>", f'<text class="size" x="{GAP}" y="28">{title}.</text>', *lines, *boxes, "</svg>",

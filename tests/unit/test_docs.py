@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 from pathlib import Path
 
 import typer
@@ -65,3 +67,27 @@ def test_every_page_the_docs_link_to_exists() -> None:
         for target in re.findall(r"\]\(([^)#]+)", file.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (file.parent / target).exists(), f"{file} links to {target}, which is not there"
+
+
+def test_the_picture_of_the_architecture_shows_every_room() -> None:
+    namespace = runpy.run_path(str(ROOT / "docs" / "make_architecture_picture.py"))
+    rooms = namespace["rooms"]()
+    assert {"families", "trainer", "tasks", "stages", "registry"} <= set(rooms)
+    shown = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    missing = [name for name in rooms if f">{name}</text>" not in shown]
+    assert not missing, f"docs/architecture.svg lacks {missing}; run python docs/make_architecture_picture.py"
+    for name, room in rooms.items():
+        assert not set(namespace["nearest"](name, rooms)) - room.uses
+
+
+def test_places_that_the_documents_name_exist() -> None:
+    gone = [
+        f"{page.name}: {place}"
+        for page in (ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md")
+        for place in re.findall(
+            r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|toml))?)`", page.read_text(encoding="utf-8")
+        )
+        if not any((root / place).exists() for root in (ROOT, ROOT / "src" / "lora_foundry"))
+        and not place.startswith(("images/", "training/", "evaluation/", "benchmarks/results"))
+    ]
+    assert not gone, gone
