@@ -1,5 +1,6 @@
 # make demo    describe a character, get a LoRA and a report (runtime packages only)
 # make test    the test suite         make test PYTEST_ARGS="-k shots -x"
+# make quick   the unit tests that take no longer than a moment, for the loop of daily work; no browser, no server, no pipeline
 # make check   formatting, lint, types
 # Each makes .venv by itself, and again only when pyproject.toml or constraints.txt changed.
 #
@@ -31,7 +32,7 @@ SOURCES := $(wildcard src mini_world tests benchmarks examples)
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
             OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test quick check format clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -42,7 +43,11 @@ demo: $(RUNTIME)
 # A Chromium for the tests of the dashboard: an installed one, else Debian's, else Playwright's; without any they skip.
 test: $(DEV)
 	$(BIN)/python -m tests.browser.chromium
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# What is left out is marked `slow` or stands in another folder than tests/unit; `make test` runs it all.
+quick: $(DEV)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow" tests/unit $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from lora_foundry.domain.character import Character
+from tests.homes import ELARA, STAGES, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-# The whole pipeline on the real model in a few seconds: what is small here is small in number, never in kind.
-SMALL = ("generate.images=6", "generate.steps=4", "generate.batch_size=3", "train.steps=12", "train.batch_size=2",
-         "train.rank=4", "train.checkpoint_every=4", "evaluate.prompts=2", "evaluate.seeds=1", "publish.min_change=0",
-         "curate.budget=1", "train.saves=2", "evaluate.choice_prompts=2")  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +29,37 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elara() -> Character:
-    return Character(name="Elara", description="1girl, brown hair, long hair, blue eyes, red dress, crown")
+    return ELARA
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run of the tests see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def homes(shared_folder: Path) -> Homes:
+    """Copies of one home, before every stage and finished; whichever worker asks first makes them."""
+    folder = shared_folder / "homes"
+    with FileLock(shared_folder / "homes.lock"):
+        return Homes(folder) if folder.exists() else make_homes(folder)
+
+
+@pytest.fixture
+def finished(homes: Homes, home: Path) -> Path:
+    """A home of one's own in which Elara's pipeline is completed."""
+    return homes.copy(home)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """Processes that are forked from one that has imported what a pipeline needs: each costs a second instead of ten."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lora_foundry.backends.diffusers", "lora_foundry.trainer.trainer",
+                                    *(f"lora_foundry.stages.{stage}.step" for stage in STAGES), "tests.homes"])  # fmt: skip
+    return context
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 from PIL import Image
 
 from lora_foundry import Character, Foundry
+from lora_foundry.api import CreateResult
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
-from tests.conftest import SMALL
+from tests.homes import SMALL, Homes
 
 
 def lora_foundry(
@@ -170,31 +172,38 @@ def test_recipes_and_doctor_answer(home: Path) -> None:
     assert "->" in ill.stdout
 
 
-async def run_async(foundry: Foundry, character: Character) -> str:
+def test_a_run_tells_of_all_its_stages_in_their_order(homes: Homes) -> None:
+    assert homes.seen == ["generate", "curate", "caption", "train", "evaluate", "publish"]
+
+
+def test_the_python_api_works_in_an_event_loop(homes: Homes, home: Path, elara: Character) -> None:
+    homes.copy(home, before="publish")
     seen: list[str] = []
-    await foundry.acreate(character, "mini", settings=SMALL, progress=lambda event: seen.append(event.stage))
-    return "".join(dict.fromkeys(stage[0] for stage in seen))
+
+    async def create() -> CreateResult:
+        return await Foundry(home).acreate(
+            elara, "mini", settings=SMALL, progress=lambda event: seen.append(event.stage)
+        )
+
+    assert asyncio.run(create()).lora_path == home / "loras" / "elara_mini.safetensors"
+    assert seen[-1] == "publish"
 
 
-def test_the_python_api_works_in_an_event_loop(home: Path, elara: Character) -> None:
-    import asyncio
-
-    assert asyncio.run(run_async(Foundry(home), elara)) == "gctep"
-
-
-def test_other_settings_redo_only_what_they_touch(home: Path, elara: Character) -> None:
-    foundry = Foundry(home)
-    foundry.create(elara, "mini", settings=SMALL)
-    images = home / "datasets" / "Elara" / "images"
+def test_other_settings_redo_only_what_they_touch(finished: Path, elara: Character) -> None:
+    images = finished / "datasets" / "Elara" / "images"
     before = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
-    weights = (home / "loras" / "elara_mini.safetensors").read_bytes()
-    foundry.create(elara, "mini", settings=[*SMALL, "train.steps=16"])
+    assert len(before) == 6
+    weights = (finished / "loras" / "elara_mini.safetensors").read_bytes()
+    Foundry(finished).create(elara, "mini", settings=[*SMALL, "train.steps=16"])
     assert before == {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
-    assert weights != (home / "loras" / "elara_mini.safetensors").read_bytes()
+    assert weights != (finished / "loras" / "elara_mini.safetensors").read_bytes()
 
 
-def test_too_little_identity_is_trained_longer_once_and_then_said(home: Path, elara: Character) -> None:
+def test_too_little_identity_is_trained_longer_once_and_then_said(
+    homes: Homes, home: Path, elara: Character
+) -> None:
     """Nobody reaches an identity of 1 in a dozen steps: half as many more are taken, then the run ends unpublished."""
+    homes.copy(home, before="train")
     demanding = [*SMALL, "evaluate.min_identity=1", "evaluate.more_training=1", "evaluate.choose=false"]
     told: list[str] = []
     result = Foundry(home).create(

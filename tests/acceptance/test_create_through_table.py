@@ -19,8 +19,8 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.recovery import beat
-from tests.conftest import SMALL
 from tests.contract.test_ledger import execute
+from tests.homes import SMALL
 
 # As a person starts it: a shell's background job ignores Ctrl-C, and with it everything that it starts.
 PROGRAM = """

@@ -10,12 +10,14 @@ from lora_foundry import Character, Foundry
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
-from tests.conftest import SMALL
+from tests.homes import SMALL, Homes
 
 
-def test_a_dry_run_is_marked_everywhere_and_never_published(home: Path, elara: Character) -> None:
-    foundry = Foundry(home)
-    result = foundry.create(elara, "mini", settings=[*SMALL, "train.backend=dry-run", "generate.images=4"])
+def test_a_dry_run_is_marked_everywhere_and_never_published(
+    homes: Homes, home: Path, elara: Character
+) -> None:
+    foundry = Foundry(homes.copy(home, before="train"))
+    result = foundry.create(elara, "mini", settings=[*SMALL, "train.backend=dry-run"])
     assert not result.published
     assert "dry run trained nothing" in result.verdict
     assert result.lora_path is None

@@ -1,110 +1,60 @@
-"""What must survive: a kill at a random moment of every stage, and a disk that fills up in every stage."""
+"""What must survive: a kill in the middle of every stage, and a disk that fills up in every stage.
+
+Each stage is tried from a copy of a home that stands right before it; afterwards every file must be the one that an
+undisturbed run made, so the stages that follow cannot tell the difference."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_foundry import Character, Foundry
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.errors import StorageError
-from lora_foundry.files import storage
-from tests.conftest import SMALL
-
-STAGES = ("generate", "curate", "caption", "train", "evaluate", "publish")
-
-KILLED_RUN = """
-import os, random, signal, sys
-from lora_foundry import Character, Foundry
-stage, skip, home, *settings = sys.argv[1:]
-seen = 0
-def progress(event):
-    global seen
-    seen += event.stage == stage
-    if event.stage == stage and seen > int(skip):
-        os.kill(os.getpid(), signal.SIGKILL)
-character = Character(name="Elara", description="1girl, brown hair, long hair, blue eyes, red dress, crown")
-Foundry(home).create(character, "mini", settings=settings, progress=progress)
-"""
+from lora_foundry.errors import InputError, StorageError
+from tests.homes import SMALL, STAGES, Homes, killed_at_write, lasting, run_until
 
 
-def final_files(home: Path) -> dict[str, str]:
-    """Hashes of everything that must not depend on how often a run was interrupted."""
-    folder = home / "datasets" / "Elara"
-    kept = [*folder.glob("images/*"), folder / "training" / "lora.safetensors", folder / "training" / "loss.csv",
-            folder / "tagging_results.json", *folder.glob("evaluation/pictures/*/*.png"),
-            folder / "evaluation" / "before_after.png", *(home / "loras").glob("*.safetensors")]  # fmt: skip
-    return {str(path.relative_to(home)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    home = tmp_path_factory.mktemp("undisturbed")
-    character = Character(
-        name="Elara", description="1girl, brown hair, long hair, blue eyes, red dress, crown"
-    )
-    Foundry(home).create(character, "mini", settings=SMALL)
-    return final_files(home)
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork servers are POSIX")
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_in_any_stage_changes_nothing(stage: str, home: Path, homes: Homes, processes: Any) -> None:
+    homes.copy(home, before=stage)
+    killed_at_write(processes, home, stage, random.Random(stage).randrange(homes.writes[stage]))
+    assert list(home.rglob("*.part*")), "the kill came while a file was written"
+    killed_at_write(processes, home, stage, 0)
+    run_until(home, stage)
+    assert lasting(home) == lasting(homes.after(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_kill_in_any_stage_changes_nothing(
-    stage: str, home: Path, elara: Character, undisturbed: dict[str, str]
-) -> None:
-    skip = random.Random(stage).randrange(3)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, stage, str(skip), str(home), *SMALL],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
-    if stage in ("generate", "train", "evaluate"):
-        assert killed.returncode == -signal.SIGKILL
-    Foundry(home).create(elara, "mini", settings=SMALL)
-    assert final_files(home) == undisturbed
-    assert not list(home.rglob("*.part*"))
+def test_a_full_disk_is_one_sentence_and_space_mends_it(stage: str, home: Path, homes: Homes) -> None:
+    """The disk is full from one write of the stage on, and says so as a full file system does."""
 
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_full_disk_is_one_sentence_and_space_mends_it(
-    stage: str, home: Path, elara: Character, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full from the first news of the stage on, as a write to a full file system reports it."""
-    full = False
-    real = os.fsync
-
-    def progress(event: ProgressEvent) -> None:
-        nonlocal full
-        full = full or event.stage == stage
-
-    def fsync(descriptor: int) -> None:
-        if full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(storage.os, "fsync", fsync)
+    homes.copy(home, before=stage)
     with pytest.raises(StorageError, match=r"full; free some space"):
-        Foundry(home).create(elara, "mini", settings=SMALL, progress=progress)
+        run_until(home, stage, strike=full, at_write=random.Random(stage).randrange(homes.writes[stage]))
     assert not list(home.rglob("*.part*"))
-    monkeypatch.undo()
-    Foundry(home).create(elara, "mini", settings=SMALL)
-    assert final_files(home) == undisturbed
+    run_until(home, stage)
+    assert lasting(home) == lasting(homes.after(stage))
 
 
 def test_two_runs_in_one_folder_are_refused(home: Path, elara: Character) -> None:
-    from lora_foundry.errors import InputError
+    met = 0
 
     def start_another(event: ProgressEvent) -> None:
+        nonlocal met
         with pytest.raises(InputError, match="Another run"):
             Foundry(home).create(elara, "mini", settings=SMALL)
+        met += 1
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         Foundry(home).create(elara, "mini", settings=SMALL, progress=start_another)
+    assert met == 1

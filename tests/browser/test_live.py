@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 from safetensors import safe_open
 
 from tests.browser.conftest import NARROW, PATIENCE, STAGES, WIDE, Server, settled, write_picture
-from tests.conftest import SMALL
+from tests.homes import SMALL
 
 DESCRIPTION = "1girl, pink hair, twintails, green eyes, pale skin, blue dress, crown"
 # For the pictures in the docs: a set, a loss and pairs that are worth looking at, in a few minutes.

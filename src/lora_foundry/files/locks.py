@@ -13,7 +13,7 @@ from types import TracebackType
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import read_model, storage_errors, write_model
+from lora_foundry.files.storage import read_model, remove_leftovers, storage_errors, write_model
 
 
 class FolderLock:
@@ -61,7 +61,8 @@ def waiting_lock(path: Path, patience: float = 60.0) -> Iterator[None]:
 
 
 def claim(paths: RunPaths, run: Run) -> None:
-    """Records whose folder this is. Raises InputError for a folder that holds a character of another name.
+    """Records whose folder this is, and clears what a killed run left half written. Raises InputError for a folder that
+    holds a character of another name.
 
     Two names can be one folder where the file system ignores case. Call it with the folder's lock held.
     """
@@ -70,6 +71,7 @@ def claim(paths: RunPaths, run: Run) -> None:
         raise InputError(
             f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
         )
+    remove_leftovers(paths.root, below=True)
     if earlier != run:
         write_model(paths.run_file, run)
 

@@ -136,8 +136,8 @@ def move_file(source: Path, target: Path) -> Path:
         return source.replace(target)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes what `write_aside` left in `folder` when the process was killed."""
+def remove_leftovers(folder: Path, below: bool = False) -> None:
+    """Deletes what `write_aside` left in `folder` when the process was killed. below: in the folders in it, too."""
     with storage_errors(folder):
-        for leftover in folder.glob(".*.part*"):
+        for leftover in folder.rglob(".*.part*") if below else folder.glob(".*.part*"):
             leftover.unlink(missing_ok=True)
