@@ -15,9 +15,11 @@ import uuid
 import httpx
 from common import finish, table
 
-from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions
+from lora_foundry.backends.comfyui.bindings import Values
+from lora_foundry.backends.comfyui.generator import ComfyUIGenerator
+from lora_foundry.backends.comfyui.options import ComfyUIOptions
 from lora_foundry.backends.comfyui.protocol import parse_history, parse_stats
-from lora_foundry.backends.comfyui.workflows import Values, load_workflow
+from lora_foundry.backends.comfyui.workflows import load_workflow
 from lora_foundry.domain.dataset import ImageRequest
 
 IMAGES, BATCH, POLL_SECONDS = 40, 4, 2.0

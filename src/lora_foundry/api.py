@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.announcements import of_failure, of_finish
-from lora_foundry.composition import RecipePorts, notifier_of
+from lora_foundry.composition import RecipePorts, check_ahead, notifier_of
 from lora_foundry.domain.character import Character, file_name
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
@@ -141,6 +141,7 @@ class Foundry:
             lora_dir=self.settings.loras_dir,
             output_name=file_name(output_name or f"{character.slug}_{recipe.name}"),
         )
+        check_ahead(run, self.settings)
         return run, base
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from typing import cast
 
 from lora_foundry import registry
 from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.context import Context
 from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.run import Run
 from lora_foundry.families._shared.base import Base
 from lora_foundry.ports import (
     Captioner,
@@ -98,6 +100,14 @@ class RecipePorts:
 
     def _make(self, kind: registry.Kind, name: str) -> object:
         return cast(object, registry.load(kind, name).make(self._context))
+
+
+def check_ahead(run: Run, settings: Settings) -> None:
+    """Raises what drawing would raise before its first picture, as far as it can be told before the run begins."""
+    row = registry.backends("generator").get(run.recipe.generate.backend)
+    if row is not None and row.ahead:
+        module, _, function = row.ahead.partition(":")
+        getattr(import_module(module), function)(run, settings)
 
 
 def notifier_of(settings: Settings) -> Notifier | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ class Finding(NamedTuple):
 def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
     """Every check, in the order in which a run would need it."""
     findings = [_python(), _torch(settings.device), *_base(settings, recipe), *_other_needs(settings, recipe)]
-    for subject, folder in (("datasets folder", settings.datasets_dir), ("LoRA folder", settings.loras_dir)):
-        findings.extend(_folder(subject, folder))
+    findings.extend(_folder("datasets folder", settings.datasets_dir, "LORA_FOUNDRY_DATASETS"))
+    findings.extend(_folder("LoRA folder", settings.loras_dir, "LORA_FOUNDRY_LORAS"))
     findings.extend(_comfyui(settings, recipe))
     findings.extend(_kohya(settings, recipe))
     findings.extend(_database(settings))
@@ -45,13 +46,15 @@ def _comfyui(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     used = recipe.generate.backend == "comfyui" or recipe.publish.verify == "comfyui"
     if not used and not settings.names_comfyui:
         return
+    from lora_foundry.backends.comfyui.ahead import asked_of
     from lora_foundry.backends.comfyui.examine import examine_comfyui
+    from lora_foundry.backends.comfyui.options import options_for
 
-    checkpoint = recipe.generate.checkpoint or Path(recipe.model.base).name
-    workflow = recipe.generate.workflow if used else ""
-    for found in examine_comfyui(
-        settings.comfyui_address, checkpoint if used else "", settings.comfyui_loras_dir, workflow
-    ):
+    base = None
+    with contextlib.suppress(FoundryError):  # has a line of its own
+        base = find_base(recipe.model.base, settings.model_folders)
+    options = options_for(recipe, settings, base)
+    for found in examine_comfyui(options, asked_of(recipe, options) if used else None):
         yield Finding(*found)
 
 
@@ -176,14 +179,14 @@ def _gpu_memory(base: Base, settings: Settings, recipe: Recipe) -> Iterator[Find
     yield Finding("GPU memory for the training", free >= needed, found, mend)
 
 
-def _folder(subject: str, folder: Path) -> Iterator[Finding]:
+def _folder(subject: str, folder: Path, variable: str) -> Iterator[Finding]:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     probe = existing / ".lora-foundry-doctor"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        mend = "Set LORA_FOUNDRY_HOME to a folder that you can write."
+        mend = f"Make {existing} writable, or set {variable} to a folder that you can write."
         yield Finding(subject, False, f"{folder}: {error.strerror}", mend)
         return
     free = shutil.disk_usage(existing).free

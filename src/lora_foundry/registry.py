@@ -30,19 +30,22 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Backend:
-    """One row. `target` is "module:Class"; `purpose` says in a few words what it is, for help texts."""
+    """One row. `target` is "module:Class"; `purpose` says in a few words what it is, for help texts. `ahead` is the
+    "module:function" that looks at a run before it begins, where a backend has one: it must be light, is called with the
+    run and the settings, and raises what the run would raise."""
 
     kind: Kind
     name: str
     target: str
     purpose: str
+    ahead: str = ""
 
 
 BACKENDS: tuple[Backend, ...] = (
     Backend("generator", "diffusers", "lora_foundry.backends.diffusers:DiffusersGenerator", "in this process"),
     Backend(
         "generator", "comfyui", "lora_foundry.backends.comfyui.generator:ComfyUIGenerator",
-        "by a ComfyUI server (LORA_FOUNDRY_COMFYUI_URL)",
+        "by a ComfyUI server (LORA_FOUNDRY_COMFYUI_URL)", "lora_foundry.backends.comfyui.ahead:check_run",
     ),
     Backend("captioner", "wd", "lora_foundry.backends.onnx.wd_tagger:WdTagger", "a WD v3 tagger"),
     Backend(

@@ -20,7 +20,12 @@ def default_home() -> Path:
 
 def is_local(url: str) -> bool:
     """Whether an address is this machine's own."""
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    return urlsplit(url if "://" in url else f"//{url}").hostname in (
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+    )
 
 
 class Settings(BaseSettings):
@@ -42,6 +47,16 @@ class Settings(BaseSettings):
     )
     comfyui_url: str | None = Field(
         default=None, description=f"Address of the ComfyUI server; {COMFYUI_ADDRESS} unless set."
+    )
+    comfyui_token: str = Field(
+        default="",
+        description="Bearer token for a ComfyUI behind a proxy; a name and password go into its address.",
+        repr=False,
+    )
+    comfyui_paths: dict[str, Path] = Field(
+        default={},
+        description="Folders as ComfyUI's machine or container names them, and what they are here, as a JSON object: "
+        '`{"/app/ComfyUI": "/srv/comfyui"}`.',
     )
     comfyui_gpu: Literal["auto", "shared", "own"] = Field(
         default="auto",
@@ -94,10 +109,12 @@ class Settings(BaseSettings):
 
     @property
     def comfyui_loras_dir(self) -> Path | None:
-        """ComfyUI's LoRA folder as this machine sees it: in its folder, or the one that was mounted for LoRAs."""
+        """ComfyUI's LoRA folder as this machine sees it: the one that was named for LoRAs, or that of its own folder."""
+        if self.loras is not None:
+            return self.loras.expanduser().absolute()
         if self.comfyui is not None:
             return (self.comfyui / "models" / "loras").expanduser().absolute()
-        return None if self.loras is None else self.loras.expanduser().absolute()
+        return None
 
     @property
     def comfyui_address(self) -> str:

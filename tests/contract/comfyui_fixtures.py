@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_foundry.backends.comfyui.bindings import Values
 from lora_foundry.backends.comfyui.client import Patience
-from lora_foundry.backends.comfyui.faults import Graph
-from lora_foundry.backends.comfyui.workflows import Values, load_workflow
+from lora_foundry.backends.comfyui.graphs import Graph
+from lora_foundry.backends.comfyui.workflows import load_workflow
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.testing.comfyui_stub import StubServer
 

@@ -13,8 +13,9 @@ from typing import TypeVar
 import httpx
 import pytest
 
-from lora_foundry.backends.comfyui.client import ComfyUIClient, Drawing, Patience, find_model
-from lora_foundry.backends.comfyui.faults import Graph
+from lora_foundry.backends.comfyui.client import ComfyUIClient, Drawing, Patience
+from lora_foundry.backends.comfyui.graphs import Graph
+from lora_foundry.backends.comfyui.locate import find_model
 from lora_foundry.errors import BackendError, BaseModelError, InputError
 from lora_foundry.testing.comfyui_stub import Fault, StubServer
 from tests.contract.comfyui_fixtures import CHECKPOINT, PATIENT, QUICK, REAL, REAL_LORAS, Server, sd15

@@ -17,12 +17,16 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from lora_foundry.backends.comfyui import loras
+from lora_foundry.backends.comfyui.ahead import checked
+from lora_foundry.backends.comfyui.bindings import Values
+from lora_foundry.backends.comfyui.checks import Asked
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Patience
-from lora_foundry.backends.comfyui.examine import _loras, check_workflow, examine_comfyui
-from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions
+from lora_foundry.backends.comfyui.examine import examine_comfyui
+from lora_foundry.backends.comfyui.generator import ComfyUIGenerator
 from lora_foundry.backends.comfyui.handover import NotEnoughMemoryError, Waits, take_gpu
+from lora_foundry.backends.comfyui.options import ComfyUIOptions
 from lora_foundry.backends.comfyui.verify import ComfyUIProver
-from lora_foundry.backends.comfyui.workflows import Values, load_workflow
+from lora_foundry.backends.comfyui.workflows import load_workflow
 from lora_foundry.backends.folder import FolderPublisher
 from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.lora import LoraUse
@@ -268,8 +272,9 @@ def test_a_key_that_only_the_server_s_log_names_is_refused(server: Server, tmp_p
         ComfyUIProver(options(server)).prove(strange, request(1), 0.0)
 
 
+@needs_loras
 def test_keys_that_comfyui_would_drop_are_refused(server: Server, tmp_path: Path) -> None:
-    generator = ComfyUIGenerator(options(server, lora_dir=tmp_path))
+    generator = ComfyUIGenerator(options(server))
     with pytest.raises(VerificationError, match="leave out 3 of the 3 keys"):
         list(generator.generate([[request(1)]], lora_file(tmp_path, "base_model.model.down")))
     (tmp_path / "made.safetensors").write_bytes(b"short")
@@ -329,19 +334,28 @@ def draw_with(server: Server, lora: str | None) -> bytes:
     return asyncio.run(work())
 
 
-def test_a_lora_folder_of_another_server_is_noticed(
+def test_a_lora_folder_of_another_server_is_noticed_before_the_first_picture(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loras, "_LISTED_WITHIN", 0.3)
+    monkeypatch.setattr(loras, "_PROBED_FOR", 0.3)
     other = tmp_path / "other"
-    generator = ComfyUIGenerator(options(server, lora_dir=other))
-    with pytest.raises(BackendError, match="does not list lora_foundry_tmp_"):
-        list(generator.generate([[request(1)]], lora_file(tmp_path)))
+    other.mkdir()
+    generator = ComfyUIGenerator(options(server, lora_dir=other, lends=True))
+    with pytest.raises(InputError, match=f"does not look in {other} for LoRAs .*set LORA_FOUNDRY_LORAS="):
+        list(generator.generate([[request(1)]]))
     generator.close()
-    unknown = ComfyUIGenerator(options(server, lora_dir=None))
-    with pytest.raises(InputError, match="LORA_FOUNDRY_COMFYUI"):
-        list(unknown.generate([[request(1)]], lora_file(tmp_path)))
-    unknown.close()
+    assert not list(other.iterdir()), "the file that was tried is left behind"
+    if server.stub is not None:
+        assert not server.stub.executed
+
+
+@needs_loras
+def test_a_lora_folder_that_nobody_named_is_the_server_s_own(server: Server, tmp_path: Path) -> None:
+    generator = ComfyUIGenerator(options(server, lora_dir=None))
+    list(generator.generate([[request(1)]], lora_file(tmp_path)))
+    assert len(lent(server)) == 1
+    generator.close()
+    assert not lent(server)
 
 
 def test_the_gpu_is_handed_over_when_its_memory_came(server: Server) -> None:
@@ -360,47 +374,44 @@ def test_a_queue_that_stays_busy_is_not_broken_off(server: Server, stub: StubSer
         take_gpu(server.url, 1, lambda: None, Waits(queue=0.1))
 
 
-def test_the_doctor_names_what_is_wrong_and_its_mend(server: Server, tmp_path: Path) -> None:
-    good = examine_comfyui(server.url, CHECKPOINT, server.loras, "sd15")
-    assert [finding.ok for finding in good] == [True, True, server.loras is not None, True]
+ASKED = Asked(64, 64, CHECKPOINT)
+
+
+def test_the_doctor_names_what_is_wrong_and_its_mend(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loras, "_PROBED_FOR", 0.3)
+    good = examine_comfyui(options(server), ASKED)
+    assert [finding.ok for finding in good] == [True] * 4
     assert "version" in good[0].found
     assert CHECKPOINT in good[0].found
-    (tmp_path / "stranger.safetensors").touch()
-    _, checkpoint, folder, workflow = examine_comfyui(
-        server.url, CHECKPOINT.replace(".", "y."), tmp_path, "ipadapter"
-    )
+    changed = {"checkpoint": CHECKPOINT.replace(".", "y."), "lora_dir": tmp_path}
+    _, checkpoint, folder, workflow = examine_comfyui(options(server, **changed), ASKED)
     assert not checkpoint.ok
     assert f"did you mean {CHECKPOINT}" in checkpoint.found
     assert not folder.ok
     assert f"does not look in {tmp_path}" in folder.found
-    assert "it looks in " in folder.mend
+    assert "it looks in " in folder.found
+    assert folder.mend.startswith("Set LORA_FOUNDRY_LORAS=")
     assert not workflow.ok
-    assert "IPAdapterUnifiedLoader" in workflow.found
-    (absent,) = examine_comfyui("http://127.0.0.1:9", CHECKPOINT)
+    ipadapter = examine_comfyui(options(server, workflow="ipadapter"), ASKED)[-1]
+    assert "IPAdapterUnifiedLoader" in ipadapter.found
+    (absent,) = examine_comfyui(ComfyUIOptions("http://127.0.0.1:9", CHECKPOINT))
     assert not absent.ok
     assert "Start ComfyUI" in absent.mend
 
 
-def test_a_lora_folder_on_another_machine_is_known_by_what_the_server_lists(tmp_path: Path) -> None:
-    (tmp_path / "mine.safetensors").touch()
-    seen = _loras(tmp_path, ["sub/a.safetensors", "mine.safetensors"], [Path("/there")], local=False)
-    assert seen.ok
-    unseen = _loras(tmp_path, ["sub/a.safetensors"], [Path("/there")], local=False)
-    assert "does not list mine.safetensors" in unseen.found
-    assert not _loras(None, [], [], local=True).ok
-
-
 def test_the_shipped_sd15_workflow_passes_the_check_of_the_server(server: Server) -> None:
-    assert not [
-        remark for remark in check_workflow(load_workflow("sd15"), server.url) if remark.level == "fault"
-    ]
+    _, remarks = checked("sd15", options(server, sampling={"sampler": "euler", "scheduler": "normal"}), ASKED)
+    assert not [remark for remark in remarks if remark.level == "fault"]
+    _, remarks = checked("sd15", options(server, sampling={"sampler": "eulr", "scheduler": "normal"}), ASKED)
+    assert "did you mean euler" in " ".join(remark.text for remark in remarks if remark.level == "fault")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "img2img", "unclip", "flux", "flux_kontext", "qwen_image_edit"])
 def test_the_nodes_of_the_shipped_workflows_are_the_real_ones(server: Server, name: str) -> None:
     if server.stub is not None:
         pytest.skip("the stub knows the SD1.5 nodes only")
-    remarks = [
-        remark.text for remark in check_workflow(load_workflow(name), server.url) if remark.level == "fault"
-    ]
+    _, found = checked(name, options(server), None)
+    remarks = [remark.text for remark in found if remark.level == "fault"]
     assert not [text for text in remarks if "is not there" not in text]  # model files that this server lacks

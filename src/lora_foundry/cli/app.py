@@ -15,6 +15,7 @@ from rich.table import Table
 from lora_foundry import __version__
 from lora_foundry.cli import tasks as cli_tasks
 from lora_foundry.cli import web as cli_web
+from lora_foundry.cli import workflows as cli_workflows
 from lora_foundry.cli.setup import BaseOption
 from lora_foundry.errors import FoundryError
 
@@ -28,8 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-workflows = typer.Typer(help="ComfyUI workflows: those that ship, and your own.", no_args_is_help=True)
-app.add_typer(workflows, name="workflows")
+app.add_typer(cli_workflows.workflows, name="workflows")
 app.add_typer(cli_tasks.tasks, name="tasks")
 app.add_typer(cli_tasks.db, name="db")
 app.command()(cli_tasks.worker)
@@ -220,7 +220,9 @@ def setup(
 
 
 @app.command()
-def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption = False) -> None:
+def doctor(
+    recipe: RecipeOption = None, changes: SetOption = None, home: Home = None, as_json: JsonOption = False
+) -> None:
     """Check what a run needs on this machine, each failing line with its mend. Exit code 1 if a line fails."""
     from lora_foundry.api import Foundry
     from lora_foundry.doctor import examine
@@ -228,7 +230,8 @@ def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption =
 
     with _errors(as_json):
         settings = Foundry(home).settings
-        findings = examine(settings, load_recipe(recipe or settings.recipe, folders=settings.recipe_folders))
+        chosen = load_recipe(recipe or settings.recipe, changes or [], settings.recipe_folders)
+        findings = examine(settings, chosen)
     if as_json:
         print(json.dumps([finding._asdict() for finding in findings]))
     else:
@@ -239,30 +242,6 @@ def doctor(recipe: RecipeOption = None, home: Home = None, as_json: JsonOption =
                 _out.print(f"    -> {_escape(finding.mend)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
-
-
-@workflows.command()
-def check(
-    file: Annotated[str, typer.Argument(help="A shipped workflow's name or an API-format .json file.")],
-    home: Home = None,
-) -> None:
-    """Say what a workflow binds, and compare it with the server's own list of nodes. Exit code 2 if it cannot work."""
-    from lora_foundry import registry
-    from lora_foundry.api import Foundry
-
-    with _errors(as_json=False):
-        registry.load("generator", "comfyui")
-        from lora_foundry.backends.comfyui.examine import check_workflow
-        from lora_foundry.backends.comfyui.workflows import describe, load_workflow
-
-        workflow = load_workflow(file)
-        _out.print(_escape(describe(workflow)), soft_wrap=True)
-        remarks = check_workflow(workflow, Foundry(home).settings.comfyui_address)
-    for remark in remarks:
-        _out.print(f"{remark.level}: {_escape(remark.text)}", soft_wrap=True)
-    if any(remark.level == "fault" for remark in remarks):
-        raise SystemExit(2)
-    _out.print("The server can run it.")
 
 
 if __name__ == "__main__":

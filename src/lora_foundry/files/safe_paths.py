@@ -85,7 +85,7 @@ def folders_of(place: Place, settings: Settings) -> tuple[Path, ...]:
     if place == "workflows":
         return (home / "workflows",)
     if place == "pictures":
-        return (settings.datasets_dir, home / "regularisation")
+        return (settings.datasets_dir, home / "regularisation", home / "references")
     comfyui = () if settings.comfyui is None else (settings.comfyui.expanduser().absolute() / "models",)
     return tuple(dict.fromkeys((*settings.model_folders, *comfyui)))
 

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.domain.task import Task, TaskPriority
 from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.files.leftovers import take_back
 from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
@@ -122,6 +123,7 @@ class Worker:
         await self._ledger.upgrade()
         await asyncio.to_thread(_launch, self._ledger, self.name)
         await self._beat_once()
+        await asyncio.to_thread(take_back, self._settings.home)
         helpers = [asyncio.create_task(self._beats()), asyncio.create_task(self._look_for_cancels())]
         helpers.append(asyncio.create_task(signals.watch(self._ledger.url, self._wake.set)))
         if self.hints is not None:
@@ -187,6 +189,7 @@ class Worker:
                 else:
                     await self._ledger.fail(task, admitted.ticket, failure)
         finally:
+            await asyncio.to_thread(take_back, self._settings.home)  # what a killed child had left elsewhere
             _attempts.pop(admitted.ticket, None)
             self._running.pop(admitted.ticket, None)
             self._devices.give_back(admitted.ticket)

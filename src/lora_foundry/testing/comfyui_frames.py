@@ -4,6 +4,7 @@ may have."""
 from __future__ import annotations
 
 import io
+import math
 import random
 import re
 import struct
@@ -33,6 +34,7 @@ Fault = Literal[
 ]
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 SHORT, MIDDLE = 126, 1 << 16
+_SEEDS, _TEXTS = ("seed", "noise_seed"), ("text", "text_g", "text_l")
 
 
 class Item:
@@ -57,9 +59,11 @@ def pictures(graph: dict[str, Any], fault: Fault, loras: list[tuple[Effect, floa
         return [node["inputs"] for node in graph.values() if node["class_type"] == class_type]
 
     size = (all_of("EmptyLatentImage") or [{}])[0]
-    width, height = int(size.get("width", 64)) // 8 * 8, int(size.get("height", 64)) // 8 * 8
-    seed = [inputs["seed"] for inputs in all_of("KSampler")]
-    told = [seed, [inputs["text"] for inputs in all_of("CLIPTextEncode")]]
+    factor = math.prod(float(inputs["scale_by"]) for inputs in all_of("LatentUpscaleBy"))
+    width, height = (round(int(size.get(side, 64)) // 8 * factor) * 8 for side in ("width", "height"))
+    seeds = [node["inputs"][name] for node in graph.values() for name in _SEEDS if name in node["inputs"]]
+    texts = [node["inputs"][name] for node in graph.values() for name in _TEXTS if name in node["inputs"]]
+    told = [seeds, texts]
     told += [[effect.weights, strength] for effect, strength in loras if effect.weights and strength]
     black = fault == "black" or any(effect.black for effect, _ in loras)
     for index in range(int(size.get("batch_size", 1))):

@@ -38,7 +38,7 @@ class LoraShelf:
 
     def effects(self, graph: dict[str, Any]) -> list[tuple[Effect, float]]:
         """What the LoRA nodes of a graph do, each with its strength."""
-        nodes = [node["inputs"] for node in graph.values() if node["class_type"] == "LoraLoader"]
+        nodes = [node["inputs"] for node in graph.values() if node["class_type"].startswith("LoraLoader")]
         return [(self._effect(str(inputs["lora_name"])), float(inputs["strength_model"])) for inputs in nodes]
 
     def _effect(self, name: str) -> Effect:

@@ -45,6 +45,83 @@ _SHAPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "VAEDecode": ({"samples": ["LATENT"], "vae": ["VAE"]}, ["IMAGE"]),
     "LoadImage": ({"image": [["example.png"], {"image_upload": True}]}, ["IMAGE", "MASK"]),
+    "UNETLoader": ({"unet_name": [[]], "weight_dtype": [["default"]]}, ["MODEL"]),
+    "CLIPLoader": ({"clip_name": [["encoder.safetensors"]], "type": [["stable_diffusion"]]}, ["CLIP"]),
+    "VAELoader": ({"vae_name": [["vae.safetensors"]]}, ["VAE"]),
+    "LoraLoaderModelOnly": (
+        {"model": ["MODEL"], LORA_INPUT: [[]], "strength_model": ["FLOAT", {"min": -100.0, "max": 100.0}]},
+        ["MODEL"],
+    ),
+    "CLIPTextEncodeSDXL": (
+        {
+            "clip": ["CLIP"],
+            "width": ["INT", _SIDE],
+            "height": ["INT", _SIDE],
+            "text_g": ["STRING", {"multiline": True}],
+            "text_l": ["STRING", {"multiline": True}],
+        },
+        ["CONDITIONING"],
+    ),
+    "KSamplerAdvanced": (
+        {
+            "model": ["MODEL"],
+            "add_noise": [["enable", "disable"]],
+            "noise_seed": ["INT", {"min": 0, "max": 18446744073709551615, "control_after_generate": True}],
+            "steps": ["INT", {"min": 1, "max": 10000}],
+            "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}],
+            "sampler_name": [_SAMPLERS],
+            "scheduler": [_SCHEDULERS],
+            "positive": ["CONDITIONING"],
+            "negative": ["CONDITIONING"],
+            "latent_image": ["LATENT"],
+            "start_at_step": ["INT", {"min": 0, "max": 10000}],
+            "end_at_step": ["INT", {"min": 0, "max": 10000}],
+            "return_with_leftover_noise": [["disable", "enable"]],
+        },
+        ["LATENT"],
+    ),
+    "RandomNoise": (
+        {"noise_seed": ["INT", {"min": 0, "max": 18446744073709551615, "control_after_generate": True}]},
+        ["NOISE"],
+    ),
+    "KSamplerSelect": ({"sampler_name": [_SAMPLERS]}, ["SAMPLER"]),
+    "BasicScheduler": (
+        {
+            "model": ["MODEL"],
+            "scheduler": [_SCHEDULERS],
+            "steps": ["INT", {"min": 1, "max": 10000}],
+            "denoise": ["FLOAT", {"min": 0.0, "max": 1.0}],
+        },
+        ["SIGMAS"],
+    ),
+    "CFGGuider": (
+        {
+            "model": ["MODEL"],
+            "positive": ["CONDITIONING"],
+            "negative": ["CONDITIONING"],
+            "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}],
+        },
+        ["GUIDER"],
+    ),
+    "SamplerCustomAdvanced": (
+        {
+            "noise": ["NOISE"],
+            "guider": ["GUIDER"],
+            "sampler": ["SAMPLER"],
+            "sigmas": ["SIGMAS"],
+            "latent_image": ["LATENT"],
+        },
+        ["LATENT", "LATENT"],
+    ),
+    "LatentUpscaleBy": (
+        {
+            "samples": ["LATENT"],
+            "upscale_method": [["nearest-exact"]],
+            "scale_by": ["FLOAT", {"min": 0.01, "max": 8.0}],
+        },
+        ["LATENT"],
+    ),
+    "PreviewImage": ({"images": ["IMAGE"]}, []),
     "SaveImage": ({"images": ["IMAGE"], "filename_prefix": ["STRING", {"default": "ComfyUI"}]}, []),
 }
 
@@ -56,7 +133,7 @@ def node_shapes() -> dict[str, Node]:
             "input": {"required": copy.deepcopy(inputs)},
             "output": list(outputs),
             "name": name,
-            "output_node": name == "SaveImage",
+            "output_node": name in ("SaveImage", "PreviewImage"),
         }
         for name, (inputs, outputs) in _SHAPES.items()
     }

@@ -5,34 +5,19 @@ behave as the real ones do."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SHUT_RDWR, socket
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
-from lora_foundry.testing.comfyui_frames import (
-    CLOSE,
-    PING,
-    PONG,
-    SHORT,
-    TEXT,
-    Fault,
-    Item,
-    frame,
-    pictures,
-    uploaded_file,
-)
+from lora_foundry.testing.comfyui_frames import TEXT, Fault, Item, frame, pictures
+from lora_foundry.testing.comfyui_http import Handler, StubHttp
 from lora_foundry.testing.comfyui_loras import LoraShelf
 from lora_foundry.testing.comfyui_nodes import (
     CHECKPOINT_INPUT,
@@ -42,17 +27,6 @@ from lora_foundry.testing.comfyui_nodes import (
     problems,
     refused,
 )
-
-_MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    stub: StubServer
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that a test cuts is no news."""
 
 
 class StubServer:
@@ -64,6 +38,9 @@ class StubServer:
     ) -> None:
         self.checkpoints, self.loras_dir = checkpoints, loras_dir
         self._shelf = LoraShelf(loras_dir)
+        self.checkpoints_dir: Path | None = None  # where it says that they lie
+        self.authorization = ""  # the header that a proxy before it wants
+        self.requests: list[str] = []  # "GET /queue", in the order of their coming
         self.seconds = 0.0  # that each picture takes
         self.vram_total = self.vram_free = self.vram_after_free = 8 << 30
         self.executed: list[str] = []  # ids of prompts whose pictures were really made
@@ -74,7 +51,7 @@ class StubServer:
         self._files: dict[str, bytes] = {}
         self._inputs: dict[str, bytes] = {}
         self._number = 0
-        self._http: _Http | None = None
+        self._http: StubHttp | None = None
 
     def __enter__(self) -> StubServer:
         self.start()
@@ -106,7 +83,7 @@ class StubServer:
         self._work = threading.Condition(self._lock)
         self._alive = True
         self.dead.clear()
-        self._http = _Http(("127.0.0.1", self.port), _Handler)
+        self._http = StubHttp(("127.0.0.1", self.port), Handler)
         self._http.stub = self
         self.port = self._http.server_address[1]
         self._threads = [
@@ -178,7 +155,9 @@ class StubServer:
         """What /object_info says, with the lists of models as they are now."""
         shapes = node_shapes()
         shapes["CheckpointLoaderSimple"]["input"]["required"][CHECKPOINT_INPUT][0] = list(self.checkpoints)
-        shapes["LoraLoader"]["input"]["required"][LORA_INPUT][0] = self._shelf.names()
+        shapes["UNETLoader"]["input"]["required"]["unet_name"][0] = list(self.checkpoints)
+        for loader in ("LoraLoader", "LoraLoaderModelOnly"):
+            shapes[loader]["input"]["required"][LORA_INPUT][0] = self._shelf.names()
         return shapes
 
     def get(self, path: str) -> Any:
@@ -201,7 +180,8 @@ class StubServer:
                     return {"checkpoints": list(self.checkpoints), "loras": self._shelf.names()}.get(kind)
                 case ["internal", *rest]:
                     entries = [{"t": "", "m": line} for line in self._shelf.log]
-                    folders = {"loras": [str(self.loras_dir)] if self.loras_dir else []}
+                    places = {"loras": self.loras_dir, "checkpoints": self.checkpoints_dir}
+                    folders = {kind: [str(place)] if place else [] for kind, place in places.items()}
                     return {"logs/raw": {"entries": entries}, "folder_paths": folders}.get("/".join(rest))
         return None
 
@@ -342,7 +322,7 @@ class StubServer:
         self.executed.append(item.prompt_id)
         outputs = {}
         for node in item.outputs:
-            prefix = str(item.graph[node]["inputs"]["filename_prefix"])
+            prefix = str(item.graph[node]["inputs"].get("filename_prefix", "temp"))
             folder, _, stem = prefix.rpartition("/")
             images = []
             for data in pictures(item.graph, item.fault, self._shelf.effects(item.graph)):
@@ -352,94 +332,3 @@ class StubServer:
                 images.append({"filename": name, "subfolder": folder, "type": "output"})
             outputs[node] = {"images": images}
         return outputs
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Http
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.stub._connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.stub._connections.discard(self.connection)
-        with suppress(OSError):
-            super().finish()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-    def do_GET(self) -> None:
-        address = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(address.query).items()}
-        path = address.path.removeprefix("/api")
-        if path == "/ws":
-            self._talk(query.get("clientId", "nobody"))
-        elif path == "/view":
-            data = self.server.stub.view(query)
-            self._answer(404 if data is None else 200, data or b"", "image/png")
-        else:
-            found = self.server.stub.get(path)
-            self._answer(404 if found is None else 200, b"" if found is None else json.dumps(found).encode())
-
-    def do_POST(self) -> None:
-        stub, raw = self.server.stub, self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = urlsplit(self.path).path.removeprefix("/api")
-        if path == "/upload/image":
-            self._answer(200, json.dumps(stub.upload(*uploaded_file(raw))).encode())
-            return
-        body = json.loads(raw or b"{}")
-        if path == "/prompt":
-            status, answer = stub.post_prompt(body)
-            if answer is None:
-                self.close_connection = True
-                return
-            self._answer(status, json.dumps(answer).encode())
-            return
-        actions: dict[str, Callable[[dict[str, Any]], None]] = {
-            "/queue": stub.change_queue,
-            "/interrupt": stub.interrupt,
-            "/free": lambda _: stub.free(),
-        }
-        if path in actions:
-            actions[path](body)
-        self._answer(200 if path in actions else 404, b"")
-
-    def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with suppress(OSError):
-            self.wfile.write(body)
-
-    def _talk(self, client_id: str) -> None:
-        """The WebSocket: its handshake, then pongs for pings until the client goes."""
-        digest = hashlib.sha1((self.headers["Sec-WebSocket-Key"] + _MAGIC).encode()).digest()
-        self.send_response(101)
-        self.send_header("Upgrade", "websocket")
-        self.send_header("Connection", "Upgrade")
-        self.send_header("Sec-WebSocket-Accept", base64.b64encode(digest).decode())
-        self.end_headers()
-        self.wfile.flush()
-        self.close_connection = True
-        self.server.stub.open_socket(client_id, self.connection)
-        with suppress(OSError, struct.error):
-            while (received := self._receive()) is not None:
-                opcode, data = received
-                if opcode in (PING, CLOSE):
-                    self.connection.sendall(frame(PONG if opcode == PING else CLOSE, data))
-                if opcode == CLOSE:
-                    break
-        self.server.stub.close_socket(client_id)
-
-    def _receive(self) -> tuple[int, bytes] | None:
-        head = self.rfile.read(2)
-        if len(head) < 2:
-            return None
-        length = head[1] & 0x7F
-        if length == SHORT:
-            (length,) = struct.unpack("!H", self.rfile.read(2))
-        mask = self.rfile.read(4)
-        return head[0] & 0x0F, bytes(byte ^ mask[i % 4] for i, byte in enumerate(self.rfile.read(length)))

@@ -72,7 +72,11 @@ class Machine:
         """What nvidia-smi says; none where there is no such program."""
         return await self._ask("gpus", _GPU_SECONDS, _gpus)
 
-    async def comfyui(self, url: str) -> ComfyState:
+    async def comfyui(self, settings: Settings) -> ComfyState:
+        """Nobody is asked where no ComfyUI was named: whoever listens at its usual address is a stranger's."""
+        url = settings.comfyui_address
+        if not settings.names_comfyui:
+            return ComfyState(url=url, reachable=False, detail="none was named (LORA_FOUNDRY_COMFYUI_URL)")
         return await self._ask(f"comfyui {url}", _COMFY_SECONDS, lambda: _comfyui(url))
 
     async def doctor(self, settings: Settings, recipe: str) -> list[Finding]:
@@ -117,7 +121,8 @@ def _gpu(line: str) -> Gpu | None:
 
 
 async def _comfyui(url: str) -> ComfyState:
-    parts = urlsplit(url)
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # no password on a page
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         async with asyncio.timeout(_PATIENCE):

@@ -8,8 +8,6 @@ restart and somebody else's interrupt can all be told apart, and the prompt is s
 from __future__ import annotations
 
 import asyncio
-import copy
-import io
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -26,9 +24,13 @@ from PIL import Image
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from lora_foundry.backends.comfyui.faults import Graph, dropped, execution_error, nearest, refusal
+from lora_foundry.backends.comfyui.address import Address, address_of
+from lora_foundry.backends.comfyui.faults import dropped, execution_error, refusal
+from lora_foundry.backends.comfyui.graphs import Graph
+from lora_foundry.backends.comfyui.pictures import check_picture, with_prefix
 from lora_foundry.backends.comfyui.protocol import (
     OK,
+    UNAUTHORIZED,
     HistoryEntry,
     ImageRef,
     NodeClass,
@@ -85,10 +87,6 @@ class _Job:
     progress_at: float = field(default_factory=monotonic)
 
 
-class FlatPictureError(BackendError):
-    """The server made a picture of one colour, as from a NaN."""
-
-
 class _TryAgainError(Exception):
     """The run was lost, interrupted by others, stuck, or its file is gone: the prompt may be sent again."""
 
@@ -97,12 +95,20 @@ class ComfyUIClient:
     """A connection to one server. Use as an async context manager; any number of `draw` calls may run at
     once."""
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
-        self.url = url.rstrip("/")
-        self._patience = patience or Patience()
+    def __init__(
+        self,
+        address: str | Address,
+        patience: Patience | None = None,
+        sent: Callable[[str], None] = lambda prompt_id: None,
+    ) -> None:
+        """sent: is told the id of every prompt before it goes out."""
+        self._address = address_of(address)
+        self.url = self._address.url
+        self._patience, self._sent = patience or Patience(), sent
         # Certificates take longer to load than a picture takes to fetch, and plain HTTP needs none.
         self._http = httpx.AsyncClient(
             base_url=self.url,
+            headers=self._address.headers,
             timeout=self._patience.answer,
             trust_env=False,
             verify=self.url.startswith("https"),
@@ -180,13 +186,20 @@ class ComfyUIClient:
         folder = str(answer.get("subfolder", ""))
         return f"{folder}/{answer['name']}" if folder else str(answer["name"])
 
-    async def cancel(self, prompt_id: str) -> None:
-        """Takes a prompt of ours out of the queue, or breaks off its run; other prompts are left alone."""
-        await self._http.post("/queue", json={"delete": [prompt_id]})
-        await self._http.post("/interrupt", json={"prompt_id": prompt_id})
+    async def cancel(self, *prompt_ids: str) -> None:
+        """Takes prompts of ours out of the queue, or breaks off their run; other prompts are left alone. The older
+        servers know no interruption of one prompt, so that only one that runs is ever interrupted."""
+        await self._http.post("/queue", json={"delete": list(prompt_ids)})
+        for prompt_id in (await self.queue()).running & set(prompt_ids):
+            await self._http.post("/interrupt", json={"prompt_id": prompt_id})
 
     async def _get(self, path: str) -> dict[str, object]:
         response = await self._http.get(path)
+        if response.status_code == UNAUTHORIZED:
+            raise InputError(
+                f"The server at {self.url} asks who we are (401); put name:password@ before the host in "
+                "LORA_FOUNDRY_COMFYUI_URL, or set LORA_FOUNDRY_COMFYUI_TOKEN."
+            )
         if response.status_code != OK:
             raise BackendError(f"ComfyUI answered {path} with status {response.status_code}.")
         return read_object(response.content)
@@ -216,6 +229,7 @@ class ComfyUIClient:
         job = _Job(str(uuid4()))
         graph = with_prefix(graph, f"{OUTPUT_FOLDER}/{job.prompt_id}")
         self._jobs[job.prompt_id] = job
+        self._sent(job.prompt_id)
         try:
             await self._submit(graph, job)
             entry = await self._wait(job)
@@ -344,6 +358,12 @@ class ComfyUIClient:
                     raise self._absent() from error
                 await asyncio.sleep(_PAUSE)
 
+    def unreachable(self) -> BackendError:
+        """The error for a server that does not answer at all."""
+        return BackendError(
+            f"ComfyUI does not answer at {self.url}; start it, or set its address (LORA_FOUNDRY_COMFYUI_URL)."
+        )
+
     def _absent(self) -> BackendError:
         return BackendError(
             f"ComfyUI at {self.url} has not answered for {self._patience.absence:.0f} s; start it and run this again."
@@ -362,10 +382,16 @@ class ComfyUIClient:
         id."""
         while True:
             client_id = uuid4().hex
-            address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
+            place = f"{self._address.socket}/ws?clientId={client_id}"
+            headers = self._address.headers
             try:
                 async with connect(
-                    address, max_size=None, proxy=None, ping_timeout=60, close_timeout=1
+                    place,
+                    additional_headers=headers,
+                    max_size=None,
+                    proxy=None,
+                    ping_timeout=60,
+                    close_timeout=1,
                 ) as socket:
                     self._client_id = client_id
                     self._connected.set()
@@ -395,48 +421,3 @@ class ComfyUIClient:
     def _wake_all(self) -> None:
         for job in self._jobs.values():
             job.wake.set()
-
-
-def with_prefix(graph: Graph, prefix: str) -> Graph:
-    """A copy in which every saving node writes under `prefix`: an equal prompt would give old files
-    otherwise."""
-    changed = copy.deepcopy(graph)
-    for node in changed.values():
-        if "filename_prefix" in node.get("inputs", {}):
-            node["inputs"]["filename_prefix"] = prefix
-    return changed
-
-
-def check_picture(data: bytes, name: str, size: tuple[int, int] | None) -> Image.Image:
-    """The decoded picture. Raises BackendError where it is damaged, of another size, or of one flat
-    colour."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BackendError(f"ComfyUI's picture {name} is damaged: {error}.") from error
-    if size is not None and picture.size != size:
-        asked, got = f"{size[0]}x{size[1]}", f"{picture.width}x{picture.height}"
-        raise BackendError(f"ComfyUI made {name} in {got} where {asked} was asked; use multiples of 8.")
-    extremes = [band.getextrema() for band in picture.split()]
-    if all(low == high for low, high in extremes):
-        colour = "black" if not any(high for _, high in extremes) else "of one colour"
-        raise FlatPictureError(
-            f"ComfyUI's picture {name} is {colour}, as from a NaN in the VAE or a broken LoRA; "
-            "try ComfyUI's --fp32-vae, or another LoRA."
-        )
-    return picture
-
-
-def find_listed(name: str, listed: Sequence[str]) -> str | None:
-    """The server's spelling of a file, found by its path or by its bare name; None where it lists none."""
-    bare = (other for other in listed if other.replace("\\", "/").rsplit("/", 1)[-1] == name)
-    return name if name in listed else next(bare, None)
-
-
-def find_model(name: str, listed: Sequence[str], kind: str = "checkpoint") -> str:
-    """The server's spelling of a model. Raises InputError with the nearest one for a model that is not there."""
-    known = find_listed(name, listed)
-    if known is None:
-        raise InputError(f"{kind} {name} is not installed in ComfyUI; {nearest(name, listed)}")
-    return known

@@ -1,21 +1,24 @@
 """What the doctor says of ComfyUI: is it there, which version, does it have the model, is its LoRA folder
-ours."""
+ours, can it run the recipe's workflow."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 
-from lora_foundry.backends.comfyui.checks import Remark, check_bindings, check_nodes
-from lora_foundry.backends.comfyui.client import ComfyUIClient, find_model
-from lora_foundry.backends.comfyui.protocol import NodeClass, ServerStats
-from lora_foundry.backends.comfyui.workflows import Workflow, load_workflow
-from lora_foundry.errors import BackendError, FoundryError
-from lora_foundry.settings import is_local
+from lora_foundry.backends.comfyui.address import address_of
+from lora_foundry.backends.comfyui.ahead import checked
+from lora_foundry.backends.comfyui.checks import Asked
+from lora_foundry.backends.comfyui.client import ComfyUIClient
+from lora_foundry.backends.comfyui.loras import lora_folder
+from lora_foundry.backends.comfyui.options import ComfyUIOptions
+from lora_foundry.backends.comfyui.preparation import classes_of, models_for
+from lora_foundry.backends.comfyui.protocol import ServerStats
+from lora_foundry.backends.comfyui.workflows import load_workflow
+from lora_foundry.errors import FoundryError
 
 
 class ServerFinding(NamedTuple):
@@ -27,33 +30,34 @@ class ServerFinding(NamedTuple):
     mend: str = ""
 
 
-def examine_comfyui(
-    url: str, checkpoint: str = "", lora_dir: Path | None = None, workflow: str = ""
-) -> list[ServerFinding]:
-    """Every check of a server, in the order in which a run would need it; never raises. An empty `checkpoint` or
-    `workflow` is not looked for."""
-    return asyncio.run(_examine(url, checkpoint, lora_dir, workflow))
+def examine_comfyui(options: ComfyUIOptions, asked: Asked | None = None) -> list[ServerFinding]:
+    """Every check of a server, in the order in which a run would need it; never raises. asked: what the recipe asks of its
+    workflow; None where it does not draw with ComfyUI, so that only the server and its LoRA folder are looked at."""
+    try:
+        found = asyncio.run(_examine(options, asked))
+    except (httpx.HTTPError, FoundryError, ValueError) as error:
+        mend = "Start ComfyUI, or set LORA_FOUNDRY_COMFYUI_URL to its address."
+        return [
+            ServerFinding("ComfyUI", False, f"{_shown(options)}: {str(error) or type(error).__name__}", mend)
+        ]
+    return [*found, *_workflow(options, asked)] if asked is not None else found
 
 
-async def _examine(url: str, checkpoint: str, lora_dir: Path | None, workflow: str) -> list[ServerFinding]:
-    async with ComfyUIClient(url) as client:
-        try:
-            stats = await client.stats()
-            listed = {
-                kind: await client.models(kind) for kind in ("checkpoints", "diffusion_models", "loras")
-            }
-            own = await client.folders("loras")
-            findings = [_server(url, stats, listed["checkpoints"])]
-            if checkpoint:
-                findings.append(
-                    _checkpoint(checkpoint, (*listed["checkpoints"], *listed["diffusion_models"]))
-                )
-            findings.append(_loras(lora_dir, listed["loras"], own, is_local(url)))
-            if workflow:
-                findings.append(_workflow(workflow, await client.object_info()))
-        except (httpx.HTTPError, FoundryError, ValueError) as error:
-            mend = "Start ComfyUI, or set LORA_FOUNDRY_COMFYUI_URL to its address."
-            return [ServerFinding("ComfyUI", False, f"{url}: {str(error) or type(error).__name__}", mend)]
+def _shown(options: ComfyUIOptions) -> str:
+    """The address without a password, or whatever was written if it is none."""
+    try:
+        return address_of(options.url).url
+    except FoundryError:
+        return options.url
+
+
+async def _examine(options: ComfyUIOptions, asked: Asked | None) -> list[ServerFinding]:
+    async with ComfyUIClient(address_of(options.url, options.token)) as client:
+        stats = await client.stats()
+        findings = [_server(client.url, stats, await client.models("checkpoints"))]
+        if asked is not None:
+            findings.append(await _checkpoint(client, options))
+        findings.append(await _loras(client, options))
     return findings
 
 
@@ -64,64 +68,38 @@ def _server(url: str, stats: ServerStats, checkpoints: Sequence[str]) -> ServerF
     return ServerFinding("ComfyUI", True, found)
 
 
-def _checkpoint(name: str, listed: Sequence[str]) -> ServerFinding:
+async def _checkpoint(client: ComfyUIClient, options: ComfyUIOptions) -> ServerFinding:
+    subject = "ComfyUI's checkpoint"
     try:
-        return ServerFinding("ComfyUI's checkpoint", True, find_model(name, listed))
+        workflow = load_workflow(options.workflow, (await client.object_info()).copy)
+        classes = await classes_of(client, workflow)
+        values, file = await models_for(client, workflow, options, classes, reference=False)
     except FoundryError as error:
         mend = "Install it there, or name the one to draw with: --set generate.checkpoint=NAME."
-        return ServerFinding("ComfyUI's checkpoint", False, str(error), mend)
+        return ServerFinding(subject, False, str(error), mend)
+    name = values.get("checkpoint", "the workflow's own")
+    return ServerFinding(subject, True, f"{name} ({file})" if file else name)
 
 
-def _loras(folder: Path | None, listed: Sequence[str], own: Sequence[Path], local: bool) -> ServerFinding:
-    """The folder is the server's if the server says so, or, on another machine, if it lists what lies in it."""
+async def _loras(client: ComfyUIClient, options: ComfyUIOptions) -> ServerFinding:
     subject = "ComfyUI's LoRA folder"
-    named = f" (it looks in {', '.join(str(path) for path in own)})" if own else ""
-    mend = f"Set LORA_FOUNDRY_COMFYUI to ComfyUI's folder, or LORA_FOUNDRY_LORAS to its LoRA folder{named}."
-    if folder is None:
-        return ServerFinding(subject, False, "not known, so LoRAs cannot be tried there", mend)
-    if not folder.is_dir():
-        return ServerFinding(subject, False, f"{folder} does not exist", mend)
-    if local and own:
-        same = any(path.exists() and path.samefile(folder) for path in own)
-        return ServerFinding(
-            subject, same, str(folder) if same else f"the server does not look in {folder}", mend
-        )
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
-    known = {name.replace("\\", "/") for name in listed}
-    if files - known:
-        return ServerFinding(
-            subject, False, f"the server does not list {min(files - known)} of {folder}", mend
-        )
-    return ServerFinding(
-        subject, True, f"{folder}, {len(files)} of the {len(known)} LoRAs that the server lists"
-    )
+    try:
+        folder = await lora_folder(client, options.lora_dir, options.paths)
+    except FoundryError as error:
+        found, _, mend = str(error).rpartition("; ")
+        return ServerFinding(subject, False, found, mend[:1].upper() + mend[1:])
+    return ServerFinding(subject, True, str(folder))
 
 
-def _workflow(name: str, classes: dict[str, NodeClass]) -> ServerFinding:
-    """The first fault of the recipe's workflow, its placeholders aside."""
+def _workflow(options: ComfyUIOptions, asked: Asked | None) -> list[ServerFinding]:
+    """The first fault of the recipe's workflow."""
     subject = "ComfyUI workflow"
     try:
-        workflow = load_workflow(name)
+        workflow, remarks = checked(options.workflow, options, asked)
     except FoundryError as error:
-        return ServerFinding(subject, False, str(error), "Name another: --set generate.workflow=NAME.")
-    remarks = check_bindings(workflow) + check_nodes(workflow, classes)
+        return [ServerFinding(subject, False, str(error), "Name another: --set generate.workflow=NAME.")]
     faults = [remark.text for remark in remarks if remark.level == "fault"]
     if faults:
-        mend = f"`lora-foundry workflows check {name}` says all."
-        return ServerFinding(subject, False, f"{name}: {faults[0]}", mend)
-    return ServerFinding(subject, True, f"{name}, every node is there")
-
-
-def check_workflow(workflow: Workflow, url: str) -> list[Remark]:
-    """Everything that `workflows check` says of a workflow. Raises BackendError where no server answers."""
-    return check_bindings(workflow) + asyncio.run(_check_nodes(workflow, url))
-
-
-async def _check_nodes(workflow: Workflow, url: str) -> list[Remark]:
-    async with ComfyUIClient(url) as client:
-        try:
-            return check_nodes(workflow, await client.object_info())
-        except httpx.HTTPError as error:
-            raise BackendError(
-                f"ComfyUI does not answer at {url}; start it, or set its address (LORA_FOUNDRY_COMFYUI_URL)."
-            ) from error
+        mend = f"`lora-foundry workflows check {options.workflow}` says all."
+        return [ServerFinding(subject, False, f"{workflow.name}: {faults[0]}", mend)]
+    return [ServerFinding(subject, True, f"{workflow.name}, every node is there")]

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_foundry.backends.comfyui.graphs import Graph
 from lora_foundry.backends.comfyui.protocol import Failure, NodeFault, PromptRefused
 from lora_foundry.errors import BackendError, BaseModelError, FoundryError, InputError
 
-Graph = dict[str, dict[str, Any]]
 SHOWN = 8
 _NOUNS = {
     "ckpt_name": "checkpoint",

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 
 import httpx
 
+from lora_foundry.backends.comfyui.address import Address, address_of
 from lora_foundry.backends.comfyui.client import ComfyUIClient
 from lora_foundry.context import Context
 from lora_foundry.domain.sections import TrainSection
@@ -71,7 +72,7 @@ class ComfyUIGpu:
     def room(self, settings: TrainSection) -> Iterator[None]:
         """See ports.Gpu."""
         url, stop, start = (
-            self._settings.comfyui_address,
+            address_of(self._settings.comfyui_address, self._settings.comfyui_token),
             self._settings.comfyui_stop,
             self._settings.comfyui_start,
         )
@@ -95,7 +96,7 @@ class ComfyUIGpu:
                 _start_again(start, url, self._waits.command)
 
 
-def take_gpu(url: str, needed: int, free: DriverFree, waits: Waits | None = None) -> Handover:
+def take_gpu(url: str | Address, needed: int, free: DriverFree, waits: Waits | None = None) -> Handover:
     """Makes a server give its GPU memory back, and looks whether `needed` bytes are free by every count there is.
 
     Raises NotEnoughMemoryError with both figures if there is not enough, BackendError if the queue does not become
@@ -104,7 +105,7 @@ def take_gpu(url: str, needed: int, free: DriverFree, waits: Waits | None = None
     return asyncio.run(_take(url, needed, free, waits or Waits()))
 
 
-async def _take(url: str, needed: int, free: DriverFree, waits: Waits) -> Handover:
+async def _take(url: str | Address, needed: int, free: DriverFree, waits: Waits) -> Handover:
     async with ComfyUIClient(url) as client:
         before = await _server_free(client)
         if before is not None:
@@ -113,16 +114,20 @@ async def _take(url: str, needed: int, free: DriverFree, waits: Waits) -> Handov
                 await client.free()
             except httpx.HTTPError as error:
                 raise BackendError(
-                    f"ComfyUI at {url} stopped answering during the hand-over: {error!r}."
+                    f"ComfyUI at {client.url} stopped answering during the hand-over: {error!r}."
                 ) from error
         return await _until_free(client, before, needed, free, waits.memory)
 
 
 async def _server_free(client: ComfyUIClient) -> int | None:
-    """What the server counts as free; None where none answers, which holds no memory either."""
+    """What the server counts as free; None where no ComfyUI answers, which holds no memory either: nobody, or some
+    other web server, which is asked this one question and nothing else."""
     try:
         return (await client.stats()).free
     except httpx.HTTPError:
+        return None
+    except FoundryError as error:
+        logger.info("%s is not a ComfyUI and is left alone: %s", client.url, error)
         return None
 
 
@@ -175,7 +180,7 @@ def _run(command: Sequence[str], seconds: float) -> None:
         )
 
 
-def _start_again(command: Sequence[str], url: str, seconds: float) -> None:
+def _start_again(command: Sequence[str], url: str | Address, seconds: float) -> None:
     """Starts ComfyUI and waits until it answers. It may be the command itself that keeps running. Never raises: the
     training that has ended is worth more."""
     try:
@@ -188,12 +193,14 @@ def _start_again(command: Sequence[str], url: str, seconds: float) -> None:
         )
         Thread(target=process.wait, daemon=True).start()  # or its end would leave a zombie
         if not asyncio.run(_answers(url, seconds)):
-            logger.error("ComfyUI was stopped for the training and does not answer at %s again", url)
+            logger.error(
+                "ComfyUI was stopped for the training and does not answer at %s again", address_of(url).url
+            )
     except (OSError, FoundryError) as error:
         logger.error("ComfyUI was stopped for the training and could not be started again: %s", error)
 
 
-async def _answers(url: str, seconds: float) -> bool:
+async def _answers(url: str | Address, seconds: float) -> bool:
     started = monotonic()
     async with ComfyUIClient(url) as client:
         while await _server_free(client) is None:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from lora_foundry.errors import BackendError, InputError
 
-BAD_REQUEST, FORBIDDEN, OK = 400, 403, 200
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, OK = 400, 401, 403, 200
 LINK_LENGTH = 2
 MILLISECONDS = 1000
+_CONTROLS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,18 @@ class ServerStats:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a node's input takes: a type's name, the values of a list, and the bounds of a number."""
+    """What a node's input takes: a type's name, the values of a list, and the bounds of a number. widget: it is a control
+    of the node's own in the editor; control: one that a control for the next value follows; upload: one that a button
+    follows."""
 
     kind: str
     required: bool
     options: tuple[str, ...] | None = None
     least: float | None = None
     most: float | None = None
+    widget: bool = False
+    control: bool = False
+    upload: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ class NodeClass:
     inputs: dict[str, InputSpec] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     is_output: bool = False
+    title: str = ""
 
 
 def parse_prompt_answer(status: int, body: bytes) -> PromptAccepted | PromptRefused:
@@ -303,7 +310,9 @@ def parse_event(message: str | bytes) -> SocketEvent | None:
 
 
 def parse_stats(data: Mapping[str, Any]) -> ServerStats:
-    """GET /system_stats."""
+    """GET /system_stats. Raises BackendError for what no ComfyUI answers."""
+    if not isinstance(data.get("system"), Mapping) or not isinstance(data.get("devices") or [], list):
+        raise BackendError("The answer is not a ComfyUI's; is another program at this address?")
     devices = tuple(
         Device(str(device.get("name", "")), int(device.get("vram_total", 0)), int(device.get("vram_free", 0)))
         for device in data.get("devices") or ()
@@ -320,26 +329,33 @@ def _node_class(name: str, entry: Mapping[str, Any]) -> NodeClass:
     inputs: dict[str, InputSpec] = {}
     for group in ("required", "optional"):
         for key, config in ((entry.get("input") or {}).get(group) or {}).items():
-            inputs[str(key)] = _input_spec(config, required=group == "required")
+            inputs[str(key)] = _input_spec(str(key), config, required=group == "required")
     return NodeClass(
         name,
         inputs,
         tuple(str(output) for output in entry.get("output") or ()),
         bool(entry.get("output_node")),
+        str(entry.get("display_name") or ""),
     )
 
 
-def _input_spec(config: object, required: bool) -> InputSpec:
+def _input_spec(name: str, config: object, required: bool) -> InputSpec:
     options = parse_options(config)
     if not isinstance(config, list) or not config:
         return InputSpec("*", required)
     limits = config[1] if len(config) > 1 and isinstance(config[1], dict) else {}
+    kind = "COMBO" if options is not None else str(config[0])
+    upload = any(limits.get(f"{medium}_upload") for medium in ("image", "video", "audio"))
+    seed = kind == "INT" and name in ("seed", "noise_seed")
     return InputSpec(
-        "COMBO" if options is not None else str(config[0]),
+        kind,
         required,
-        None if limits.get("image_upload") else options,
+        None if upload else options,
         limits.get("min"),
         limits.get("max"),
+        widget=kind in _CONTROLS and not limits.get("forceInput"),
+        control=bool(limits.get("control_after_generate", seed)),
+        upload=upload,
     )
 
 

@@ -11,10 +11,13 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from lora_foundry.backends.comfyui.client import ComfyUIClient, FlatPictureError
-from lora_foundry.backends.comfyui.generator import ComfyUIGenerator, ComfyUIOptions, options_of
+from lora_foundry.backends.comfyui.address import address_of
+from lora_foundry.backends.comfyui.client import ComfyUIClient
+from lora_foundry.backends.comfyui.generator import ComfyUIGenerator
 from lora_foundry.backends.comfyui.keys import check_keys, read_keys
 from lora_foundry.backends.comfyui.loras import listed_name
+from lora_foundry.backends.comfyui.options import ComfyUIOptions, options_of
+from lora_foundry.backends.comfyui.pictures import FlatPictureError
 from lora_foundry.context import Context
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
@@ -31,10 +34,11 @@ class ComfyUIProver:
     @classmethod
     def make(cls, context: Context) -> Self:
         """See registry."""
-        return cls(options_of(context.base, context.recipe.generate, context.settings))
+        return cls(options_of(context))
 
     def __init__(self, options: ComfyUIOptions) -> None:
         self._options = options
+        self._address = address_of(options.url, options.token)
 
     def prove(self, lora: LoraUse, request: ImageRequest, min_change: float) -> Proof:
         """See ports.Prover."""
@@ -76,7 +80,7 @@ class ComfyUIProver:
         asyncio.run(self._installed(files))
 
     async def _installed(self, files: PublishedFiles) -> None:
-        async with ComfyUIClient(self._options.url, self._options.patience) as client:
+        async with ComfyUIClient(self._address, self._options.patience) as client:
             try:
                 await listed_name(client, files.lora.name, files.lora.parent)
                 if files.kept is not None:
@@ -87,12 +91,12 @@ class ComfyUIProver:
                 ) from error
 
     async def _server(self) -> str:
-        async with ComfyUIClient(self._options.url, self._options.patience) as client:
+        async with ComfyUIClient(self._address, self._options.patience) as client:
             return f"ComfyUI {(await client.stats()).version} at {client.url}"
 
     async def _log(self) -> list[str] | None:
         """The newest lines of the server's log; None where it does not show it."""
-        async with ComfyUIClient(self._options.url, self._options.patience) as client:
+        async with ComfyUIClient(self._address, self._options.patience) as client:
             try:
                 return await client.log()
             except (httpx.HTTPError, FoundryError):

@@ -8,93 +8,67 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lora_foundry.backends.comfyui.faults import Graph, node_title
-from lora_foundry.backends.comfyui.protocol import is_link
+from lora_foundry.backends.comfyui import editor
+from lora_foundry.backends.comfyui.bindings import NAMES, Values, filled, left_out, places, title_of
+from lora_foundry.backends.comfyui.faults import node_title
+from lora_foundry.backends.comfyui.graphs import Graph, Output, clips_of, leading_to, models_of, source_of
+from lora_foundry.backends.comfyui.protocol import NodeClass, is_link
 from lora_foundry.errors import InputError, did_you_mean
 
-_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-# The inputs that a node titled by a binding's name may have for it, the first found one wins.
-_TITLED_INPUTS: dict[str, tuple[str, ...]] = {
-    "prompt": ("text", "prompt", "value", "string"),
-    "negative": ("text", "prompt", "value", "string"),
-    "seed": ("seed", "noise_seed", "value"),
-    "width": ("width", "value"),
-    "height": ("height", "value"),
-    "batch": ("batch_size", "amount", "value"),
-    "steps": ("steps", "value"),
-    "cfg": ("cfg", "guidance", "value"),
-    "sampler": ("sampler_name",),
-    "scheduler": ("scheduler",),
-    "denoise": ("denoise", "value"),
-    "checkpoint": ("ckpt_name", "unet_name", "value"),
-    "lora": ("lora_name",),
-    "strength": ("strength_model", "strength", "value"),
-    "reference": ("image", "value"),
-    "reference_strength": ("weight", "strength", "value"),
-}
-# Loaders behind which a LoRA is put where the workflow has no place for one: class -> (LoRA class, passes CLIP).
-_LOADERS = {
-    "CheckpointLoaderSimple": ("LoraLoader", True),
-    "unCLIPCheckpointLoader": ("LoraLoader", True),
-    "UNETLoader": ("LoraLoaderModelOnly", False),
-}
+NodeList = Callable[[], dict[str, NodeClass]]
 _OUTPUT_TITLES = ("output", "result")
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a workflow can be told. None leaves the workflow's own value, or is refused where there is
-    none."""
-
-    prompt: str
-    seed: int
-    negative: str = ""
-    width: int = 512
-    height: int = 512
-    batch: int = 1
-    steps: int = 28
-    cfg: float = 7.5
-    sampler: str = "dpmpp_2m"
-    scheduler: str = "karras"
-    denoise: float = 0.7
-    checkpoint: str | None = None
-    lora: str | None = None
-    strength: float = 1.0
-    reference: str | None = None
-    reference_strength: float = 0.4
-
-
-NAMES = tuple(field.name for field in fields(Values))
+_CHECKPOINT_INPUTS = ("ckpt_name", "unet_name")
+# Nodes that do without a second or third reference: they drop the input, or hand on what they were given.
+_DROPS, _HANDS_ON = ("TextEncode",), {"ReferenceLatent": "conditioning"}
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """A graph, the name of what it came from, and where its pictures come out."""
+    """A graph, the name of what it came from, and where its pictures come out. bindings: what fills inputs of nodes that
+    lead to the picture; idle: what fills only others."""
 
     name: str
     graph: Graph
     output: str
     bindings: frozenset[str]
+    idle: frozenset[str] = frozenset()
 
-    def bind(self, values: Values) -> Graph:
-        """The graph with every binding filled. Raises InputError for one that has no value."""
+    def bind(self, values: Values, checkpoint: str = "") -> Graph:
+        """The graph with every binding filled. checkpoint: the name of the model that a LoRA is for, where the workflow
+        has several. Raises InputError for a binding that has no value, and for a LoRA that has no place."""
         graph = copy.deepcopy(self.graph)
+        for key in left_out(graph, values):
+            _leave_out(graph, key)
         if "lora" in self.bindings:
             if values.lora is None:
                 _bypass_loras(graph)
         elif values.lora is not None:
-            _insert_lora(graph, values.lora, values.strength, self.name)
-        for node, key, names in list(_places(graph)):
-            inputs = graph[node]["inputs"]
-            inputs[key] = _filled(inputs[key], names, values, self.name)
+            for model in lora_places(self, checkpoint):
+                self._insert_lora(graph, values.lora, values.strength, model)
+        for place in list(places(graph)):
+            inputs = graph[place.node]["inputs"]
+            inputs[place.input] = filled(inputs[place.input], place.names, values, self.name)
         return graph
+
+    def _insert_lora(self, graph: Graph, lora: str, strength: float, model: Output) -> None:
+        """Puts a LoRA behind a model, and behind the text encoder where there is but one, or one of the same loader."""
+        clips = clips_of(graph, self.output)
+        own = [clip for clip in clips if clip.node == model.node]
+        clip = (own or clips)[0] if own or len(clips) == 1 else None
+        new = f"lora-{model.node}"
+        inputs: dict[str, Any] = {"model": [*model], "lora_name": lora, "strength_model": strength}
+        _rewire(graph, model, [new, 0])
+        if clip is not None:
+            inputs |= {"clip": [*clip], "strength_clip": strength}
+            _rewire(graph, clip, [new, 1])
+        class_type = "LoraLoaderModelOnly" if clip is None else "LoraLoader"
+        graph[new] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": "LoRA"}}
 
 
 def shipped() -> list[str]:
@@ -103,45 +77,53 @@ def shipped() -> list[str]:
     return sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
 
 
-def load_workflow(name: str) -> Workflow:
-    """A shipped workflow by its name, or a file by its path. Raises InputError."""
+def load_workflow(name: str, node_list: NodeList | None = None) -> Workflow:
+    """A shipped workflow by its name, or a file by its path. node_list: asks a server for its nodes, which a file in the
+    editor's format is converted with. Raises InputError."""
     path = Path(name).expanduser()
     if path.suffix == ".json":
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return parse_workflow(path.read_bytes(), str(path), node_list)
+        except OSError as error:
             raise InputError(f"The workflow {path} cannot be read: {error}.") from error
-        return parse_workflow(text, str(path))
     if name not in shipped():
         raise InputError(
             f"There is no workflow {name!r}; {did_you_mean(name, shipped())} A file ends in .json."
         )
     file = resources.files("lora_foundry.backends.comfyui").joinpath("templates", f"{name}.json")
-    return parse_workflow(file.read_text(encoding="utf-8"), name)
+    return parse_workflow(file.read_bytes(), name)
 
 
-def parse_workflow(text: str, name: str) -> Workflow:
-    """A workflow from JSON in API format. Raises InputError that says what it is instead."""
+def parse_workflow(text: str | bytes, name: str, node_list: NodeList | None = None) -> Workflow:
+    """A workflow from JSON, in any Unicode encoding and with or without a byte order mark. Raises InputError that says
+    what it is instead."""
     try:
-        data = json.loads(text)
+        data = json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except ValueError as error:
         raise InputError(f"The workflow {name} is not JSON: {error}.") from error
     if isinstance(data, dict) and isinstance(data.get("prompt"), dict) and "class_type" not in data["prompt"]:
         data = data["prompt"]  # as it was posted to a server
-    if isinstance(data, dict) and isinstance(data.get("nodes"), list):
-        raise InputError(
-            f"The workflow {name} is in the format of ComfyUI's editor; open it there and choose "
-            "Workflow > Export (API), then use that file."
-        )
+    if editor.is_editor_format(data):
+        if node_list is None:
+            raise InputError(
+                f"The workflow {name} is in the format of ComfyUI's editor, which can only be converted with the node "
+                "list of a running server; start it, or open the workflow there, choose Workflow > Export (API), and "
+                "use that file."
+            )
+        data = editor.converted(data, node_list(), name)
     if not isinstance(data, dict) or not data or not all(_is_node(node) for node in data.values()):
         raise InputError(
             f"{name} is not a workflow in ComfyUI's API format; export it by Workflow > Export (API)."
         )
     graph: Graph = {str(key): node for key, node in data.items()}
-    names = {binding for _, _, found in _places(graph) for binding in found}
+    found = list(places(graph))
+    names = {binding for place in found for binding in place.names}
     if unknown := sorted(names - set(NAMES)):
         raise InputError(f"The workflow {name} has {{{{{unknown[0]}}}}}; {did_you_mean(unknown[0], NAMES)}")
-    return Workflow(name, graph, _output(graph, name), frozenset(names))
+    output = _output(graph, name)
+    used = leading_to(graph, output)
+    bound = {binding for place in found if place.node in used for binding in place.names}
+    return Workflow(name, graph, output, frozenset(bound), frozenset(names - bound))
 
 
 def _is_node(node: object) -> bool:
@@ -152,53 +134,54 @@ def _is_node(node: object) -> bool:
     )
 
 
-def _title(node: dict[str, Any]) -> str:
-    return str((node.get("_meta") or {}).get("title") or "").strip().lower()
-
-
 def _output(graph: Graph, name: str) -> str:
     """The node whose pictures count: the only one that saves, or the one titled "output"."""
     saving = [key for key, node in graph.items() if "filename_prefix" in node["inputs"]]
-    titled = [key for key in saving if _title(graph[key]) in _OUTPUT_TITLES]
+    titled = [key for key in saving if title_of(graph[key]) in _OUTPUT_TITLES]
     if len(titled) == 1 or len(saving) == 1:
         return (titled or saving)[0]
     if not saving:
         raise InputError(f"The workflow {name} saves no picture; add a Save Image node to it.")
+    which = " and ".join(node_title(graph, key) for key in titled or saving)
     raise InputError(
-        f"The workflow {name} has {len(saving)} nodes that save; title the one that counts 'output'."
+        f"The workflow {name} has {len(saving)} nodes that save, {which}; title the one that counts 'output'."
     )
 
 
-def _places(graph: Graph) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Every (node, input, names of what fills it); a placeholder goes before the node's title."""
-    for key, node in graph.items():
-        held = False
-        for name, value in node["inputs"].items():
-            if isinstance(value, str) and (found := _PLACEHOLDER.findall(value)):
-                held = True
-                yield key, name, tuple(found)
-        title = _title(node)
-        if not held and title in _TITLED_INPUTS:
-            for name in _TITLED_INPUTS[title]:
-                if name in node["inputs"] and not is_link(node["inputs"][name]):
-                    yield key, name, (title,)
-                    break
+def lora_places(workflow: Workflow, checkpoint: str = "") -> list[Output]:
+    """The models that a LoRA is put behind, where the workflow has no {{lora}}: the only one whose samplers lead to the
+    picture, else each whose name is bound, else each of that name. Raises InputError where it is not clear."""
+    graph, name = workflow.graph, workflow.name
+    models = models_of(graph, workflow.output)
+    advice = "give it a LoRA node with {{lora}} behind the model that the LoRA is for"
+    if not models:
+        raise InputError(f"The workflow {name} has no place for a LoRA; {advice}.")
+    bound = {place.node for place in places(graph) if "checkpoint" in place.names}
+    files = {model: _file_of(graph, model) for model in models}
+    wanted = checkpoint.replace("\\", "/").rsplit("/", 1)[-1]
+    if len(models) == 1 or (len(set(files.values())) == 1 and all(files.values())):
+        return models
+    for chosen in (
+        [model for model in models if model.node in bound],
+        [model for model in models if wanted and files[model] == wanted],
+    ):
+        if chosen:
+            return chosen
+    listed = " and ".join(node_title(graph, model.node) for model in models)
+    raise InputError(
+        f"The workflow {name} draws with {len(models)} models, {listed}, and does not say which one a LoRA is for; "
+        f"write {{{{checkpoint}}}} as the name of that one, or {advice}."
+    )
 
 
-def _filled(value: Any, names: tuple[str, ...], values: Values, workflow: str) -> Any:
-    """The input's new value: typed where the placeholder, or the title, stands for all of it, else text."""
-    for name in names:
-        if getattr(values, name) is None:
-            advice = {"reference": "give a reference image", "checkpoint": "name a checkpoint in model.base"}
-            raise InputError(f"The workflow {workflow} needs a {name}; {advice.get(name, 'give one')}.")
-    if not isinstance(value, str) or not (found := _PLACEHOLDER.search(value)):
-        return getattr(values, names[0])
-    if found.group(0) == value.strip():
-        return getattr(values, found.group(1))
-    return _PLACEHOLDER.sub(lambda match: str(getattr(values, match.group(1))), value)
+def _file_of(graph: Graph, model: Output) -> str:
+    """The bare name of the file that a loader loads; "" for a node that is no loader we know."""
+    inputs = graph[model.node]["inputs"]
+    name = next((inputs[each] for each in _CHECKPOINT_INPUTS if isinstance(inputs.get(each), str)), "")
+    return str(name).replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def _rewire(graph: Graph, old: tuple[str, int], new: list[Any], but: str = "") -> None:
+def _rewire(graph: Graph, old: Output, new: list[Any], but: str = "") -> None:
     """Lets every input that reads `old` read `new`, those of the node `but` excepted."""
     for key, node in graph.items():
         for name, value in node["inputs"].items():
@@ -206,33 +189,33 @@ def _rewire(graph: Graph, old: tuple[str, int], new: list[Any], but: str = "") -
                 node["inputs"][name] = new
 
 
-def _insert_lora(graph: Graph, lora: str, strength: float, workflow: str) -> None:
-    """Puts a LoRA behind every loader of a model. Raises InputError where the workflow has none that we
-    know."""
-    loaders = [key for key, node in graph.items() if node["class_type"] in _LOADERS]
-    if not loaders:
-        raise InputError(
-            f"The workflow {workflow} has no place for a LoRA; give it a LoRA node with {{{{lora}}}}."
-        )
-    for key in loaders:
-        class_type, with_clip = _LOADERS[graph[key]["class_type"]]
-        new = f"lora-{key}"
-        inputs: dict[str, Any] = {"model": [key, 0], "lora_name": lora, "strength_model": strength}
-        _rewire(graph, (key, 0), [new, 0])
-        if with_clip:
-            inputs |= {"clip": [key, 1], "strength_clip": strength}
-            _rewire(graph, (key, 1), [new, 1])
-        graph[new] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": "LoRA"}}
-
-
 def _bypass_loras(graph: Graph) -> None:
     """Takes the workflow's own LoRA nodes out where no LoRA is used, joining what stood on both sides."""
-    for key in [key for key, _, names in _places(graph) if "lora" in names]:
+    for key in [place.node for place in places(graph) if "lora" in place.names]:
         inputs = graph[key]["inputs"]
         for slot, name in enumerate(("model", "clip")):
             if name in inputs:
-                _rewire(graph, (key, slot), inputs[name], but=key)
+                _rewire(graph, Output(key, slot), inputs[name], but=key)
         del graph[key]
+
+
+def _leave_out(graph: Graph, key: str) -> None:
+    """Takes a node out whose value is not given, and what stands between it and the nodes that can do without it."""
+    if key not in graph:
+        return
+    del graph[key]
+    for reader, node in list(graph.items()):
+        for name, value in list(node["inputs"].items()):
+            if not is_link(value) or str(value[0]) != key:
+                continue
+            handed_on = _HANDS_ON.get(node["class_type"], "")
+            if node["class_type"].startswith(_DROPS):
+                del node["inputs"][name]
+            elif (given := source_of(graph, node["inputs"].get(handed_on))) is not None:
+                del graph[reader]
+                _rewire(graph, Output(reader, 0), [*given])
+            else:
+                _leave_out(graph, reader)
 
 
 def describe(workflow: Workflow) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lora_foundry.domain.sections.base import LocalPath, Section, Share, Size, WorkflowPath
+from lora_foundry.errors import did_you_mean
 from lora_foundry.registry import OneOf
+
+_IN_PROCESS = {"sampler": ("dpmpp_2m", "euler", "euler_ancestral", "ddim"), "scheduler": ("karras", "normal")}
 
 
 class GenerateSection(Section):
@@ -24,6 +27,21 @@ class GenerateSection(Section):
     checkpoint: str = Field(
         "", description="ComfyUI's name for the checkpoint, where it is not the file name of `model.base`."
     )
+    reference_checkpoint: str = Field(
+        "", description="ComfyUI's name for the model of `reference_workflow`, where it is another one."
+    )
+    text_encoder: str = Field(
+        "",
+        description="ComfyUI's name for the text encoder of a workflow with `{{text_encoder}}`; its own unless set.",
+    )
+    vae: str = Field(
+        "", description="ComfyUI's name for the VAE of a workflow with `{{vae}}`; its own unless set."
+    )
+    references: Annotated[tuple[str, ...], Field(max_length=2), LocalPath("pictures")] = Field(
+        (),
+        description="More pictures of the character beside its reference image, for a `reference_workflow` with "
+        "`{{reference2}}` and `{{reference3}}`.",
+    )
     images: Annotated[int, Field(ge=1, le=1000)] = Field(40, description="Pictures in the training set.")
     width: Size = Field(512, description="Picture width in pixels.")
     height: Size = Field(512, description="Picture height in pixels.")
@@ -33,12 +51,14 @@ class GenerateSection(Section):
         0.0,
         description="Guidance rescale (arXiv 2305.08891, eq. 16); for zero-terminal-SNR models about 0.5.",
     )
-    sampler: Literal["dpmpp_2m", "euler", "euler_ancestral", "ddim"] = Field(
-        "dpmpp_2m", description="Sampler."
+    sampler: str = Field(
+        "dpmpp_2m",
+        description="Sampler: `dpmpp_2m`, `euler`, `euler_ancestral` or `ddim`; with ComfyUI any that the server has.",
     )
-    scheduler: Literal["karras", "normal"] = Field(
+    scheduler: str = Field(
         "karras",
-        description="Noise schedule of the sampler; DDIM and zero-terminal-SNR bases keep their own instead of `karras`.",
+        description="Noise schedule of the sampler, `karras` or `normal`, with ComfyUI any that the server has; DDIM and "
+        "zero-terminal-SNR bases keep their own instead of `karras`.",
     )
     batch_size: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Pictures made at once.")
     rounds: Annotated[int, Field(ge=1, le=10)] = Field(
@@ -77,3 +97,13 @@ class GenerateSection(Section):
     prefix: str = Field("", description="Words before the description in every prompt.")
     suffix: str = Field(description="Quality words after the shot in every prompt.")
     negative: str = Field(description="Negative prompt.")
+
+    @model_validator(mode="after")
+    def _in_process(self) -> Self:
+        """Only a server has samplers and schedules of its own. Raises ValueError."""
+        for name, known in _IN_PROCESS.items():
+            if self.backend == "diffusers" and (value := getattr(self, name)) not in known:
+                raise ValueError(
+                    f"there is no {name} {value!r} in this process; {did_you_mean(value, known)}"
+                )
+        return self

@@ -55,7 +55,7 @@ async def system(here: Here) -> System:
         here.ledger.counts(), workers(here.ledger), here.ledger.recent(status="running", limit=500)
     )
     comfyui, gpus, disks = await asyncio.gather(
-        here.machine.comfyui(settings.comfyui_address),
+        here.machine.comfyui(settings),
         here.machine.gpus(),
         asyncio.to_thread(machine.disks, settings.datasets_dir, settings.loras_dir),
     )
