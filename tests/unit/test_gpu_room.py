@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import SecretStr
 
-from lora_foundry import foundry
+from lora_foundry import composition
 from lora_foundry.backends.comfyui.handover import ComfyUIGpu, NotEnoughMemoryError, Waits, take_gpu
 from lora_foundry.backends.gpu import LocalGpu
 from lora_foundry.composition import RecipePorts
@@ -229,6 +229,6 @@ def test_a_child_is_told_every_setting_but_the_secrets_and_asks_nobody_else(
 
 def test_nothing_in_the_code_depends_on_which_settings_were_given_by_name() -> None:
     """In another process all of them were. What a payload from outside gives by name is its own matter."""
-    source = Path(foundry.__file__).parent
+    source = Path(composition.__file__).parent
     asking = [path for path in source.rglob("*.py") if "model_fields_set" in path.read_text(encoding="utf-8")]
     assert [path.name for path in asking] == ["payloads.py"]

@@ -49,7 +49,7 @@ def test_a_recipe_has_every_field_with_its_help(client: TestClient) -> None:
     assert all(each["description"] for each in fields.values())
     rank = fields["train.rank"]
     assert (rank["type"], rank["minimum"], rank["maximum"], rank["default"]) == ("integer", 1, 1024, 32)
-    assert fields["generate.sampler"]["choices"][0] == "dpmpp_2m"
+    assert fields["generate.reference_method"]["choices"][0] == "img2img"
     assert fields["train.targets"]["type"] == "choices"
     assert problem(client.get("/api/v1/recipes/nope"), 404)
 
