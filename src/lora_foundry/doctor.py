@@ -52,7 +52,7 @@ def _comfyui(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
 
     base = None
     with contextlib.suppress(FoundryError):  # has a line of its own
-        base = find_base(recipe.model.base, settings.model_folders)
+        base = recipe_base(recipe, settings.model_folders)
     options = options_for(recipe, settings, base)
     for found in examine_comfyui(options, asked_of(recipe, options) if used else None):
         yield Finding(*found)

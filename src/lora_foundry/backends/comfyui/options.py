@@ -63,13 +63,13 @@ def options_for(recipe: Recipe, settings: Settings, base: Base | None = None) ->
     return ComfyUIOptions(
         url=settings.comfyui_address,
         token=settings.comfyui_token,
-        checkpoint=section.checkpoint or recipe.model.base.replace("\\", "/").rsplit("/", 1)[-1],
+        checkpoint=section.checkpoint or bare(recipe.model.base),
         identity="" if base is None else base.identity,
         workflow=section.workflow,
         reference_workflow=section.reference_workflow,
         reference_checkpoint=section.reference_checkpoint,
-        text_encoder=section.text_encoder,
-        vae=section.vae,
+        text_encoder=section.text_encoder or bare(recipe.model.text_encoder),
+        vae=section.vae or bare(recipe.model.vae),
         references=tuple(Path(path).expanduser() for path in section.references),
         lora_dir=settings.loras_dir if proves else settings.comfyui_loras_dir,
         checkpoint_file=None if base is None else _checkpoint_file(base, section.checkpoint, settings),
@@ -80,9 +80,14 @@ def options_for(recipe: Recipe, settings: Settings, base: Base | None = None) ->
     )
 
 
+def bare(path: str) -> str:
+    """The last part of a path in the words of any system."""
+    return path.replace("\\", "/").rsplit("/", 1)[-1]
+
+
 def _checkpoint_file(base: Base, checkpoint: str, settings: Settings) -> Path | None:
     """The file that the server draws with: the base itself, or what ComfyUI's folder has under its name."""
-    name = checkpoint.replace("\\", "/").rsplit("/", 1)[-1]
+    name = bare(checkpoint)
     if base.layout == "file" and name in ("", base.path.name, base.name, f"{base.name}.safetensors"):
         return base.path
     if settings.comfyui is None or not name:

@@ -130,8 +130,13 @@ def _exists(place: Path) -> bool:
 
 
 def _models_below(folder: Path) -> Iterable[Path]:
-    """Model files and diffusers folders at any depth below `folder`."""
-    for where, _, files in os.walk(folder):
+    """Model files and diffusers folders at any depth below `folder`, linked folders too, each real one once."""
+    seen: set[str] = set()
+    for where, below, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
         if "model_index.json" in files:
             yield Path(where)
         yield from (Path(where) / file for file in files if file.endswith(".safetensors"))
