@@ -23,7 +23,7 @@ from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.domain.run import Run
+from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.failures import as_ours
 from lora_foundry.families._shared.base import Base
@@ -31,6 +31,7 @@ from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, read_model, storage_errors
+from lora_foundry.files.versions import numbered
 from lora_foundry.pipeline import Stage, run_pipeline
 from lora_foundry.ports import (
     Notifier,
@@ -85,12 +86,15 @@ class Foundry:
         settings: Iterable[str] = (),
         seed: int | None = None,
         output_name: str | None = None,
+        again: Again = "new",
         progress: ProgressCallback = lambda event: None,
         finished: Callable[[Stage, BaseModel, float], None] = lambda stage, result, seconds: None,
     ) -> CreateResult:
         """Runs the whole pipeline here and returns what it made; an interrupted run goes on where it stopped.
 
         recipe: a shipped recipe's name, a TOML file's path, or a Recipe; `settings` are "section.key=value" changes.
+        again: what becomes of a run of that name that was asked for with other words or settings: `new` keeps it whole in
+        `versions/NN/` and takes over what still fits, `continue` goes on in it, `replace` removes it.
         progress: called often, from this thread. finished: called after each stage.
         Raises PermanentError kinds before anything is written if the input cannot be used.
         """
@@ -100,6 +104,7 @@ class Foundry:
         check_writable(run.dataset_dir, run.lora_dir)
         make_folder(run.dataset_dir)
         with FolderLock(paths.lock), told:
+            run = numbered(run, again)
             claim(paths, run)
             ports = RecipePorts(run.recipe, base, self.settings)
             try:

@@ -56,8 +56,10 @@ def execute(url: str, *statements: str) -> list[Any]:
         return [tuple(row) for row in result] if result.returns_rows else []
 
 
-def generation(name: str = "make", **values: Any) -> Task:
-    return Task(name=name, task_type=TaskType.LORA_GENERATION, payload=dict(GENERATION), **values)
+def generation(name: str = "make", *, payload: dict[str, Any] | None = None, **values: Any) -> Task:
+    """A task of a character of its own, since one attempt at a time works in a character's folder."""
+    payload = payload or (GENERATION if name == "make" else GENERATION | {"character_name": name})
+    return Task(name=name, task_type=TaskType.LORA_GENERATION, payload=dict(payload), **values)
 
 
 async def one(ledger: Ledger, worker: str = "w") -> Admitted:
@@ -344,7 +346,9 @@ def test_a_table_full_of_foreign_rows_is_left_untouched(database_url: str) -> No
             "UPDATE echo_tasks SET status = 'running', started_at = '2001-01-01' WHERE id IN (7, 14, 21)",
         )
         before = execute(database_url, "SELECT * FROM echo_tasks ORDER BY id")
-        await ledger.add(generation("ours"), Task(name="hand", payload=GENERATION))
+        await ledger.add(
+            generation("ours"), Task(name="hand", payload=GENERATION | {"character_name": "Hand"})
+        )
         marked = Task(name="marked", payload={"type": "lora_training", "rubbish": 1})
         await ledger.add(marked)
         assert {each.task.name for each in await admit(ledger, "w", ALL)} == {"ours", "hand", "marked"}

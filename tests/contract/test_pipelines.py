@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.task import Task
 from lora_foundry.errors import InputError, PermanentError
+from lora_foundry.files.paths import RunPaths
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
@@ -16,7 +19,7 @@ from lora_foundry.tasks.admission import admit
 from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest
-from tests.contract.test_ledger import ALL, execute, generation, one, run
+from tests.contract.test_ledger import ALL, GENERATION, execute, generation, one, opened, run
 
 SETTINGS = Settings()
 STAGES = ["generate", "curate", "caption", "train", "evaluate", "publish"]
@@ -204,5 +207,168 @@ def test_rows_of_other_programs_are_neither_cancelled_nor_run_again(database_url
         with pytest.raises(InputError, match="no task"):
             await pipelines.retry(ledger, SETTINGS, "nobody")
         assert [task.status for task in await ledger.recent()] == ["pending", "failed"]
+
+    run(database_url, scenario)
+
+
+# Versions of a character, and who works in its folder ------------------------------------------------------------
+
+
+def other(**values: Any) -> PipelineRequest:
+    return request(**values).model_copy(
+        update={"character": Character(name="Elara", description="1girl, blue hair")}
+    )
+
+
+def stands(settings: Settings, version: int, **values: Any) -> None:
+    """As a run of that version, of the first request, leaves the character's folder."""
+    asked = prepare("stage", pipelines.pipeline_tasks(request(**values))[0].payload, settings).run
+    paths = RunPaths(asked.dataset_dir, "elara")
+    paths.root.mkdir(parents=True, exist_ok=True)
+    paths.run_file.write_text(asked.model_copy(update={"version": version}).model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("again", "same", "version"),
+    [
+        ("new", True, 3),
+        ("new", False, 4),
+        ("continue", False, 3),
+        ("replace", False, 4),
+        ("replace", True, 3),
+    ],
+)
+def test_which_version_a_request_is_about(
+    database_url: str, tmp_path: Path, again: str, same: bool, version: int
+) -> None:
+    settings = Settings(home=tmp_path)
+    stands(settings, 3)
+
+    async def scenario(ledger: Ledger) -> None:
+        asked = (request if same else other)(again=again)
+        made = await pipelines.submit(ledger, settings, asked)
+        assert made.version == version
+        row = await ledger.get(made.stages[0].task_id)
+        run = prepare("stage", row.payload, settings).run
+        assert (run.version, run.dataset_dir.name) == (version, "Elara")
+        assert run.replaces == (again == "replace" and not same)
+
+    run(database_url, scenario)
+
+
+def test_two_creates_of_one_character_at_once_are_two_versions_one_after_another(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path)
+
+    async def scenario(ledger: Ledger) -> None:
+        async with opened(database_url) as second:
+            made = await asyncio.gather(
+                pipelines.submit(ledger, settings, request()), pipelines.submit(second, settings, other())
+            )
+        assert {each.version for each in made} == {1, 2}
+        assert await pipelines.unfinished(ledger, request()) == next(
+            each
+            for each in await pipelines.recent_pipelines(ledger)
+            if each.description == "1girl, brown hair"
+        )
+        order = []
+        while taken := await admit(ledger, "w", ALL):
+            (each,) = taken  # one attempt at a time works in the folder
+            order.append(each.task.pipeline)
+            await ledger.complete(each.task.id or 0, each.ticket, {})
+        assert sorted(order, key=order.index) == order, "whole pipelines at a time"
+        assert len(order) == 12
+
+    run(database_url, scenario)
+
+
+def test_tasks_of_old_producers_that_belong_together_are_not_mixed(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        chains = []
+        for number in range(2):
+            (first,) = await ledger.add(
+                generation(f"make {number}", payload=dict(GENERATION), priority=3 - number)
+            )
+            (then,) = await ledger.add(
+                Task(name=f"train {number}", task_type="LORA_TRAINING", dependencies=[first.uuid], priority=3,
+                     payload={"character_name": "Elara", "training_dir": "/data/Elara/images", "output_name": "e"})
+            )  # fmt: skip
+            chains.append((first.name, then.name))
+        order = []
+        while taken := await admit(ledger, "w", ALL):
+            (each,) = taken
+            order.append(each.task.name)
+            await ledger.complete(each.task.id or 0, each.ticket, {})
+        assert order == [*chains[1], *chains[0]], "the more urgent one first, but whole"
+
+    run(database_url, scenario)
+
+
+def test_an_earlier_version_goes_on_in_its_own_folder(database_url: str, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+
+    async def scenario(ledger: Ledger) -> None:
+        made = await pipelines.submit(ledger, settings, request())
+        admitted = await one(ledger)
+        await ledger.fail(admitted.task, admitted.ticket, Failure("no", permanent=True))
+        stands(settings, 2)
+        await pipelines.retry(ledger, settings, made.id)
+        task = (await one(ledger)).task
+        work = prepare("stage", task.payload, settings)
+        assert work.run.dataset_dir == settings.datasets_dir / "Elara" / "versions" / "01"
+
+    run(database_url, scenario)
+
+
+# What retry and cancel do to a run, by what it is: the pipeline's status afterwards and the stages that are then pending.
+RETRIES_AND_CANCELS = [
+    ("finished", "retry", "refused", 0),
+    ("finished", "retry from train", "running", 3),
+    ("finished", "cancel", "completed", 0),
+    ("finished", "retry from train, cancel", "completed", 0),
+    ("finished", "retry from train, begin, cancel", "cancelled", 0),
+    ("finished", "retry from train, begin, cancel, retry", "running", 3),
+    ("failed", "retry", "running", 3),
+    ("failed", "cancel", "failed", 0),
+    ("failed", "retry, cancel", "cancelled", 0),
+    ("waiting", "retry", "refused", 6),
+    ("waiting", "cancel", "cancelled", 0),
+    ("waiting", "cancel, retry", "pending", 6),
+]
+
+
+@pytest.mark.parametrize(("state", "does", "status", "pending"), RETRIES_AND_CANCELS)
+def test_what_retry_and_cancel_do(
+    database_url: str, state: str, does: str, status: str, pending: int
+) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        made = await submitted(ledger)
+        if state != "waiting":
+            await finish(ledger, 3 if state == "failed" else 6)
+        if state == "failed":
+            admitted = await one(ledger)
+            await ledger.fail(admitted.task, admitted.ticket, Failure("diverged", permanent=True))
+        before = await pipelines.get_pipeline(ledger, made.id)
+        refused = False
+        for step in does.split(", "):
+            if step == "begin":
+                running = await one(ledger)
+            elif step == "cancel":
+                await pipelines.cancel(ledger, made.id)
+                if "begin" in does:
+                    await ledger.cancelled(running.task.id or 0, running.ticket)
+            else:
+                try:
+                    start = step.removeprefix("retry").removeprefix(" from ") or None
+                    await pipelines.retry(ledger, SETTINGS, made.id, start=start)
+                except InputError:
+                    refused = True
+        now = await pipelines.get_pipeline(ledger, made.id)
+        assert refused == (status == "refused")
+        assert (before.status if refused else now.status) == (before.status if refused else status)
+        assert statuses(now).count("pending") == pending
+        if (state, status) == ("finished", "completed"):
+            assert now == before, "as it was, results and times included"
 
     run(database_url, scenario)

@@ -17,6 +17,7 @@ from lora_foundry.cli import tasks as cli_tasks
 from lora_foundry.cli import web as cli_web
 from lora_foundry.cli import workflows as cli_workflows
 from lora_foundry.cli.setup import BaseOption
+from lora_foundry.domain.run import Again
 from lora_foundry.errors import FoundryError
 
 if TYPE_CHECKING:
@@ -124,6 +125,13 @@ def create(
     settings: SetOption = None,
     seed: Annotated[int | None, typer.Option(help="Fixes plan, pictures and evaluation.")] = None,
     output_name: Annotated[str | None, typer.Option(help="File name of the LoRA, without suffix.")] = None,
+    again: Annotated[
+        Again | None,
+        typer.Option(
+            help="What becomes of a character of that name that was made with other words or settings: `new` keeps it "
+            "as an earlier version, `continue` goes on in it, `replace` removes it. A person is asked, else it is `new`."
+        ),
+    ] = None,
     home: Home = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Only put the six tasks into the table, for a worker.")
@@ -136,7 +144,7 @@ def create(
 
     with _errors(as_json):
         wanted = Wanted.of(
-            name, description, tags, trigger, recipe, settings or [], seed, output_name, reference
+            name, description, tags, trigger, recipe, settings or [], seed, output_name, reference, again
         )
         if detach:
             submit_only(wanted, home, as_json)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lora_foundry import errors
 from lora_foundry.api import CreateResult, Foundry, check_writable, result_of
@@ -17,8 +20,11 @@ from lora_foundry.cli.tasks import settings_of, with_ledger
 from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
+from lora_foundry.domain.run import Again
 from lora_foundry.errors import BackendError, FoundryError, InputError
+from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import write_bytes
+from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ class Wanted:
     recipe: str | None
     changes: tuple[str, ...]
     output_name: str | None
+    again: Again | None = None
 
     @classmethod
     def of(
@@ -51,6 +58,7 @@ class Wanted:
         seed: int | None = None,
         output_name: str | None = None,
         reference: Path | None = None,
+        again: Again | None = None,
     ) -> Wanted:
         """From the options of `create`. Raises InputError."""
         path = None if reference is None else reference.expanduser().absolute()
@@ -64,7 +72,7 @@ class Wanted:
             reference_image=path,
         )
         changes = (*settings, *(() if seed is None else (f"seed={seed}",)))
-        return cls(character, recipe, changes, output_name)
+        return cls(character, recipe, changes, output_name, again)
 
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""
@@ -81,6 +89,7 @@ class Wanted:
             settings=setting_values((*self.changes, *absolute)),
             output_name=self.output_name,
             reference_image=None if given is None else str(_kept(settings, given)),
+            again=self.again or "new",
         )
 
 
@@ -102,10 +111,12 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
         wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
     )
 
+    request = decided(wanted, settings, asks=False)
+
     async def put(ledger: Ledger) -> Pipeline:
         from lora_foundry.tasks.pipelines import submit
 
-        return await submit(ledger, settings, wanted.request(settings))
+        return await submit(ledger, settings, request)
 
     pipeline = with_ledger(settings, put)
     tasks = [stage.task_id for stage in pipeline.stages]
@@ -114,6 +125,29 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     else:
         numbers = ", ".join(map(str, tasks))
         _out.print(f"Tasks {numbers} are in the table; `lora-foundry worker` runs them.")
+
+
+def decided(wanted: Wanted, settings: Settings, asks: bool) -> PipelineRequest:
+    """The request, and what becomes of a character of that name that was asked for otherwise: said, and asked where a
+    person can answer. Programs say it with a flag; without one, the earlier is kept as a version."""
+    from lora_foundry.tasks.pipelines import another_run
+
+    request = wanted.request(settings)
+    earlier = another_run(settings, request)
+    if earlier is None or wanted.again is not None:
+        return request
+    kept = RunPaths(earlier.dataset_dir, "").version(earlier.version)
+    _err.print(
+        f"{escape(earlier.character.name)} has been made before, with other words or settings (version "
+        f"{earlier.version}). A new version keeps it whole in {escape(str(kept))} and takes over what still fits.",
+        soft_wrap=True,
+    )
+    again: Again = "new"
+    if asks and sys.stdin.isatty() and sys.stderr.isatty():
+        choices = {"n": "new", "c": "continue", "r": "replace"}
+        said = typer.prompt("New version, continue in it, or replace it? [n/c/r]", default="n", err=True)
+        again = cast(Again, choices.get(said.strip().lower()[:1], "new"))
+    return request.model_copy(update={"again": again})
 
 
 def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -> None:
@@ -125,6 +159,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
         wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
     )
     check_writable(settings.home.expanduser().absolute(), run.dataset_dir, run.lora_dir)
+    request = decided(wanted, settings, asks=not (as_json or quiet))
     with RunDisplay(_err, shown=not (as_json or quiet)) as display:
 
         def trouble(stage: StageState) -> None:
@@ -139,11 +174,12 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
             timing, notifier = Timing(grace=CTRL_C_SECONDS), notifier_of(settings)
             options = WorkerOptions(ENTRY, timing=timing, preload=PRELOAD, notifier=notifier)
             watcher = Watcher(display.progress, display.finished, trouble)
-            return await create(ledger, settings, wanted.request(settings), options, watcher)
+            return await create(ledger, settings, request, options, watcher)
 
         pipeline = with_ledger(settings, work)
     if pipeline.status != "completed":
         raise _error_of(pipeline)
+    run = run.model_copy(update={"dataset_dir": folder_of(run.dataset_dir, pipeline.version)})
     result: CreateResult = result_of(run, {stage.stage: stage.seconds or 0.0 for stage in pipeline.stages})
     if as_json:
         print(result.model_dump_json())

@@ -8,12 +8,15 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import Recipe
 
 StageName = Literal["generate", "curate", "caption", "train", "evaluate", "publish"]
+# What becomes of a character of that name that was asked for with other words or settings: it is kept as an earlier
+# version, the run goes on in it, or it is replaced. The very same request always goes on.
+Again = Literal["new", "continue", "replace"]
 
 
 class Run(BaseModel):
@@ -26,6 +29,8 @@ class Run(BaseModel):
     dataset_dir: Path
     lora_dir: Path
     output_name: str
+    version: int = Field(default=1, ge=1, description="Which of the character's versions it makes.")
+    replaces: bool = Field(default=False, description="Whether the version before is removed, not kept.")
 
 
 class ProgressEvent(BaseModel):

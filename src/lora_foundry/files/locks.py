@@ -14,6 +14,7 @@ from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, remove_leftovers, storage_errors, write_model
+from lora_foundry.files.versions import make_room
 
 
 class FolderLock:
@@ -72,6 +73,7 @@ def claim(paths: RunPaths, run: Run) -> None:
             f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
         )
     remove_leftovers(paths.root, below=True)
+    make_room(paths, run)
     if earlier != run:
         write_model(paths.run_file, run)
 

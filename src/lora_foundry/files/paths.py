@@ -19,6 +19,15 @@ class RunPaths:
         return self.root / "run.json"
 
     @property
+    def versions(self) -> Path:
+        """The versions before the current one, each whole."""
+        return self.root / "versions"
+
+    def version(self, number: int) -> Path:
+        """One of them, counted from 1."""
+        return self.versions / f"{number:02d}"
+
+    @property
     def lock(self) -> Path:
         """Held while a run works in this folder."""
         return self.root / ".lock"

@@ -136,6 +136,9 @@ async def _give_up(ledger: Ledger, number: int, error: Exception) -> bool:
             stamp = moment(await ledger.now(connection))
             await end(connection, [number], TaskStatus.FAILED, said, stamp)
             await stop_children(connection, [number], stamp)
+            unseen = (tasks.c.id == number) & (tasks.c.status == TaskStatus.PENDING) & _TYPE.in_(OUR_TYPES)
+            values = {"status": TaskStatus.FAILED, "error": said, "completed_at": stamp}
+            await connection.execute(tasks.update().where(unseen).values(**values))
     except DBAPIError:
         return False
     return True
@@ -161,7 +164,7 @@ async def _hold(ledger: Ledger, connection: AsyncConnection, ids: Sequence[int])
 
 
 async def _unlinked(ledger: Ledger) -> Sequence[int]:
-    query = sa.select(ours.c.id).where(ours.c.queue == NEW).order_by(ours.c.priority, ours.c.id).limit(PAGE)
+    query = sa.select(ours.c.id).where(ours.c.queue == NEW).order_by(ours.c.id).limit(PAGE)
     async with ledger.reading() as connection:
         return (await connection.execute(query)).scalars().all()
 
@@ -217,6 +220,37 @@ async def _follow_hands(ledger: Ledger) -> None:
                 await connection.execute(outside)
 
 
+def _folder_is_taken(pipeline: str | None) -> sa.ColumnElement[bool]:
+    """Whether another attempt works in a row's folder, or rows that belong together have begun there and not ended. A
+    worker of one pipeline waits for attempts only, since nobody may ever go on with what another command left; that is
+    safe for versions, each of which has a folder of its own from when the next begins."""
+    other = ours.alias()
+    begun = other.c.status.in_(WAITING) & (other.c.begun == 1) & (other.c.root != ours.c.root)
+    mixes = begun & (other.c.version.is_(None) | ours.c.version.is_(None)) if pipeline else begun
+    return sa.exists().where(
+        other.c.folder == ours.c.folder,
+        other.c.status.in_([*WAITING, RUNNING]),
+        (other.c.status == RUNNING) | mixes,
+    )
+
+
+async def _one_a_folder(
+    ledger: Ledger, connection: AsyncConnection, rows: Sequence[Any], pipeline: str | None
+) -> list[int]:
+    """Of rows that may start, one for each folder, looked at again when nobody else can decide on that folder."""
+    first: dict[str | int, int] = {}
+    for row in rows:
+        first.setdefault(row.folder or row.id, row.id)
+    chosen = list(first.values())
+    if ledger.dialect == "postgresql":
+        for folder in sorted({row.folder for row in rows if row.folder}):
+            await ledger.reserve(connection, folder)
+        still = sa.select(ours.c.id).where(ours.c.id.in_(chosen), ~_folder_is_taken(pipeline))
+        free = set((await connection.execute(still)).scalars().all())
+        chosen = [each for each in chosen if each in free]
+    return [row.id for row in rows if row.id in chosen]
+
+
 async def _take(ledger: Ledger, worker: str, lane: str, number: int, pipeline: str | None) -> list[Admitted]:
     """Makes the most urgent rows of a lane this worker's."""
     async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
@@ -227,11 +261,17 @@ async def _take(ledger: Ledger, worker: str, lane: str, number: int, pipeline: s
     async with ledger.writing() as connection:
         now = await ledger.now(connection)
         due = ours.c.due.is_(None) | (ours.c.due <= moment(now))
-        query = sa.select(ours.c.id).where(ours.c.queue == lane, due)
+        query = sa.select(ours.c.id, ours.c.folder).where(
+            ours.c.queue == lane, due, ~_folder_is_taken(pipeline)
+        )
         if pipeline is not None:
             query = query.where(ours.c.pipeline == pipeline)
-        query = query.order_by(ours.c.priority, ours.c.id).limit(number)
-        ids = (await connection.execute(query.with_for_update(skip_locked=True))).scalars().all()
+        query = (
+            query.order_by(ours.c.priority, ours.c.id)
+            .limit(number)
+            .with_for_update(skip_locked=True, of=ours)
+        )
+        ids = await _one_a_folder(ledger, connection, (await connection.execute(query)).all(), pipeline)
         if not ids:
             return []
         chosen = tasks.c.id.in_(ids) & (tasks.c.status == HELD)
@@ -240,14 +280,13 @@ async def _take(ledger: Ledger, worker: str, lane: str, number: int, pipeline: s
         taken = set((await connection.execute(update)).scalars().all())
         tickets = {each: uuid4().hex for each in ids if each in taken}
         for each, ticket in tickets.items():
-            mine = {"status": TaskStatus.RUNNING.value, "queue": None, "worker": worker, "ticket": ticket}
-            mine |= {"cancel_requested": None, "before": None}
-            await connection.execute(ours.update().where(ours.c.id == each).values(**mine))
+            mine = {"status": RUNNING.value, "queue": None, "worker": worker, "ticket": ticket}
+            statement = ours.update().where(ours.c.id == each).values(cancel_requested=None, begun=1, **mine)
+            await connection.execute(statement)
         rows = (await connection.execute(whole_row().where(tasks.c.id.in_(list(tickets))))).all()
-        pipelines = {row.pipeline for row in rows if row.pipeline}
-        if pipelines:  # one that runs again has begun: what it had been is over
-            begun = ours.c.pipeline.in_(pipelines) & ours.c.before.is_not(None)
-            await connection.execute(ours.update().where(begun).values(before=None))
+        roots = sa.select(ours.c.root).where(ours.c.id.in_(list(tickets)))
+        begins = ours.c.root.in_(roots) & ((ours.c.begun == 0) | ours.c.before.is_not(None))
+        await connection.execute(ours.update().where(begins).values(begun=1, before=None))
         if tickets:
             await ledger.wake(connection)
     if len(taken) < len(ids):  # somebody changed those in the shared table

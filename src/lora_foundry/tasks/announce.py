@@ -12,6 +12,7 @@ from lora_foundry.domain.task import Task, TaskStatus
 from lora_foundry.errors import FoundryError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safe_paths import inside
+from lora_foundry.files.versions import folder_of
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
@@ -41,6 +42,7 @@ async def _news(ledger: Ledger, settings: Settings, task: Task, ended: str) -> N
     """None where the pipeline goes on."""
     pipeline = await get_pipeline(ledger, task.pipeline or "")
     folder = inside(settings.datasets_dir, pipeline.character, "character_name")
+    folder = folder_of(folder, pipeline.version)
     paths = RunPaths(folder, pipeline.character.lower().replace(" ", "_"))
     if ended == TaskStatus.FAILED:
         state = next(each for each in pipeline.stages if each.task_id == task.id)

@@ -30,6 +30,7 @@ class Parent:
     status: str
     error: str | None
     outside: bool
+    root: int | None
 
     def reason(self) -> str:
         """Why a child of a parent that failed or was cancelled is cancelled."""
@@ -138,6 +139,8 @@ async def link(connection: AsyncConnection, rows: Sequence[Task], stamp: datetim
         if await _in_circle(connection, child):
             await end(connection, [child], TaskStatus.FAILED, CIRCLE, stamp)
             await stop_children(connection, [child], stamp)
+    for root, children in _roots(ties).items():
+        await connection.execute(ours.update().where(ours.c.id.in_(children)).values(root=root))
     fresh = ours.c.id.in_(list(names)) & (ours.c.queue == NEW)
     await connection.execute(ours.update().where(fresh).values(queue=None))
     await queue(connection, list(names))
@@ -165,6 +168,18 @@ async def follow_outside(connection: AsyncConnection, stamp: datetime) -> None:
 def _tied(parents: Mapping[str, Parent], names: Iterable[str]) -> list[Parent]:
     """The rows that a row's names mean, each once."""
     return list({parents[name].id: parents[name] for name in names if name in parents}.values())
+
+
+def _roots(ties: Mapping[int, Sequence[Parent]]) -> dict[int, list[int]]:
+    """The rows that belong together, by the first of them: a row's first parent says what it belongs to."""
+    known: dict[int, int] = {}
+    found: dict[int, list[int]] = {}
+    for child in sorted(ties):
+        inside = [each for each in ties[child] if not each.outside]
+        first = inside[0] if inside else None
+        known[child] = child if first is None else known.get(first.id, first.root or first.id)
+        found.setdefault(known[child], []).append(child)
+    return found
 
 
 async def _tie(connection: AsyncConnection, ties: Mapping[int, Sequence[Parent]]) -> None:
@@ -215,11 +230,11 @@ async def _parents_by_id(connection: AsyncConnection, ids: Sequence[int]) -> dic
         part = ids[start : start + PART]
         held = sa.select(ours.c.id).where(ours.c.id.in_(part)).order_by(ours.c.id).with_for_update(read=True)
         known = set((await connection.execute(held)).scalars().all())
-        columns = (tasks.c.id, tasks.c.name, shown_status.label("status"), tasks.c.error)
+        columns = (tasks.c.id, tasks.c.name, shown_status.label("status"), tasks.c.error, ours.c.root)
         query = sa.select(*columns).select_from(both).where(tasks.c.id.in_(part))
         for row in await connection.execute(query):
             outside = row.id not in known
-            found[row.id] = Parent(row.id, str(row.name), row.status, row.error, outside)
+            found[row.id] = Parent(row.id, str(row.name), row.status, row.error, outside, row.root)
     return found
 
 

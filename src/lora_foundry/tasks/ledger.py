@@ -5,7 +5,7 @@ nothing when it wakes up; and whoever ends a row lets its children start, or end
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,6 +40,7 @@ FIRST_PAUSE = 2.0
 LONGEST_PAUSE = 300.0
 LONGEST_UUID = 64
 MOST_PRIORITY = 1000
+MOST_VERSIONS = 100_000
 _PRODUCER_COLUMNS = (
     *("name", "task_type", "payload", "priority", "status", "scheduled_for"),
     *("retries", "max_retries", "timeout", "dependencies", "creator"),
@@ -99,8 +100,26 @@ def our_row(task: Task, kind: Kind) -> dict[str, Any]:
         "priority": max(0, min(task.priority, MOST_PRIORITY)),
         "due": task.scheduled_for,
         "resumes": 0,
+        "version": _version_of(payload.get("version")),
+        "folder": _folder_of(payload),
+        **{"root": None, "begun": 0},
         **{"progress": None, "worker": None, "ticket": None, "cancel_requested": None, "before": None},
     }
+
+
+def _version_of(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 < value <= MOST_VERSIONS else None
+
+
+def _folder_of(payload: Mapping[str, Any]) -> str | None:
+    """A name for the folder that a task works in. That two of one name wait for each other costs only time."""
+    for key in ("output_dir", "image_dir", "training_dir", "character_name"):
+        given = payload.get(key)
+        if isinstance(given, str) and given.strip():
+            parts = [part for part in given.replace("\\", "/").lower().split("/") if part]
+            named = [part for part in parts if part != "images"]
+            return named[-1][:200].encode("utf-8", "replace").decode().replace("\0", "?") if named else None
+    return None
 
 
 def _uuid_of(value: object) -> str | None:
@@ -154,9 +173,16 @@ class Ledger:
 
     # Producers ----------------------------------------------------------------------------------------------
 
-    async def add(self, *new: Task) -> list[Task]:
-        """Inserts tasks in one transaction and gives each its id. Those of ours are held from the first moment."""
+    async def add(
+        self, *new: Task, first: Callable[[AsyncConnection], Awaitable[None]] | None = None
+    ) -> list[Task]:
+        """Inserts tasks in one transaction and gives each its id. Those of ours are held from the first moment.
+
+        first: what is done before in the same transaction, and may still change the tasks.
+        """
         async with self.writing() as connection:
+            if first is not None:
+                await first(connection)
             for task in new:
                 values = {name: getattr(task, name) for name in _PRODUCER_COLUMNS}
                 kind = kind_of(task) if task.status == TaskStatus.PENDING else None
@@ -171,6 +197,18 @@ class Ledger:
                     await connection.execute(ours.insert().values(**row))
             await self.wake(connection)
         return list(new)
+
+    async def next_version(self, connection: AsyncConnection, folder: str) -> int:
+        """A number that no row of a character's folder bears; until the transaction ends, nobody else gets it."""
+        await self.reserve(connection, folder)
+        highest = sa.select(sa.func.max(ours.c.version)).where(ours.c.folder == folder.lower())
+        return ((await connection.execute(highest)).scalar() or 0) + 1
+
+    async def reserve(self, connection: AsyncConnection, folder: str) -> None:
+        """Lets one transaction at a time decide on a folder; SQLite has one at a time anyway."""
+        if self.dialect == "postgresql":
+            lock = sa.text("SELECT pg_advisory_xact_lock(740113, hashtext(:folder))")
+            await connection.execute(lock, {"folder": folder.lower()})
 
     async def find(self, reference: int | str) -> Task | None:
         """The task of that id or uuid."""
@@ -226,9 +264,12 @@ class Ledger:
             waiting = [row for row in rows if row.status in WAITING]
             restored = waiting if all(row.before for row in waiting) and not _runs(rows) else []
             for row in restored:
-                earlier = {"completed_at": datetime.fromisoformat(row.before["completed_at"])}
-                earlier |= {"result": row.before["result"]}
-                await self._write(connection, row.id, stamp, status=TaskStatus.COMPLETED, **earlier)
+                shared = {"result": row.before["result"], "retries": row.before["retries"]}
+                for name in ("started_at", "completed_at"):
+                    shared[name] = _time(row.before[name])
+                await self._write(connection, row.id, stamp, status=TaskStatus.COMPLETED, **shared)
+                beside = {"progress": row.before["progress"], "worker": row.before["worker"], "before": None}
+                await connection.execute(ours.update().where(ours.c.id == row.id).values(**beside))
             if not restored:
                 for row in waiting:
                     said = {"error": "Cancelled on request.", "completed_at": stamp}
@@ -305,8 +346,10 @@ class Ledger:
         """A new status in both tables; one that waits again may start at once, or when it is due."""
         waits = status in WAITING
         if waits or status in ENDED:
-            beside: dict[str, Any] = {"worker": None, "ticket": None, "cancel_requested": None}
+            beside: dict[str, Any] = {"ticket": None, "cancel_requested": None}
             beside |= {"queue": ours.c.lane if waits else None, "due": shared.get("scheduled_for")}
+            if waits:
+                beside["worker"] = None
             if "resumes" in shared:
                 beside["resumes"] = shared.pop("resumes")
             await connection.execute(
@@ -417,7 +460,14 @@ def before_of(task: Task) -> dict[str, Any] | None:
     """What a completed task was, to be that again if it is cancelled before it runs again."""
     if task.status != TaskStatus.COMPLETED or task.completed_at is None:
         return None
-    return {"completed_at": task.completed_at.isoformat(), "result": task.result}
+    times = {"started_at": task.started_at, "completed_at": task.completed_at}
+    plain: dict[str, Any] = {name: when.isoformat() if when else None for name, when in times.items()}
+    plain |= {"result": task.result, "progress": task.progress, "worker": task.worker}
+    return plain | {"retries": task.retries}
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def pause(retries: int) -> float:

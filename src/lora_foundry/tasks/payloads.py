@@ -19,9 +19,8 @@ from lora_foundry.domain.run import Run, StageName
 from lora_foundry.domain.task import TaskType
 from lora_foundry.errors import BackendError, FoundryError, InputError, brief, did_you_mean, is_storable
 from lora_foundry.families._shared.inspect import recipe_base
-from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safe_paths import check_recipe_paths, inside, readable_picture
-from lora_foundry.files.storage import read_model
+from lora_foundry.files.versions import current_run, working_folder
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
@@ -86,6 +85,8 @@ class StagePayload(Payload):
     trigger: str = ""
     output_name: str | None = None
     reference_image: str | None = None
+    version: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    replaces: bool = False
 
 
 _MODELS: dict[Kind, type[Payload]] = {
@@ -165,12 +166,18 @@ def _prepare(kind: Kind, payload: object, settings: Settings) -> Work:
     stages = (checked.stage,) if isinstance(checked, StagePayload) else checked.stages
     recipe_base(recipe, settings.model_folders, training="train" in stages, anywhere=False)
     character, folder, output = _place(checked, settings)
+    version = checked.version if isinstance(checked, StagePayload) else None
+    if version is None:  # the old producers' tasks work on what is there
+        now = current_run(folder)
+        version = 1 if now is None else now.version
     run = Run(
         character=character,
         recipe=recipe,
         dataset_dir=folder,
         lora_dir=settings.loras_dir,
         output_name=file_name(output or f"{character.slug}_{recipe.name}"),
+        version=version,
+        replaces=isinstance(checked, StagePayload) and checked.replaces,
     )
     return Work(run, stages)
 
@@ -228,14 +235,15 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
         return _character(name, payload.description, payload.character_tags), folder, None
     if isinstance(payload, TrainingPayload):
         folder = inside(root, payload.training_dir, "training_dir")
-        earlier = read_model(RunPaths(folder, "").run_file, Run)
+        earlier = current_run(folder)
         known = earlier.character if earlier and earlier.character.name == name else None
         return known or Character(name=name, description=name), folder, payload.output_name
     assert isinstance(payload, StagePayload)
     character = _character(name, payload.description, payload.character_tags, payload.trigger)
     reference = readable_picture(settings, payload.reference_image)
     character = character.model_copy(update={"reference_image": reference})
-    return character, inside(root, name, "character_name"), payload.output_name
+    folder = working_folder(inside(root, name, "character_name"), payload.version)
+    return character, folder, payload.output_name
 
 
 def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:

@@ -4,6 +4,7 @@ whatever still fits; here it is only decided which rows run again, and with whic
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,11 +13,14 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
+from lora_foundry.domain.run import Again, Run
 from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
 from lora_foundry.errors import InputError
+from lora_foundry.files.versions import continued, current_run, same_request
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
@@ -31,6 +35,9 @@ STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE)
 class PipelineRequest(BaseModel):
     """What a pipeline is made from.
 
+    again: what becomes of a character of that name that was asked for with other words or settings: it is kept as an
+    earlier version, the run goes on in it, or it is replaced. The very same request always goes on.
+
     recipe: a recipe's name, or all its values; the default of the worker's settings if None.
     settings: recipe values over it, nested or dotted. reference_image: a file that the worker can read.
     """
@@ -43,6 +50,7 @@ class PipelineRequest(BaseModel):
     output_name: str | None = None
     reference_image: str | None = None
     creator: str | None = None
+    again: Again = "new"
 
 
 class StageState(BaseModel):
@@ -81,6 +89,7 @@ class Pipeline(BaseModel):
     settings: dict[str, Any]
     output_name: str | None
     creator: str | None
+    version: int | None
     created_at: datetime | None
     stages: tuple[StageState, ...]
 
@@ -91,14 +100,36 @@ async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -
     Raises PermanentError kinds, with nothing written, for what no worker could run.
     """
     rows = pipeline_tasks(request)
-    prepare("stage", rows[0].payload, settings)
-    await ledger.add(*rows)
+    run = prepare("stage", rows[0].payload, settings).run
+    folder = settings.datasets_dir / request.character.name
+    now = await asyncio.to_thread(current_run, folder)
+    version = continued(now, run, request.again)
+
+    async def number(connection: AsyncConnection) -> None:
+        free = await ledger.next_version(connection, request.character.name)
+        chosen = max(free, now.version + 1 if now else 1) if version is None else version
+        replaces = request.again == "replace" and version is None
+        for row in rows:
+            row.payload = {**_dict(row.payload), "version": chosen, "replaces": replaces}
+
+    await ledger.add(*rows, first=number)
     return _summary(rows)
+
+
+def another_run(settings: Settings, request: PipelineRequest) -> Run | None:
+    """The run that stands in the folder of a request's character and was asked for with other words or settings."""
+    now = current_run(settings.datasets_dir / request.character.name)
+    run = prepare("stage", pipeline_tasks(request)[0].payload, settings).run
+    return None if now is None or same_request(now, run) else now
+
+
+def _dict(payload: object) -> dict[str, Any]:
+    return payload if isinstance(payload, dict) else {}
 
 
 async def unfinished(ledger: Ledger, request: PipelineRequest) -> Pipeline | None:
     """A pipeline of the very same request that has not come to its end, as a killed command leaves one."""
-    own = ("stage", "task_uuid", "pipeline")
+    own = ("stage", "task_uuid", "pipeline", "version", "replaces")
     wanted = {key: value for key, value in _payload(request, "", "", "").items() if key not in own}
     open_rows = await ledger.where(
         ours.c.pipeline.is_not(None) & ours.c.status.in_([*WAITING, TaskStatus.RUNNING])
@@ -314,6 +345,7 @@ def _summary(rows: Sequence[Task]) -> Pipeline:
         settings=settings if isinstance(settings, dict) else {},
         output_name=next((name for row in rows if (name := _output_name(row))), None),
         creator=rows[0].creator,
+        version=version if isinstance(version := payload.get("version"), int) else None,
         created_at=rows[0].created_at,
         stages=tuple(_state(row) for row in rows),
     )

@@ -134,7 +134,9 @@ tasks = sa.Table(
 # queue: the lane in which the row may start, NEW until its dependencies were looked up, NULL while it waits for a
 # parent, runs or has ended. So what may start is found by an index, however many rows wait. status: the row's, with
 # `pending` where the shared table says HELD. priority, due: copies for that index. before: what a row that runs again
-# had been, as JSON.
+# had been, as JSON. folder: a name for the folder that it works in, where one attempt works at a time; root: the first
+# row of those that belong together, begun: whether one of them has been started. version: of the character; NULL for the
+# old producers' tasks.
 ours = sa.Table(
     "lora_foundry_tasks",
     metadata,
@@ -153,8 +155,14 @@ ours = sa.Table(
     sa.Column("resumes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cancel_requested", sa.Integer),
     sa.Column("before", Json),
+    sa.Column("version", sa.Integer),
+    sa.Column("folder", sa.Text),
+    sa.Column("root", ID),
+    sa.Column("begun", sa.Integer, nullable=False, server_default="0"),
     sa.Index("lora_foundry_tasks_queue", "queue", "priority", "id"),
     sa.Index("lora_foundry_tasks_status", "status"),
+    sa.Index("lora_foundry_tasks_folder", "folder", "status"),
+    sa.Index("lora_foundry_tasks_root", "root"),
     sa.Index("lora_foundry_tasks_uuid", "uuid"),
     sa.Index("lora_foundry_tasks_pipeline", "pipeline", "id"),
 )

@@ -13,6 +13,7 @@ from lora_foundry.domain.character import check_name
 from lora_foundry.errors import InputError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safe_paths import inside
+from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline, get_pipeline
@@ -58,6 +59,7 @@ class Site:
             root = inside(self.settings.datasets_dir, name, "character_name")
         except InputError as error:
             raise NotFoundError(str(error)) from None
+        root = folder_of(root, pipeline.version)
         return RunPaths(root, name.lower().replace(" ", "_"))
 
 

@@ -1,0 +1,102 @@
+"""The versions of a character. `<datasets>/<Character>/` holds the current one, as the contract has it; another request
+for the same name begins a new version, and what stood there is first kept whole under `versions/NN/`. What still fits is
+taken over from it: the stages decide that, as they do when a run goes on. Old folders are version 1."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lora_foundry.domain.run import Again, Run
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model, remove_tree, storage_errors, write_model
+
+# Written aside and renamed, never changed in place: a second name costs nothing. Everything else is copied.
+_LINKED = (".png", ".jpg", ".jpeg", ".webp", ".safetensors")
+
+
+def current_run(root: Path) -> Run | None:
+    """The run whose version stands in a character's folder; None where there is none yet."""
+    return read_model(RunPaths(root, "").run_file, Run)
+
+
+def folder_of(root: Path, version: int | None) -> Path:
+    """Where a version lies, whether or not it has begun: in the character's folder if it is the current one, or the
+    first; else under `versions/`. None means the current one."""
+    now = current_run(root)
+    if version is None or now is None or now.version == version:
+        return root
+    return RunPaths(root, "").version(version)
+
+
+def working_folder(root: Path, version: int | None) -> Path:
+    """`folder_of` for a run that is to work there: a version that is newer than the current one takes its place."""
+    now = current_run(root)
+    if version is not None and now is not None and version > now.version:
+        return root
+    return folder_of(root, version)
+
+
+def same_request(one: Run, other: Run) -> bool:
+    """Whether two runs ask for the same, wherever they work."""
+    places = {"version", "replaces", "dataset_dir", "lora_dir"}
+    return one.model_dump(mode="json", exclude=places) == other.model_dump(mode="json", exclude=places)
+
+
+def continued(now: Run | None, run: Run, again: Again) -> int | None:
+    """The version on which a request goes on, beside the run that stands in its folder; None for a new one."""
+    return now.version if now is not None and (again == "continue" or same_request(now, run)) else None
+
+
+def numbered(run: Run, again: Again) -> Run:
+    """The run as the version that it makes, where no table of tasks gives out the numbers."""
+    now = current_run(run.dataset_dir)
+    version = continued(now, run, again) or (now.version + 1 if now else 1)
+    return run.model_copy(update={"version": version, "replaces": again == "replace"})
+
+
+def make_room(paths: RunPaths, run: Run) -> None:
+    """Before a newer version begins in a folder: keeps what is there as the version that it is, or, for a run that
+    replaces it, removes it. Call it with the folder's lock held; broken off, it is done again."""
+    earlier = current_run(paths.root)
+    if earlier is None or earlier.version >= run.version:
+        return
+    if run.replaces:
+        for entry in _entries(paths):
+            remove_tree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        return
+    kept = paths.version(earlier.version)
+    if kept.exists():
+        return
+    aside = kept.with_name(f".{kept.name}.part")
+    with storage_errors(kept):
+        if aside.exists():
+            remove_tree(aside)
+        aside.mkdir(parents=True)
+        for entry in _entries(paths):
+            _keep(entry, aside / entry.name)
+        write_model(aside / paths.run_file.name, earlier.model_copy(update={"dataset_dir": kept}))
+        aside.rename(kept)
+
+
+def _entries(paths: RunPaths) -> list[Path]:
+    """What belongs to the version that stands in the folder."""
+    apart = {paths.versions.name, paths.lock.name, paths.run_file.name}
+    return sorted(entry for entry in paths.root.iterdir() if entry.name not in apart)
+
+
+def _keep(source: Path, target: Path) -> None:
+    """A file or folder under a second name. Links are kept as links."""
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir()
+        for entry in source.iterdir():
+            _keep(entry, target / entry.name)
+        return
+    if source.suffix.lower() in _LINKED and not source.is_symlink():
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # a file system without hard links
+    shutil.copy2(source, target, follow_symlinks=False)

@@ -1,0 +1,119 @@
+"""Versions of a character: another request keeps what stood there whole, the same one goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.run import Again, Run
+from lora_foundry.files.locks import claim
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.versions import continued, current_run, folder_of, numbered, working_folder
+from lora_foundry.recipe_files import load_recipe
+
+
+def run_of(root: Path, description: str, **values: object) -> Run:
+    character = Character(name="Nyx", description=description)
+    return Run(
+        character=character,
+        recipe=load_recipe("mini"),
+        dataset_dir=root,
+        lora_dir=root,
+        output_name="nyx",
+        **values,
+    )  # type: ignore[arg-type]
+
+
+def begin(root: Path, run: Run) -> RunPaths:
+    """A run begins in a folder and leaves a picture, a caption and a log, each with its words."""
+    paths = RunPaths(root, "nyx")
+    claim(paths, run)
+    paths.images.mkdir(exist_ok=True)
+    aside = paths.images / "aside.part"
+    aside.write_text(run.character.description)
+    aside.rename(paths.image(0))
+    with (paths.root / "log.txt").open("a") as log:
+        log.write(run.character.description)
+    return paths
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.json" and "versions" not in path.relative_to(folder).parts
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "Nyx"
+    folder.mkdir()
+    return folder
+
+
+def test_another_request_keeps_the_earlier_version_whole(root: Path) -> None:
+    first = begin(root, run_of(root, "purple hair"))
+    first.lock.touch()
+    was = contents(root)
+    was.pop(".lock")
+    second = numbered(run_of(root, "blue hair"), "new")
+    assert second.version == 2
+    begin(root, second)
+    kept = first.version(1)
+    assert contents(kept) == was
+    assert contents(root)["log.txt"] == "purple hairblue hair", "what may still fit is taken over"
+    now, then = current_run(root), current_run(kept)
+    assert now is not None and then is not None  # noqa: PT018
+    assert (now.version, then.version, then.dataset_dir) == (2, 1, kept)
+    begin(root, second)  # it goes on: nothing is kept a second time
+    begin(root, numbered(run_of(root, "red hair"), "new"))
+    assert sorted(path.name for path in first.versions.iterdir()) == ["01", "02"]
+    assert contents(kept) == was
+
+
+def test_replacing_removes_and_continuing_goes_on(root: Path) -> None:
+    begin(root, run_of(root, "purple hair"))
+    begin(root, numbered(run_of(root, "blue hair"), "continue"))
+    assert contents(root)["log.txt"] == "purple hairblue hair"
+    begin(root, numbered(run_of(root, "red hair"), "replace"))
+    assert contents(root)["log.txt"] == "red hair"
+    assert not RunPaths(root, "").versions.exists()
+
+
+@pytest.mark.parametrize("again", ["new", "continue", "replace"])
+def test_the_same_request_goes_on_whatever_is_said_of_others(root: Path, again: Again) -> None:
+    run = run_of(root, "purple hair")
+    begin(root, run)
+    assert continued(current_run(root), run, again) == 1
+
+
+def test_where_a_version_lies(root: Path) -> None:
+    assert folder_of(root, 1) == folder_of(root, None) == working_folder(root, 7) == root
+    begin(root, run_of(root, "blue hair", version=3))
+    earlier = RunPaths(root, "").version(2)
+    assert folder_of(root, 3) == folder_of(root, None) == root
+    assert folder_of(root, 2) == working_folder(root, 2) == earlier
+    assert folder_of(root, 4) != root, "one that has not begun shows nobody else's pictures"
+    assert working_folder(root, 4) == root
+
+
+def test_a_folder_of_before_there_were_versions_is_the_first(root: Path) -> None:
+    old = json.loads(run_of(root, "purple hair").model_dump_json(exclude={"version", "replaces"}))
+    (root / "run.json").write_text(json.dumps(old))
+    now = current_run(root)
+    assert now is not None
+    assert now.version == 1
+
+
+def test_keeping_that_was_broken_off_is_done_again(root: Path) -> None:
+    paths = begin(root, run_of(root, "purple hair"))
+    half = paths.versions / ".01.part"
+    half.mkdir(parents=True)
+    (half / "rest").touch()
+    begin(root, numbered(run_of(root, "blue hair"), "new"))
+    assert contents(paths.version(1)) == {"images/nyx_001.png": "purple hair", "log.txt": "purple hair"}
+    assert not half.exists()
