@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -377,3 +379,58 @@ def test_redis_hints_wake_and_rubbish_or_a_dead_redis_changes_nothing(
         await until(ledger, second, "completed")
 
     work(database_url, settings, scenario, redis_url=url)
+
+
+STOPPED = """
+from pathlib import Path
+from lora_foundry.settings import Settings
+from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.worker import WorkerOptions
+from tests.contract.test_worker import JOBS, QUICK
+serve({url!r}, Settings(home=Path({home!r})), WorkerOptions(JOBS, {{"gpu": 1}}, QUICK))
+"""
+
+
+def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
+    database_url: str, settings: Settings
+) -> None:
+    """Its child has ended itself before the row was given away, so the files are whole and there is one result."""
+    steps = settings.datasets_dir / "train" / "steps.json"
+    code = STOPPED.format(url=database_url, home=str(settings.home))
+
+    def done() -> int:
+        return int(steps.read_text()) if steps.exists() else 0
+
+    async def scenario() -> None:
+        ledger = Ledger(database_url)
+        await ledger.upgrade()
+        (task,) = await ledger.add(order("train", "steps 60", max_retries=0))
+        first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+        second = Worker(ledger, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
+        stop = asyncio.Event()
+        running: asyncio.Task[None] | None = None
+        try:
+            while done() < 5:
+                assert first.poll() is None
+                await asyncio.sleep(0.05)
+            first.send_signal(signal.SIGSTOP)
+            running = asyncio.create_task(second.run(stop))
+            slept = await ledger.get(task.id or 0)
+            while (now := await ledger.get(task.id or 0)).worker in (None, slept.worker):
+                await asyncio.sleep(0.05)
+            held = done()
+            first.send_signal(signal.SIGCONT)
+            ended = await until(ledger, task, "completed", "failed")
+            assert (ended.status, ended.worker, ended.retries) == ("completed", now.worker, 0)
+            assert attempts(settings, "train") == 2
+            assert 5 <= held <= 60
+            assert done() == 60
+        finally:
+            first.kill()
+            first.wait()
+            stop.set()
+            if running is not None:
+                await running
+            await ledger.close()
+
+    asyncio.run(scenario())
