@@ -111,7 +111,7 @@ def test_a_folder_of_before_there_were_versions_is_the_first(root: Path) -> None
 
 def test_keeping_that_was_broken_off_is_done_again(root: Path) -> None:
     paths = begin(root, run_of(root, "purple hair"))
-    half = paths.versions / ".01.part"
+    half = paths.versions / ".01.keeping"
     half.mkdir(parents=True)
     (half / "rest").touch()
     begin(root, numbered(run_of(root, "blue hair"), "new"))

@@ -69,7 +69,7 @@ def make_room(paths: RunPaths, run: Run) -> None:
     kept = paths.version(earlier.version)
     if kept.exists():
         return
-    aside = kept.with_name(f".{kept.name}.part")
+    aside = kept.with_name(f".{kept.name}.keeping")
     with storage_errors(kept):
         if aside.exists():
             remove_tree(aside)
