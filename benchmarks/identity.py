@@ -26,7 +26,7 @@ from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord
 from lora_foundry.domain.evaluation import Evaluation
-from lora_foundry.domain.held_out import exam, held_out_shots
+from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.picture_plan import prompt_of
 from lora_foundry.domain.run import ProgressEvent, Run
@@ -43,8 +43,8 @@ from lora_foundry.settings import Settings
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.evaluate import step as evaluate
+from lora_foundry.stages.evaluate.scoring import mean_share, shares_right
 from lora_foundry.stages.generate import step as generate
-from lora_foundry.stages.scoring import mean_share, shares_right
 from lora_foundry.stages.train import step as train
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -239,7 +239,7 @@ class Bench:
         recipe = run.recipe.model_copy(update={"evaluate": measured})
         trained = plan_shots(recipe.shots, recipe.generate.images, recipe.seed)
         shots = held_out_shots(recipe.shots, recipe.evaluate.prompts, recipe.seed, trained)
-        records = exam(run.character, recipe, shots, "judged", "after")
+        records = evaluation_prompts(run.character, recipe, shots, "judged", "after")
         requests: list[ImageRequest] = [
             record.request.model_copy(update={"prompt": prompt_of(recipe.generate, called, record.shot)})
             for record in records

@@ -21,7 +21,7 @@ from torch.nn import functional
 from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.backends.mini_instruments import MiniTagger
 from lora_foundry.domain.dataset import TaggingResults
-from lora_foundry.domain.held_out import exam, held_out_shots
+from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import Run
 from lora_foundry.families._shared.inspect import find_base
@@ -29,9 +29,9 @@ from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
 from lora_foundry.ports import TrainingImage, TrainingJob
-from lora_foundry.stages.scoring import Judge, score
+from lora_foundry.stages.evaluate.scoring import EvaluationMetrics, score
 from lora_foundry.stages.train.step import collect_images
-from lora_foundry.trainer.caches import read_picture
+from lora_foundry.trainer.caches import read_tensor
 from lora_foundry.trainer.trainer import InProcessTrainer
 
 
@@ -63,7 +63,7 @@ def plain(run: Run, images: tuple[TrainingImage, ...], seed: int, folder: Path) 
     with torch.no_grad():
         frame = (settings.resolution, settings.resolution)
         latents = [
-            pipeline.vae.encode(read_picture(image.path, frame)[None]).latent_dist.mean
+            pipeline.vae.encode(read_tensor(image.path, frame)[None]).latent_dist.mean
             * pipeline.vae.config.scaling_factor
             for image in images
         ]
@@ -93,12 +93,12 @@ def identity(run: Run, lora: Path) -> float:
     """The identity score on held-out prompts with the trigger."""
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, [])
     tagger = MiniTagger()
-    records = exam(run.character, run.recipe, shots, "x", "after")
+    records = evaluation_prompts(run.character, run.recipe, shots, "x", "after")
     generator = DiffusersGenerator(find_base("mini"), run.recipe.generate, "cpu")
     batches = [[record.request for record in records[n : n + 8]] for n in range(0, len(records), 8)]
     pictures = [made.image for made in generator.generate(batches, LoraUse(path=lora))]
-    judge = Judge(tagger.understand(run.character.tags), tagger, None, None)
-    return score([record.file for record in records], records, pictures, judge).identity or 0.0
+    metrics = EvaluationMetrics(tagger.understand(run.character.tags), tagger, None, None)
+    return score([record.file for record in records], records, pictures, metrics).identity or 0.0
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def main() -> None:
     run, _ = prepare(draw_character(random.Random(0)), (f"train.steps={options.steps}",), 0, options.home)
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(paths, tagged, run.recipe.train)
+    images = collect_images(run, paths, tagged)
     for seed in range(options.seeds):
         for name, train in (("ours", ours), ("plain", plain)):
             done = results.setdefault(name, [])

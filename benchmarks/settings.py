@@ -21,7 +21,7 @@ from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.backends.mini_instruments import MiniTagger
 from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.dataset import TaggingResults
-from lora_foundry.domain.held_out import exam, held_out_shots
+from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import Run
 from lora_foundry.families._shared.inspect import find_base
@@ -32,8 +32,8 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.evaluate.scoring import EvaluationMetrics, score
 from lora_foundry.stages.generate import step as generate
-from lora_foundry.stages.scoring import Judge, score
 from lora_foundry.stages.train.regularisation import regularisation_pictures
 from lora_foundry.stages.train.step import collect_images
 from lora_foundry.trainer.trainer import InProcessTrainer
@@ -78,7 +78,7 @@ def measure(run: Run, ports: Any, workdir: Path) -> dict[str, Any]:
     """Trains and scores every kept export: identity and adherence with the trigger, and what leaks without it."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(paths, tagged, run.recipe.train)
+    images = collect_images(run, paths, tagged)
     images += regularisation_pictures(run, ports, lambda event: None)
     job = TrainingJob(
         images, run.recipe.train, run.character.trigger, workdir / "lora.safetensors", workdir, {}
@@ -88,19 +88,19 @@ def measure(run: Run, ports: Any, workdir: Path) -> dict[str, Any]:
     seconds = time.process_time() - started
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, [])
     tagger = MiniTagger()
-    judge = Judge(tagger.understand(run.character.tags), tagger, None, None)
+    metrics = EvaluationMetrics(tagger.understand(run.character.tags), tagger, None, None)
     generator = DiffusersGenerator(find_base("mini"), run.recipe.generate, "cpu")
     rows = []
     for saved in trained.saved:
         row: dict[str, Any] = {"step": saved.step, "seconds": round(seconds * saved.step / trained.steps, 1)}
         last = saved.step == trained.steps
         for side in ("after", "leak") if last else ("after",):
-            records = exam(run.character, run.recipe, shots, "x", cast(Any, side))
+            records = evaluation_prompts(run.character, run.recipe, shots, "x", cast(Any, side))
             if not last:
                 records = records[::2]
             batches = [[record.request for record in records[n : n + 8]] for n in range(0, len(records), 8)]
             pictures = [made.image for made in generator.generate(batches, LoraUse(path=saved.path))]
-            scores = score([record.file for record in records], records, pictures, judge)
+            scores = score([record.file for record in records], records, pictures, metrics)
             row[side] = scores.identity
             if side == "after":
                 row["adherence"] = scores.adherence

@@ -20,7 +20,7 @@ from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.backends.mini_instruments import MiniTagger
 from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.dataset import TaggingResults
-from lora_foundry.domain.held_out import exam, held_out_shots
+from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import Run
 from lora_foundry.families._shared.inspect import find_base
@@ -31,8 +31,8 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.evaluate.scoring import EvaluationMetrics, score
 from lora_foundry.stages.generate import step as generate
-from lora_foundry.stages.scoring import Judge, score
 from lora_foundry.stages.train.step import collect_images
 from lora_foundry.trainer.trainer import InProcessTrainer
 
@@ -71,7 +71,7 @@ def train(run: Run) -> tuple[Any, float]:
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
     workdir = run.dataset_dir / "training"
-    images = collect_images(paths, tagged, run.recipe.train)
+    images = collect_images(run, paths, tagged)
     job = TrainingJob(
         images, run.recipe.train, run.character.trigger, workdir / "lora.safetensors", workdir, {}
     )
@@ -83,14 +83,14 @@ def train(run: Run) -> tuple[Any, float]:
 def identity(run: Run, generator: DiffusersGenerator, lora: Path) -> float:
     """Share of identity traits that are right on held-out shots with the trigger word alone."""
     tagger = MiniTagger()
-    judge = Judge(tagger.understand(run.character.tags), tagger, None, None)
+    metrics = EvaluationMetrics(tagger.understand(run.character.tags), tagger, None, None)
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, [])
-    records = exam(run.character, run.recipe, shots, "x", "after")
+    records = evaluation_prompts(run.character, run.recipe, shots, "x", "after")
     batches = [
         [record.request for record in records[first : first + 8]] for first in range(0, len(records), 8)
     ]
     pictures = [made.image for made in generator.generate(batches, LoraUse(path=lora))]
-    return score([record.file for record in records], records, pictures, judge).identity or 0.0
+    return score([record.file for record in records], records, pictures, metrics).identity or 0.0
 
 
 def measure(character: Character, side: str, options: argparse.Namespace, home: Path) -> dict[str, Any]:

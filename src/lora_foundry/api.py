@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.composition import RecipePorts, check_ahead, notifier_of
+from lora_foundry.domain.assessment import Assessment
 from lora_foundry.domain.character import Character, file_name
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
@@ -28,6 +29,7 @@ from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.failures import as_ours
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import recipe_base
+from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, read_model, storage_errors
@@ -52,6 +54,7 @@ class Scores(BaseModel):
     identity_after: float | None = None
     adherence_before: float | None = None
     adherence_after: float | None = None
+    identity_without_trigger: float | None = None
 
 
 class CreateResult(BaseModel):
@@ -67,6 +70,7 @@ class CreateResult(BaseModel):
     dataset_dir: Path
     trigger: str
     scores: Scores
+    assessment: Assessment
     seconds: dict[str, float]
 
 
@@ -87,18 +91,23 @@ class Foundry:
         seed: int | None = None,
         output_name: str | None = None,
         again: Again = "new",
+        pictures: Sequence[Path] = (),
         progress: ProgressCallback = lambda event: None,
         finished: Callable[[Stage, BaseModel, float], None] = lambda stage, result, seconds: None,
     ) -> CreateResult:
         """Runs the whole pipeline here and returns what it made; an interrupted run goes on where it stopped.
 
         recipe: a shipped recipe's name, a TOML file's path, or a Recipe; `settings` are "section.key=value" changes.
+        pictures: folders or zip files of own pictures to train on; they are copied, and nothing is drawn unless the
+        recipe's dataset.source asks for it.
         again: what becomes of a run of that name that was asked for with other words or settings: `new` keeps it whole in
         `versions/NN/` and takes over what still fits, `continue` goes on in it, `replace` removes it.
         progress: called often, from this thread. finished: called after each stage.
         Raises PermanentError kinds before anything is written if the input cannot be used.
         """
-        run, base = self.prepare(character, recipe, settings=settings, seed=seed, output_name=output_name)
+        run, base = self.prepare(
+            character, recipe, settings=settings, seed=seed, output_name=output_name, own=bool(pictures)
+        )
         paths = RunPaths(run.dataset_dir, character.slug)
         told = _told(notifier_of(self.settings), character.name, paths)
         check_writable(run.dataset_dir, run.lora_dir)
@@ -106,6 +115,7 @@ class Foundry:
         with FolderLock(paths.lock), told:
             run = numbered(run, again)
             claim(paths, run)
+            import_pictures(pictures, paths)
             ports = RecipePorts(run.recipe, base, self.settings)
             try:
                 seconds = run_pipeline(run, ports, progress, finished)
@@ -129,14 +139,20 @@ class Foundry:
         settings: Iterable[str] = (),
         seed: int | None = None,
         output_name: str | None = None,
+        own: bool = False,
     ) -> tuple[Run, Base]:
-        """Checks every input and says where the run will work, without writing anything."""
+        """Checks every input and says where the run will work, without writing anything. `own`: a recipe that leaves
+        open where its pictures come from trains on own ones."""
         changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe or self.settings.recipe, changes, self.settings.recipe_folders)
         elif changes:
             raise InputError(
                 "Settings change a recipe that is named or read from a file, not a Recipe object."
+            )
+        if own and recipe.dataset.source == "auto":
+            recipe = recipe.model_copy(
+                update={"dataset": recipe.dataset.model_copy(update={"source": "own"})}
             )
         base = recipe_base(recipe, self.settings.model_folders, training=True)
         run = Run(
@@ -199,6 +215,8 @@ def result_of(run: Run, seconds: dict[str, float]) -> CreateResult:
             identity_after=evaluation.identity_of(evaluation.after),
             adherence_before=evaluation.before.adherence,
             adherence_after=evaluation.after.adherence,
+            identity_without_trigger=evaluation.identity_of(evaluation.leak),
         ),
+        assessment=evaluation.assessment,
         seconds=seconds,
     )

@@ -19,6 +19,7 @@ EXTRAS = {
     "apprise": "apprise",
     "bitsandbytes": "cuda",
     "lycoris": "lycoris",
+    "pillow_heif": "heic",
     "pynvml": "cuda",
     "pytorch_optimizer": "optimizers",
     "redis": "redis",

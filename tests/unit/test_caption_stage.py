@@ -156,7 +156,7 @@ def test_a_deleted_caption_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe1", "not UTF-8")]
+    ("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe1", "save it as UTF-8")]
 )
 def test_a_caption_that_no_trainer_could_use_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     run = make_run(tmp_path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_foundry.domain.character import Character, check_name, split_tags
+from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
+from lora_foundry.recipe_files import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -59,10 +63,27 @@ def test_defaults_come_from_name_and_description() -> None:
     assert character.tags == ("1girl", "brown hair", "armor")
 
 
-@pytest.mark.parametrize("description", ["", "  ", ",,,", "a\0b", "x" * 3000])
+@pytest.mark.parametrize("description", ["a\0b", "x" * 3000])
 def test_bad_descriptions_are_refused(description: str) -> None:
     with pytest.raises(InputError, match="description"):
         Character(name="Elara", description=description)
+
+
+@pytest.mark.parametrize("description", ["", "  ", ",,,"])
+def test_only_own_pictures_need_no_description(tmp_path: Path, description: str) -> None:
+    def make(*settings: str) -> Run:
+        return Run(
+            character=Character(name="Elara", description=description),
+            recipe=load_recipe("mini", settings),
+            dataset_dir=tmp_path,
+            lora_dir=tmp_path,
+            output_name="elara",
+        )
+
+    for source in ("auto", "described", "mixed"):
+        with pytest.raises(InputError, match="description is empty"):
+            make(f"dataset.source={source}")
+    assert make("dataset.source=own").character.tags == ()
 
 
 @pytest.mark.parametrize("trigger", ["a,b", "x" * 65, "a\x07b"])

@@ -18,9 +18,12 @@ from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.shots import AXES
 from lora_foundry.errors import BackendError, InputError, StageError
-from lora_foundry.files.images import file_hash, load_picture, read_record
+from lora_foundry.files import storage, training_set
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.storage import read_model
 from lora_foundry.ports import Trait
+from lora_foundry.stages.curate import selection
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, paint, quiet, spoil, tree
@@ -36,7 +39,7 @@ def both(folder: Path, *settings: str, painter: PaintedGenerator | None = None) 
 
 def reasons(result: CurationResult) -> dict[str, list[str]]:
     return {
-        f"{verdict.index + 1:03d}.{verdict.attempt}": [reason.fault for reason in verdict.reasons]
+        f"{verdict.index + 1:03d}.{verdict.attempt}": [reason.code for reason in verdict.reasons]
         for verdict in result.rejected
     }
 
@@ -144,7 +147,7 @@ def test_a_spent_budget_takes_the_best_there_is_and_says_so(tmp_path: Path) -> N
     assert (result.made, result.budget) == (10, 10)
     assert len(list((tmp_path / "images").glob("*.png"))) == 6
     taken = {verdict.index: verdict for verdict in result.accepted if verdict.reasons}
-    assert {index: (verdict.attempt, verdict.reasons[0].fault) for index, verdict in taken.items()} == {
+    assert {index: (verdict.attempt, verdict.reasons[0].code) for index, verdict in taken.items()} == {
         1: (1, "blurred"),
         4: (0, "blank"),
     }
@@ -209,7 +212,7 @@ def test_a_stop_between_two_moves_does_no_harm(
     both(tmp_path / "whole", painter=PaintedGenerator(FAULTS))
     run = make_run(tmp_path / "broken")
     generate.run(run, PaintedPorts(PaintedGenerator(FAULTS)), quiet)
-    real, left = curate.move_file, [moves]
+    real, left = storage.move_file, [moves]
 
     def stopping(source: Path, target: Path) -> Path:
         if not left[0]:
@@ -218,7 +221,8 @@ def test_a_stop_between_two_moves_does_no_harm(
         return real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(curate, "move_file", stopping)
+        patch.setattr(selection, "move_file", stopping)
+        patch.setattr(training_set, "move_file", stopping)
         with pytest.raises(KeyboardInterrupt):
             curate.run(run, PaintedPorts(PaintedGenerator(FAULTS)), quiet)
     painter = PaintedGenerator(FAULTS)

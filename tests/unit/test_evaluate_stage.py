@@ -19,7 +19,8 @@ from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.publication import Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import BackendError, InputError, StageError, VerificationError
-from lora_foundry.files.images import file_hash, save_picture
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import save_picture
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safetensors import read_header
 from lora_foundry.files.storage import make_folder, require_model, write_model
@@ -224,7 +225,7 @@ def test_damaged_and_forgotten_pictures_are_mended_and_removed(tmp_path: Path) -
     good = tree(paths.evaluation_pictures())
     damaged = paths.evaluation_pictures("after") / "002_1.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    (paths.evaluation_pictures("after") / "099_1.png").write_bytes(b"of an older exam")
+    (paths.evaluation_pictures("after") / "099_1.png").write_bytes(b"of older prompts")
     paths.evaluation_result.unlink()
     measure(run, Ports())
     assert tree(paths.evaluation_pictures()) == good

@@ -10,7 +10,7 @@ from lora_foundry.backends.mini_instruments import MiniEmbedder, MiniTagger
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.shots import Shot
 from lora_foundry.ports import Trait
-from lora_foundry.stages.scoring import mean_share, self_similarity, shares_right, similarity
+from lora_foundry.stages.evaluate.scoring import mean_share, self_similarity, shares_right, similarity
 from mini_world.render import render
 from mini_world.scene import Scene, sample_character, sample_scene, value_of
 from mini_world.vocabulary import SHOT, TRAITS

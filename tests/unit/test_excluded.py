@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
-from lora_foundry.files.images import file_hash
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.storage import write_model
 from tests.unit.test_evaluate_stage import Lookout, Ports, measure, prepare
 

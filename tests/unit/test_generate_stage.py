@@ -14,11 +14,12 @@ from PIL import Image
 from lora_foundry.domain.dataset import GenerationMetadata, ImageRequest, PictureRecord
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.errors import BackendError, StorageError
-from lora_foundry.files.images import file_hash, read_record, save_picture
+from lora_foundry.errors import BackendError, InputError, StorageError
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import read_record, save_picture
 from lora_foundry.files.storage import read_model
 from lora_foundry.ports import GeneratedImage
-from lora_foundry.stages import drawing
+from lora_foundry.stages._shared import drawing
 from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, paint, quiet, tree
 
@@ -153,15 +154,19 @@ def test_pictures_of_another_plan_are_kept_aside(tmp_path: Path) -> None:
     assert len(list((tmp_path / "images").glob("zoë_*.png"))) == 8
 
 
-def test_a_picture_that_a_person_put_there_is_never_written_over(tmp_path: Path) -> None:
+def test_a_picture_that_a_person_put_there_is_never_moved_or_written_over(tmp_path: Path) -> None:
     generate.run(make_run(tmp_path), PaintedPorts(), quiet)
-    whole = tree(tmp_path / "images")
     mine = tmp_path / "images" / "zoë_van_dijk_005.png"
     paint(99, (64, 64)).save(mine)
-    data = mine.read_bytes()
+    whole = tree(tmp_path)
+    with pytest.raises(InputError, match=r"zoë_van_dijk_005\.png was not made here.*another name"):
+        generate.run(make_run(tmp_path), PaintedPorts(), quiet)
+    with pytest.raises(InputError, match="was not made here"):
+        generate.run(make_run(tmp_path, description="1boy, blue hair"), PaintedPorts(), quiet)
+    assert tree(tmp_path) == whole
+    mine.rename(mine.with_name("my own.png"))
     generate.run(make_run(tmp_path), PaintedPorts(), quiet)
-    assert tree(tmp_path / "images") == whole
-    assert tree(tmp_path / "images.previous-1") == {"zoë_van_dijk_005.png": data}
+    assert mine.with_name("my own.png").read_bytes() == whole["images/zoë_van_dijk_005.png"]
 
 
 def test_another_trigger_keeps_the_pictures_and_tells_the_truth(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_foundry.domain.character import Character
-from lora_foundry.domain.held_out import exam, exam_seed, held_out_shots, with_faces
+from lora_foundry.domain.held_out import evaluation_prompts, evaluation_seed, held_out_shots, with_faces
 from lora_foundry.domain.picture_plan import picture_seed
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.shots import Vocabulary, plan_shots
@@ -77,7 +77,9 @@ def test_exclusions_that_name_a_faceless_word_are_dropped_with_it() -> None:
 def test_prompts_say_the_trigger_and_no_trait(zoe: Character) -> None:
     recipe = load_recipe("mini", ["evaluate.prompts=6", "evaluate.seeds=3"])
     shots = held_out_shots(recipe.shots, 6, 1, ())
-    before, after, leak = (exam(zoe, recipe, shots, side, side) for side in ("before", "after", "leak"))
+    before, after, leak = (
+        evaluation_prompts(zoe, recipe, shots, side, side) for side in ("before", "after", "leak")
+    )
     assert len(before) == 18
     assert [record.request for record in before] == [record.request for record in after]
     for record in before:
@@ -90,9 +92,9 @@ def test_prompts_say_the_trigger_and_no_trait(zoe: Character) -> None:
 def test_seeds_are_their_own(zoe: Character) -> None:
     recipe = load_recipe("mini")
     shots = held_out_shots(recipe.shots, 16, recipe.seed, ())
-    seeds = {record.request.seed for record in exam(zoe, recipe, shots, "model", "after")}
+    seeds = {record.request.seed for record in evaluation_prompts(zoe, recipe, shots, "model", "after")}
     assert len(seeds) == 16 * recipe.evaluate.seeds
     assert not seeds & {
         picture_seed(recipe.seed, index, attempt) for index in range(100) for attempt in range(4)
     }
-    assert exam_seed(1, 2) != exam_seed(2, 1)
+    assert evaluation_seed(1, 2) != evaluation_seed(2, 1)

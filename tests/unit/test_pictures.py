@@ -11,7 +11,8 @@ from PIL import Image
 
 from lora_foundry.domain.dataset import ImageRequest, PictureRecord
 from lora_foundry.domain.shots import Shot
-from lora_foundry.files.images import a1111_parameters, file_hash, load_picture, read_record, save_picture
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import a1111_parameters, load_picture, read_record, save_picture
 from tests.painted import paint
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)

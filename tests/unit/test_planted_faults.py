@@ -17,8 +17,8 @@ from lora_foundry.domain.run import Run
 from lora_foundry.files.images import save_picture
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import write_model
+from lora_foundry.stages._shared.drawing import start_context
 from lora_foundry.stages.curate import step as curate
-from lora_foundry.stages.drawing import take_brush
 from mini_world.character import Character as Look
 from mini_world.character import sample_character
 from mini_world.render import render
@@ -47,7 +47,7 @@ def make_set(folder: Path, seed: int, planted: bool) -> Run:
     rng = np.random.default_rng(seed)
     look = sample_character(rng)
     paths = RunPaths(folder, run.character.slug)
-    plan = take_brush(run, ports()).plan(run)
+    plan = start_context(run, ports()).plan(run)
     pictures: list[Image.Image] = []
     for index in range(40):
         image = drawn(look, index, rng)
@@ -81,7 +81,7 @@ def ports() -> PaintedPorts:
 
 
 def faults(result: CurationResult) -> dict[int, set[str]]:
-    return {verdict.index: {reason.fault for reason in verdict.reasons} for verdict in result.rejected}
+    return {verdict.index: {reason.code for reason in verdict.reasons} for verdict in result.rejected}
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -121,4 +121,4 @@ def test_a_users_own_pictures_are_kept_and_marked(tmp_path: Path) -> None:
     result = curate.run(run, ports(), quiet)  # type: ignore[arg-type]
     assert mine.read_bytes() == before
     assert [verdict.file for verdict in result.own] == ["images/holiday.png"]
-    assert {reason.fault for reason in result.own[0].reasons} >= {"blank"}
+    assert {reason.code for reason in result.own[0].reasons} >= {"blank"}

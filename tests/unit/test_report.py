@@ -14,15 +14,15 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.curation import CurationResult, Reason, Verdict
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, Round, TaggingResults
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
-from lora_foundry.domain.held_out import exam, held_out_shots
+from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import Run
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, write_model, write_text
 from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.stages._shared.loss_curve import HEIGHT, WIDTH, draw_loss, read_losses
+from lora_foundry.stages._shared.report import recipe_text, write_report
 from lora_foundry.stages.evaluate.before_after import draw_before_after, enlarge, spread
-from lora_foundry.stages.evaluate.report import recipe_text, write_report
-from lora_foundry.stages.train.loss_curve import HEIGHT, WIDTH, draw_loss, read_losses
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
@@ -88,7 +88,7 @@ def fill(paths: RunPaths) -> tuple[EvaluationPicture, ...]:
         character="Zoë", trigger="zoë", captioner="plan", pruned=(), fingerprint="", captions=(caption,)
     ))  # fmt: skip
     verdict = Verdict(file="rejected/2.png", index=1, attempt=0, seed=5, accepted=False,
-                      reasons=(Reason(fault="blank", text=f"it is blank {HOSTILE}"),))  # fmt: skip
+                      reasons=(Reason(code="blank", text=f"it is blank {HOSTILE}"),))  # fmt: skip
     write_model(paths.curation, CurationResult(
         character="Zoë", fingerprint="", wanted=1, made=2, budget=2, accepted=(), rejected=(verdict,), coverage=(),
         seconds=0.5,
@@ -121,7 +121,7 @@ def test_the_report_tells_what_there_is_to_tell(paths: RunPaths) -> None:
     write_report(run, paths, make_scores(fill(paths)))
     text = paths.report.read_text(encoding="utf-8")
     assert "Measured, not published yet" in text
-    for words in ("0.50", "0.25", "0.75", "0.00", "hair color", "<polyline", "it is blank", "caption edited by hand",
+    for words in ("0.50", "0.25", "0.75", "0.00", "hair color", "<polyline", "it is blank", "caption written by hand",
                   "1 of 2 visible traits right", "seed 123456", "1.2 s", "batch_size = 8", "42 for plan"):  # fmt: skip
         assert words in text, words
     assert "-0.00" not in text
@@ -172,7 +172,7 @@ def test_the_loss_curve_stays_inside_its_drawing(tmp_path: Path) -> None:
 def records(count: int) -> list[PictureRecord]:
     run = make_run(Path())
     shots = held_out_shots(run.recipe.shots, count, 1, ())
-    return exam(run.character, run.recipe, shots, "model", "leak")
+    return evaluation_prompts(run.character, run.recipe, shots, "model", "leak")
 
 
 @pytest.mark.parametrize("name", ["Elara", "Zoë", "Дарья", "花", "n" * 60])
@@ -196,20 +196,20 @@ def test_the_columns_are_spread_and_pictures_keep_their_shape() -> None:
     assert len(enlarge(checks, 64).getcolors() or []) == 2
 
 
-def test_the_rounds_are_told_with_what_they_settled(tmp_path: Path) -> None:
+def test_the_rounds_are_told_with_what_they_added(tmp_path: Path) -> None:
     run, paths = make_run(tmp_path), RunPaths(tmp_path, "zoë")
     place = paths.round(1)
     make_folder(place.images)
     Image.new("RGB", (8, 8), "red").save(place.image(0))
     done = Round(number=1, fingerprint="x", model="base", distance=0.4, cohesion=0.9,
-                 kept=(place.image(0).name, "gone.png"), settled=(HOSTILE, "green eyes"))  # fmt: skip
-    last = done.model_copy(update={"number": 2, "kept": (), "settled": (), "lora": "ab"})
+                 kept=(place.image(0).name, "gone.png"), completed=(HOSTILE, "green eyes"))  # fmt: skip
+    last = done.model_copy(update={"number": 2, "kept": (), "completed": (), "lora": "ab"})
     metadata = GenerationMetadata(character="Zoë", trigger="zoë", description="", recipe="mini", seed=1, model="base",
                                   fingerprint="x", pictures=(), rounds=(done, last), seconds=1.0)  # fmt: skip
     write_model(paths.generation_metadata, metadata)
     write_report(run, paths, make_scores())
     text = paths.report.read_text(encoding="utf-8")
-    assert "Gallery 1: mean distance 0.40, of those kept 0.10; settled: &lt;img" in text
+    assert "Round 1: mean distance 0.40, of those kept 0.10; added to the description: &lt;img" in text
     assert "green eyes." in text
     assert "a short LoRA was trained on them" in text
     assert len(Reader(text).sources) == 1

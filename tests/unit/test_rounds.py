@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_foundry import pipeline
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.lora import LoraUse, TrainedLora
@@ -19,7 +20,6 @@ from lora_foundry.errors import BackendError, InputError
 from lora_foundry.files.images import read_record
 from lora_foundry.ports import FloatArray, TrainingJob
 from lora_foundry.stages.curate import step as curate
-from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, quiet, tree
 
 SETTINGS = ("generate.images=8", "generate.rounds=3", "generate.round_keep=0.5", "curate.identity=false")
@@ -78,7 +78,7 @@ def ports(painter: PaintedGenerator, *spreads: float) -> PaintedPorts:
 def test_each_round_trains_on_the_tightest_pictures_and_the_next_is_drawn_with_it(tmp_path: Path) -> None:
     run, painter = make_run(tmp_path, *SETTINGS), Painter()
     given = ports(painter, 0.8, 0.3)
-    result = generate.run(run, given, quiet)
+    result = pipeline.generate(run, given, quiet)
     assert [each.number for each in result.rounds] == [1, 2]
     assert result.rounds[1].distance < result.rounds[0].distance
     assert [len(job.images) for job in given.trainer.jobs] == [4, 4]
@@ -97,7 +97,7 @@ def test_each_round_trains_on_the_tightest_pictures_and_the_next_is_drawn_with_i
 def test_rounds_stop_when_the_pictures_move_no_closer(tmp_path: Path) -> None:
     painter = Painter()
     given = ports(painter, 0.3, 0.8)
-    result = generate.run(make_run(tmp_path, *SETTINGS, "generate.rounds=5"), given, quiet)
+    result = pipeline.generate(make_run(tmp_path, *SETTINGS, "generate.rounds=5"), given, quiet)
     assert len(result.rounds) == 2
     assert result.rounds[1].lora == ""
     assert len(given.trainer.jobs) == 1
@@ -105,25 +105,27 @@ def test_rounds_stop_when_the_pictures_move_no_closer(tmp_path: Path) -> None:
 
 
 def test_finished_rounds_are_not_done_again_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
-    straight = generate.run(make_run(tmp_path / "straight", *SETTINGS), ports(Painter(), 0.8, 0.3), quiet)
+    straight = pipeline.generate(
+        make_run(tmp_path / "straight", *SETTINGS), ports(Painter(), 0.8, 0.3), quiet
+    )
     run = make_run(tmp_path / "broken", *SETTINGS)
     broken = ports(Painter(breaks_after=11), 0.8)
     with pytest.raises(BackendError):
-        generate.run(run, broken, quiet)
+        pipeline.generate(run, broken, quiet)
     second = ports(Painter(), 0.3)
-    result = generate.run(run, second, quiet)
+    result = pipeline.generate(run, second, quiet)
     assert [each.distance for each in result.rounds] == [each.distance for each in straight.rounds]
     assert len(second.trainer.jobs) == 1
     assert tree(tmp_path / "broken" / "images") == tree(tmp_path / "straight" / "images")
     idle = ports(Painter(breaks_after=0))
-    assert generate.run(run, idle, quiet) == result
+    assert pipeline.generate(run, idle, quiet) == result
     curate.run(run, idle, quiet)
     assert not idle.trainer.jobs
 
 
 def test_rounds_need_an_eye(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="embedder"):
-        generate.run(make_run(tmp_path, *SETTINGS), PaintedPorts(Painter()), quiet)
+        pipeline.generate(make_run(tmp_path, *SETTINGS), PaintedPorts(Painter()), quiet)
 
 
 class Looker:
@@ -148,8 +150,8 @@ def test_what_the_cluster_shows_is_added_to_the_description(tmp_path: Path) -> N
     given = ports(painter, 0.8)
     given.lookers = (looker,)
     run = make_run(tmp_path, *SETTLED)
-    result = generate.run(run, given, quiet)
-    assert result.rounds[0].settled == ("green eyes",), (
+    result = pipeline.generate(run, given, quiet)
+    assert result.rounds[0].completed == ("green eyes",), (
         "the description says the hair's colour, a smile is no feature"
     )
     assert result.rounds[0].lora == ""
@@ -160,16 +162,16 @@ def test_what_the_cluster_shows_is_added_to_the_description(tmp_path: Path) -> N
     assert all(f"{run.character.description}, green eyes" in prompt for prompt in last)
     again = ports(Painter(breaks_after=0))
     again.lookers = (looker,)
-    assert generate.run(run, again, quiet) == result
+    assert pipeline.generate(run, again, quiet) == result
 
 
 def test_nothing_left_open_ends_the_rounds(tmp_path: Path) -> None:
     given = ports(Painter(), 0.8, 0.3, 0.2)
     given.lookers = (Looker(["smile"]),)
-    result = generate.run(make_run(tmp_path, *SETTLED, "generate.rounds=4"), given, quiet)
+    result = pipeline.generate(make_run(tmp_path, *SETTLED, "generate.rounds=4"), given, quiet)
     assert len(result.rounds) == 1
 
 
 def test_settling_needs_an_instrument_that_looks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"caption\.look"):
-        generate.run(make_run(tmp_path, *SETTLED), ports(Painter(), 0.8), quiet)
+        pipeline.generate(make_run(tmp_path, *SETTLED), ports(Painter(), 0.8), quiet)

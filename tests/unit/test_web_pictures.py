@@ -42,7 +42,7 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
 def test_a_picture_is_written_anew_under_the_hash_of_its_content(tmp_path: Path, kind: str) -> None:
     kept = references.keep(tmp_path, encoded(kind))
     again = references.keep(tmp_path, encoded(kind))
@@ -82,9 +82,9 @@ def test_a_large_picture_is_made_smaller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [
-    b"", b"no picture", b"<svg onload='alert(1)'/>", encoded("PNG")[:-40], encoded("GIF", mode="L"),
-    encoded("BMP"), encoded("PNG", (16, 400)), b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
-], ids=["empty", "text", "svg", "cut", "gif", "bmp", "narrow", "broken header"])  # fmt: skip
+    b"", b"no picture", b"<svg onload='alert(1)'/>", encoded("PNG")[:-40],
+    encoded("PNG", (16, 400)), b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+], ids=["empty", "text", "svg", "cut", "narrow", "broken header"])  # fmt: skip
 def test_what_is_no_usable_picture_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InputError):
         references.keep(tmp_path, data)

@@ -115,7 +115,17 @@ def create(
     name: Annotated[
         str, typer.Argument(help="The character's name; becomes folder, file names and trigger word.")
     ],
-    description: Annotated[str, typer.Option("--description", "-d", help="What the character looks like.")],
+    description: Annotated[
+        str,
+        typer.Option("--description", "-d", help="What the character looks like; own pictures need none."),
+    ] = "",
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder or zip file of own pictures to train on; they are copied, never changed. Repeatable.",
+            metavar="PATH",
+        ),
+    ] = None,
     tags: Annotated[str, typer.Option(help="Identity tags for captions; else the description's parts.")] = "",
     trigger: Annotated[str, typer.Option(help="The word that calls the character; else the name.")] = "",
     reference: Annotated[
@@ -139,12 +149,23 @@ def create(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a character's pictures, train its LoRA, measure and install it. Run it again to go on after a stop."""
+    """Make a character's pictures, or take your own, train its LoRA, measure and install it. Run it again to go on after
+    a stop."""
     from lora_foundry.cli.create import Wanted, create_here, submit_only
 
     with _errors(as_json):
         wanted = Wanted.of(
-            name, description, tags, trigger, recipe, settings or [], seed, output_name, reference, again
+            name,
+            description,
+            tags,
+            trigger,
+            recipe,
+            settings or [],
+            seed,
+            output_name,
+            reference,
+            again,
+            pictures or [],
         )
         if detach:
             submit_only(wanted, home, as_json)

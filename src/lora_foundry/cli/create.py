@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,10 +20,12 @@ from lora_foundry.cli.tasks import settings_of, with_ledger
 from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
-from lora_foundry.domain.run import Again
+from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import BackendError, FoundryError, InputError
+from lora_foundry.files.importing import Imported, import_pictures
+from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import write_bytes
+from lora_foundry.files.storage import make_folder, write_bytes
 from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
 
@@ -45,6 +47,7 @@ class Wanted:
     changes: tuple[str, ...]
     output_name: str | None
     again: Again | None = None
+    pictures: tuple[Path, ...] = ()
 
     @classmethod
     def of(
@@ -59,6 +62,7 @@ class Wanted:
         output_name: str | None = None,
         reference: Path | None = None,
         again: Again | None = None,
+        pictures: Sequence[Path] = (),
     ) -> Wanted:
         """From the options of `create`. Raises InputError."""
         path = None if reference is None else reference.expanduser().absolute()
@@ -72,7 +76,31 @@ class Wanted:
             reference_image=path,
         )
         changes = (*settings, *(() if seed is None else (f"seed={seed}",)))
-        return cls(character, recipe, changes, output_name, again)
+        own = tuple(source.expanduser().absolute() for source in pictures)
+        return cls(character, recipe, changes, output_name, again, own)
+
+    def prepare(self, settings: Settings) -> tuple[Wanted, Run]:
+        """The run, and what was asked for with the source of the pictures settled: where some are given and the recipe
+        leaves it open, these alone are trained on. Raises PermanentError kinds."""
+        from lora_foundry.recipe_files import load_recipe
+
+        wanted = self
+        recipe = load_recipe(self.recipe or settings.recipe, self.changes, settings.recipe_folders)
+        if self.pictures and recipe.dataset.source == "auto":
+            wanted = replace(self, changes=(*self.changes, "dataset.source=own"))
+        run, _ = Foundry(settings=settings).prepare(
+            wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
+        )
+        return wanted, run
+
+    def take_pictures(self, run: Run) -> Imported | None:
+        """Copies the own pictures into the run's set, where its workers find them. Raises InputError, StorageError."""
+        if not self.pictures:
+            return None
+        paths = RunPaths(run.dataset_dir, run.character.slug)
+        make_folder(run.dataset_dir)
+        with FolderLock(paths.lock):
+            return import_pictures(self.pictures, paths)
 
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""
@@ -107,9 +135,8 @@ def _kept(settings: Settings, picture: Path) -> Path:
 def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     """Puts the rows into the table, after the same checks as for a run here."""
     settings = settings_of(home)
-    Foundry(settings=settings).prepare(
-        wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
-    )
+    wanted, run = wanted.prepare(settings)
+    wanted.take_pictures(run)
 
     request = decided(wanted, settings, asks=False)
 
@@ -155,12 +182,17 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
     from lora_foundry.cli.terminal import RunDisplay, print_result
 
     settings = settings_of(home)
-    run, _ = Foundry(settings=settings).prepare(
-        wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
-    )
+    wanted, run = wanted.prepare(settings)
     check_writable(settings.home.expanduser().absolute(), run.dataset_dir, run.lora_dir)
     request = decided(wanted, settings, asks=not (as_json or quiet))
+    taken = wanted.take_pictures(run)
     with RunDisplay(_err, shown=not (as_json or quiet)) as display:
+        if taken is not None:
+            display.say(
+                f"{taken.copied} pictures copied into {run.dataset_dir}, {taken.present} were there already"
+            )
+            for each in taken.left_out:
+                display.say(f"left out: {each.name}: {each.reason}")
 
         def trouble(stage: StageState) -> None:
             display.say(f"{stage.stage}: {stage.error} It is tried again.")

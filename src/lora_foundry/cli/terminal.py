@@ -78,8 +78,20 @@ def print_result(console: Console, result: CreateResult) -> None:
     table = Table("", "before", "after", box=None, pad_edge=False)
     scores = result.scores
     table.add_row("identity", _share(scores.identity_before), _share(scores.identity_after))
+    if scores.identity_without_trigger is not None:
+        table.add_row(
+            "appears without the trigger", "", f"{scores.identity_without_trigger:.2f} (lower is better)"
+        )
     table.add_row("adherence", _share(scores.adherence_before), _share(scores.adherence_after))
     console.print(table)
+    colour = {"good": "green", "usable": "green", "weak": "yellow", "bad": "red"}.get(
+        result.assessment.level, "yellow"
+    )
+    console.print(
+        f"[{colour}]{result.assessment.level}[/{colour}]: {escape(result.assessment.reason)}", soft_wrap=True
+    )
+    if result.assessment.next_step:
+        console.print(f"next: {escape(result.assessment.next_step)}", soft_wrap=True)
     times = "  ".join(f"{stage.name} {result.seconds.get(stage.name, 0.0):.1f}" for stage in PIPELINE)
     console.print(f"seconds: {times}  total {sum(result.seconds.values()):.1f}", soft_wrap=True)
     console.print(f"pictures: {escape(str(result.dataset_dir))}", soft_wrap=True)

@@ -3,6 +3,7 @@ belongs to the character is left to the trigger word where the recipe says so, a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -17,6 +18,45 @@ from lora_foundry.domain.tags import (
     topics_of,
     without_contradictions,
 )
+
+_LONGEST_LINE = 6  # words; a longer line is part of a sentence and no tag
+_FOREIGN_COMMAS = re.compile(r"\s*[，、]\s*")
+
+
+def one_line(text: str) -> str:
+    """A caption as trainers read it: on one line, its tags parted by ", " whether they stood on a line each or were
+    parted by the commas of Chinese and Japanese. Wrapped sentences are joined by a blank."""
+    lines = [line for part in text.splitlines() if (line := " ".join(part.split()))]
+    tags = [line.rstrip(",，、 ") for line in lines]
+    listed = len(lines) > 1 and all(_is_tag_line(line) for line in lines)
+    joined = ", ".join(tag for tag in tags if tag) if listed else " ".join(lines)
+    if _FOREIGN_COMMAS.search(joined):
+        joined = _FOREIGN_COMMAS.sub(", ", joined).strip(", ")
+    return joined
+
+
+def _is_tag_line(line: str) -> bool:
+    """Whether a line stands for itself: a tag or several, no part of a wrapped sentence."""
+    tags = [tag for part in re.split(r"[,，、]", line) if (tag := part.strip())]
+    return all(len(tag.split()) <= _LONGEST_LINE and tag[-1] not in ".!?。" for tag in tags)
+
+
+def says(caption: str, word: str) -> bool:
+    """Whether a caption says a trigger word, as a tag or within a sentence, in any case of letters."""
+    pattern = rf"(?<!\w){re.escape(word.lower())}(?!\w)"
+    return bool(word) and re.search(pattern, caption.lower()) is not None
+
+
+def call(caption: str, trigger: str, former: Iterable[str] = ()) -> str:
+    """A person's caption under the trigger word: as it is where it says it; else with the word in the place of a
+    former trigger, or put before all."""
+    if says(caption, trigger):
+        return caption
+    for old in former:
+        if says(caption, old):
+            pattern = rf"(?<!\w){re.escape(old)}(?!\w)"
+            return re.sub(pattern, lambda _: trigger, caption, count=1, flags=re.IGNORECASE)
+    return ", ".join(filter(None, (trigger, caption)))
 
 
 def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:

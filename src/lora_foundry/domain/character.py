@@ -22,7 +22,7 @@ class Character(BaseModel):
 
     name: letters, digits, spaces and - _ ' . of any script, at most 64; becomes the dataset folder.
     trigger: the word that calls the character in a prompt; defaults to the name in lower case.
-    description: comma-separated tags or a sentence; goes into every generation prompt.
+    description: comma-separated tags or a sentence; goes into every generation prompt. Own pictures need none.
     tags: identity features for captions; defaults to the description's comma-separated parts.
     reference_image: a picture of the character, which the generated ones are to resemble.
     """
@@ -30,7 +30,7 @@ class Character(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    description: str
+    description: str = ""
     trigger: str = ""
     tags: tuple[str, ...] = ()
     reference_image: Path | None = None
@@ -45,9 +45,7 @@ class Character(BaseModel):
     def _check_description(cls, value: str) -> str:
         text = " ".join(value.split())
         if not any(character.isalnum() for character in text):
-            raise InputError(
-                'The description is empty; describe the character, as in "1girl, brown hair, armor".'
-            )
+            text = ""  # whether a run can do without one is for the run to say
         if len(text) > MAX_DESCRIPTION:
             raise InputError(
                 f"The description has {len(text)} characters; at most {MAX_DESCRIPTION} are read."

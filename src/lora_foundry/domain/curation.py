@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.shots import AXES, Shot, Vocabulary
 
-Fault = Literal[
+RejectionCode = Literal[
     "undecodable", "wrong_size", "blank", "duplicate", "blurred", "subjects", "traits", "identity"
 ]
 
 # From the least harmful in a training set to the most; all but the last two can be lived with where nothing better
 # came.
-SEVERITY: tuple[Fault, ...] = (
+SEVERITY: tuple[RejectionCode, ...] = (
     "identity",
     "traits",
     "blurred",
@@ -27,7 +27,7 @@ SEVERITY: tuple[Fault, ...] = (
     "wrong_size",
     "undecodable",
 )
-UNUSABLE: frozenset[Fault] = frozenset({"wrong_size", "undecodable"})
+UNUSABLE: frozenset[RejectionCode] = frozenset({"wrong_size", "undecodable"})
 
 
 class Measures(BaseModel):
@@ -55,12 +55,14 @@ class Measures(BaseModel):
 
 
 class Reason(BaseModel):
-    """One thing that is wrong with a picture, as a word for programs and a sentence for people."""
+    """One thing that is wrong with a picture, as a word for programs and a sentence for people; `other` is the picture
+    that it is too much like."""
 
     model_config = ConfigDict(frozen=True)
 
-    fault: Fault
+    code: RejectionCode
     text: str
+    other: str = ""
 
 
 class Verdict(BaseModel):
@@ -82,11 +84,11 @@ class Verdict(BaseModel):
 
     @property
     def usable(self) -> bool:
-        return not any(reason.fault in UNUSABLE for reason in self.reasons)
+        return not any(reason.code in UNUSABLE for reason in self.reasons)
 
     def badness(self) -> tuple[int, int, float, float, float, int]:
         """Sorts candidates for one shot, the best first."""
-        worst = max((SEVERITY.index(reason.fault) for reason in self.reasons), default=-1)
+        worst = max((SEVERITY.index(reason.code) for reason in self.reasons), default=-1)
         likeness, sharpness = self.measures.likeness or 0.0, self.measures.sharpness or 0.0
         share = self.measures.trait_share
         return (worst, len(self.reasons), -share, -likeness, -sharpness, self.attempt)

@@ -58,11 +58,30 @@ class PictureRecord(BaseModel):
     sha256: str = ""
 
 
-class Round(BaseModel):
-    """One gallery before the last: how far its pictures lie apart, which of them a short LoRA was trained on.
+def own_record(file: str, sha256: str, model: str) -> PictureRecord:
+    """A person's own picture as a record: nothing was asked for it, so its shot and its request are empty."""
+    request = ImageRequest(
+        key=file,
+        prompt="",
+        negative="",
+        seed=0,
+        width=0,
+        height=0,
+        steps=0,
+        cfg=0.0,
+        sampler="",
+        scheduler="",
+    )
+    return PictureRecord(
+        file=file, shot=Shot("", "", "", "", ""), request=request, model=model, sha256=sha256
+    )
 
-    distance: mean pairwise cosine distance of the whole gallery; cohesion: mean cosine of the kept ones. lora: its
-    SHA-256; empty where none was trained, as where the distance had stopped falling. settled: what the next gallery's
+
+class Round(BaseModel):
+    """One round before the set itself: how far its pictures lie apart, which of them a short LoRA was trained on.
+
+    distance: mean pairwise cosine distance of all its pictures; cohesion: mean cosine of the kept ones. lora: its
+    SHA-256; empty where none was trained, as where the distance had stopped falling. completed: what the next round's
     description has more than this one's.
     """
 
@@ -75,7 +94,7 @@ class Round(BaseModel):
     cohesion: float
     kept: tuple[str, ...]
     lora: str = ""
-    settled: tuple[str, ...] = ()
+    completed: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
@@ -99,7 +118,7 @@ class GenerationMetadata(BaseModel):
 class Caption(BaseModel):
     """The caption of one picture.
 
-    source: the captioner's name, or "edited" where a person has changed the .txt file.
+    text: as it stands in its file. source: the captioner's name, or "edited" where a person has written it.
     written: SHA-256 of the caption that was written last, by which a person's change is noticed.
     """
 
@@ -112,7 +131,8 @@ class Caption(BaseModel):
 
 
 class TaggingResults(BaseModel):
-    """tagging_results.json: written last by the caption stage."""
+    """tagging_results.json: written last by the caption stage. former: trigger words of earlier runs, which a person's
+    captions may still say."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -122,3 +142,4 @@ class TaggingResults(BaseModel):
     pruned: tuple[str, ...]
     fingerprint: str
     captions: tuple[Caption, ...]
+    former: tuple[str, ...] = ()

@@ -3,10 +3,13 @@ seeds without and with the LoRA, so that a figure is always a comparison and nev
 
 from __future__ import annotations
 
+from math import sqrt
+from statistics import stdev
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
+from lora_foundry.domain.assessment import Assessment, Found, assess
 from lora_foundry.domain.shots import Shot
 
 Side = Literal["before", "after", "leak", "last", "choice"]
@@ -56,6 +59,15 @@ class ScoreRow(BaseModel):
     memorised: float | None = None
     sound: float | None = None
     pictures: tuple[EvaluationPicture, ...] = ()
+
+    @property
+    def uncertainty(self) -> float | None:
+        """How far identity may be off because so few pictures were drawn: 1.96 standard errors of the pictures' own
+        shares. None for fewer than two pictures that show any trait."""
+        shares = [each.traits_right / each.traits_seen for each in self.pictures if each.traits_seen]
+        if len(shares) < 2:
+            return None
+        return round(1.96 * stdev(shares) / sqrt(len(shares)), 4)
 
 
 class Candidate(BaseModel):
@@ -115,6 +127,23 @@ class Evaluation(BaseModel):
     def identity_of(self, row: ScoreRow) -> float | None:
         """Identity by the traits; where none were read, likeness as a share of the set's own."""
         return row.identity if row.identity is not None else own_share(row.similarity, self.self_similarity)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def assessment(self) -> Assessment:
+        """What these scores mean."""
+        after, before = self.after, self.before
+        return assess(
+            Found(
+                identity=self.identity_of(after),
+                before=self.identity_of(before),
+                uncalled=self.identity_of(self.leak),
+                adherence=after.adherence,
+                adherence_before=before.adherence,
+                memorised=after.memorised,
+                sound=after.sound,
+            )
+        )
 
     def side(self, side: Side) -> ScoreRow:
         """The scores of one side by its name."""

@@ -1,4 +1,4 @@
-"""What a LoRA is examined on: shots that no training picture shows, with the face in view; prompts that
+"""What a LoRA is measured on: shots that no training picture shows, with the face in view; prompts that
 say the trigger and none of the character's traits, or the measure would test the base; seeds of their own."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def held_out_shots(
     faces = with_faces(vocabulary)
     known, fresh, spare = set(trained), list[Shot](), list[Shot]()
     for attempt in range(_MOST_PLANS):
-        for shot in plan_shots(faces, count, exam_seed(seed, f"plan-{attempt}")):
+        for shot in plan_shots(faces, count, evaluation_seed(seed, f"plan-{attempt}")):
             (spare if shot in known or shot in fresh else fresh).append(shot)
         if len(fresh) >= count:
             break
@@ -57,7 +57,7 @@ def with_faces(vocabulary: Vocabulary) -> Vocabulary:
     )
 
 
-def exam(
+def evaluation_prompts(
     character: Character, recipe: Recipe, shots: Collection[Shot], model: str, side: Side
 ) -> list[PictureRecord]:
     """Every picture of one side. "before" and "after" ask for the very same; "leak" leaves the trigger out
@@ -73,7 +73,7 @@ def exam(
                 key=f"{place + 1:03d}.{number}",
                 prompt=prompt_of(made, trigger, shot),
                 negative=made.negative,
-                seed=exam_seed(recipe.seed, f"{own}{place * seeds + number}"),
+                seed=evaluation_seed(recipe.seed, f"{own}{place * seeds + number}"),
                 width=made.width,
                 height=made.height,
                 steps=made.steps,
@@ -89,8 +89,8 @@ def exam(
     ]
 
 
-def exam_seed(seed: int, index: int | str) -> int:
-    """The seed of one picture of the examination, which depends on no other picture and is no training
+def evaluation_seed(seed: int, index: int | str) -> int:
+    """The seed of one picture of the evaluation, which depends on no other picture and is no training
     seed."""
     digest = hashlib.sha256(f"evaluate-{seed}-{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)

@@ -65,10 +65,8 @@ class PicturePlan(BaseModel):
     def fingerprint(self) -> str:
         """Changes with whatever changes a picture. The batch size is not of that kind: after an error for
         want of memory, a smaller one goes on with the pictures that are there."""
-        return fingerprint(
-            "pictures",
-            self.model_copy(update={"settings": self.settings.model_copy(update={"batch_size": 1})}),
-        )
+        plain = self.model_dump(mode="json", exclude={"settings"})
+        return fingerprint("pictures-2", plain, self.settings.deciding("pictures"))
 
 
 def plan_pictures(  # noqa: PLR0917
@@ -76,21 +74,21 @@ def plan_pictures(  # noqa: PLR0917
     recipe: Recipe,
     model: str,
     trigger: str = "",
-    gallery: int = 0,
+    round_number: int = 0,
     count: int = 0,
-    settled: tuple[str, ...] = (),
+    completed: tuple[str, ...] = (),
 ) -> PicturePlan:
-    """The plan of a whole set, or of an earlier gallery of `count` pictures with seeds of its own. A LoRA that knows
-    the `trigger` is called by it; `settled` is added to the description. Raises InputError if the recipe's shots allow
+    """The plan of a whole set, or of an earlier round of `count` pictures with seeds of its own. A LoRA that knows
+    the `trigger` is called by it; `completed` is added to the description. Raises InputError if the recipe's shots allow
     none."""
     return PicturePlan(
         slug=character.slug,
-        description=", ".join(filter(None, (trigger, character.description, *settled))),
+        description=", ".join(filter(None, (trigger, character.description, *completed))),
         seed=recipe.seed,
         model=model,
         settings=recipe.generate,
         shots=plan_shots(recipe.shots, count or recipe.generate.images, recipe.seed),
-        round=gallery,
+        round=round_number,
     )
 
 
@@ -100,8 +98,8 @@ def prompt_of(settings: GenerateSection, description: str, shot: Shot) -> str:
     return ", ".join(text for part in parts if (text := part.strip(" ,")))
 
 
-def picture_seed(seed: int, index: int, attempt: int, gallery: int = 0) -> int:
+def picture_seed(seed: int, index: int, attempt: int, round_number: int = 0) -> int:
     """A picture's own seed, which depends on no other picture."""
-    name = f"picture-{seed}-{index}-{attempt}" + (f"-round-{gallery}" if gallery else "")
+    name = f"picture-{seed}-{index}-{attempt}" + (f"-round-{round_number}" if round_number else "")
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)

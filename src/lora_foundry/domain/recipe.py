@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from lora_foundry.domain.sections import (
     CaptionSection,
     CurateSection,
+    DatasetSection,
     EvaluateSection,
     GenerateSection,
     ModelSection,
@@ -56,6 +57,7 @@ class Recipe(Section):
     seed: int = Field(42, ge=0, lt=2**32, description="Fixes plan, picture seeds and evaluation.")
     model: ModelSection
     shots: Vocabulary
+    dataset: DatasetSection = DatasetSection()
     generate: GenerateSection
     curate: CurateSection
     caption: CaptionSection

@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import Recipe
+from lora_foundry.domain.sections.dataset import Source
+from lora_foundry.errors import InputError
 
 StageName = Literal["generate", "curate", "caption", "train", "evaluate", "publish"]
 # What becomes of a character of that name that was asked for with other words or settings: it is kept as an earlier
@@ -31,6 +33,33 @@ class Run(BaseModel):
     output_name: str
     version: int = Field(default=1, ge=1, description="Which of the character's versions it makes.")
     replaces: bool = Field(default=False, description="Whether the version before is removed, not kept.")
+
+    @property
+    def source(self) -> Source:
+        """Where the pictures come from: what the recipe says, or what the character was given."""
+        said = self.recipe.dataset.source
+        if said != "auto":
+            return said
+        return "described" if self.character.reference_image is None else "reference"
+
+    @property
+    def draws(self) -> bool:
+        """Whether any picture is drawn for the set."""
+        return self.source != "own"
+
+    @model_validator(mode="after")
+    def _can_begin(self) -> Self:
+        """Raises InputError where the pictures are to come from something that is not there."""
+        if self.draws and not self.character.description:
+            raise InputError(
+                'The description is empty; describe the character, as in "1girl, brown hair, armor", or train on your '
+                "own pictures with --pictures."
+            )
+        if self.source == "reference" and self.character.reference_image is None:
+            raise InputError(
+                'dataset.source = "reference" needs a reference image; give one with --reference.'
+            )
+        return self
 
 
 class ProgressEvent(BaseModel):

@@ -42,7 +42,18 @@ class RunPaths:
 
     @staticmethod
     def caption(image: Path) -> Path:
+        """The caption of a picture that was made here; a person's own may have theirs elsewhere (training_set)."""
         return image.with_suffix(".txt")
+
+    @property
+    def triage(self) -> Path:
+        """What was found of the own pictures before the training."""
+        return self.root / "triage.json"
+
+    @property
+    def triage_report(self) -> Path:
+        """The same for people, with the pictures."""
+        return self.root / "triage.html"
 
     @property
     def reference(self) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import read_model, remove_tree, storage_errors, write_model
+from lora_foundry.files.storage import read_model, remove_file, remove_tree, storage_errors, write_model
+from lora_foundry.files.training_set import list_set
 
 # Written aside and renamed, never changed in place: a second name costs nothing. Everything else is copied.
 _LINKED = (".png", ".jpg", ".jpeg", ".webp", ".safetensors")
@@ -63,8 +64,10 @@ def make_room(paths: RunPaths, run: Run) -> None:
     if earlier is None or earlier.version >= run.version:
         return
     if run.replaces:
+        apart = _remove_drawn(paths)
         for entry in _entries(paths):
-            remove_tree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+            if entry not in apart:
+                remove_tree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
         return
     kept = paths.version(earlier.version)
     if kept.exists():
@@ -78,6 +81,19 @@ def make_room(paths: RunPaths, run: Run) -> None:
             _keep(entry, aside / entry.name)
         write_model(aside / paths.run_file.name, earlier.model_copy(update={"dataset_dir": kept}))
         aside.rename(kept)
+
+
+def _remove_drawn(paths: RunPaths) -> set[Path]:
+    """Removes the pictures that were drawn, with their captions; returns the folders of a person's own pictures and
+    masks, which nothing here removes. None where there are no own pictures."""
+    listed = list_set(paths)
+    if not listed.own:
+        return set()
+    for picture in listed.pictures:
+        if picture.generated:
+            for file in (picture.path, *picture.captions):
+                remove_file(file)
+    return {paths.images, paths.masks}
 
 
 def _entries(paths: RunPaths) -> list[Path]:

@@ -1,1 +1,1 @@
-"""The six stages of the pipeline, a module each, and what they share: scoring, proofs, pictures, the report."""
+"""The six stages of the pipeline, a package each: `step` is the stage, beside it only what it alone needs."""

@@ -80,7 +80,7 @@ class StagePayload(Payload):
     """One stage of a pipeline."""
 
     stage: StageName
-    description: str
+    description: str = ""
     character_tags: str | list[str] = ""
     trigger: str = ""
     output_name: str | None = None

@@ -3,7 +3,6 @@ and caption, so that no step waits for an encoder and a second training starts a
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from lora_foundry.domain.run import fingerprint
-from lora_foundry.errors import BackendError, InputError
+from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.family import FamilyModel
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.files import storage
+from lora_foundry.files.images import read_alpha, read_brightness, read_picture
 from lora_foundry.trainer.resident import Resident
 
 ENCODE_BATCH = 8
@@ -67,15 +67,6 @@ class TensorFile:
         return tensor
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises InputError where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be read ({error.strerror or error}).") from error
-
-
 def choose_frame(sizes: Sequence[tuple[int, int]], resolution: int, multiple: int) -> tuple[int, int]:
     """The one width and height that all pictures of a set are brought to: the commonest shape among `sizes`,
     scaled to the area of `resolution` squared, in multiples of `multiple`."""
@@ -101,27 +92,10 @@ def fit_frame(size: tuple[int, int], resolution: int, multiple: int) -> tuple[in
     return max(within, key=lambda frame: (used(frame), frame))
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Width and height as shown, without decoding the picture. Raises InputError."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise _unreadable(path) from error
-
-
-def read_picture(path: Path, frame: tuple[int, int], flipped: bool = False) -> Tensor:
-    """A picture (3, H, W) in -1..1, scaled to cover `frame` and cut to it around the centre; transparency is
-    white. `flipped`: mirrored, left for right."""
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            fitted = ImageOps.fit(image.convert("RGB"), frame, Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise _unreadable(path) from error
+def read_tensor(path: Path, frame: tuple[int, int], flipped: bool = False) -> Tensor:
+    """A picture (3, H, W) in -1..1, scaled to cover `frame` and cut to it around the centre; `flipped`:
+    mirrored, left for right. Raises InputError."""
+    fitted = ImageOps.fit(read_picture(path), frame, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
     pixels = pixels.permute(2, 0, 1) / 127.5 - 1
     return pixels.flip(-1) if flipped else pixels
@@ -129,14 +103,9 @@ def read_picture(path: Path, frame: tuple[int, int], flipped: bool = False) -> T
 
 def read_mask(path: Path, frame: tuple[int, int], alpha: bool) -> Tensor:
     """What counts of a picture (1, H, W) in 0..1, cut as the picture is: its alpha channel, or how bright the mask
-    picture is. Raises InputError."""
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            shown = image.convert("RGBA").getchannel("A") if alpha else image.convert("L")
-            fitted = ImageOps.fit(shown, frame, Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise _unreadable(path) from error
+    picture is, which has the picture's shape. Raises InputError."""
+    shown = read_alpha(path) if alpha else read_brightness(path)
+    fitted = ImageOps.fit(shown, frame, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())[None] / 255
 
 
@@ -164,9 +133,7 @@ def cache_latents(
     for start in range(0, len(names), ENCODE_BATCH):
         batch = names[start : start + ENCODE_BATCH]
         try:
-            pixels = [
-                read_picture(path, frame, flipped) for path, flipped in map(pictures.__getitem__, batch)
-            ]
+            pixels = [read_tensor(path, frame, flipped) for path, flipped in map(pictures.__getitem__, batch)]
             encoded = model.encode_images(torch.stack(pixels))
         except torch.OutOfMemoryError as error:
             raise BackendError(
@@ -240,7 +207,3 @@ class CaptionCache:
     @torch.no_grad()
     def _encode(self, caption: str) -> Condition:
         return {name: tensor.cpu() for name, tensor in self._model.encode_captions([caption])[0].items()}
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(f"{path} is not a picture that can be read; replace or remove it.")

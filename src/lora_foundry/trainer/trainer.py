@@ -32,6 +32,8 @@ from lora_foundry.families._shared.devices import (
 )
 from lora_foundry.families._shared.family import FamilyModel, load_family
 from lora_foundry.files import storage
+from lora_foundry.files.hashing import readable_hash
+from lora_foundry.files.images import picture_size
 from lora_foundry.files.paths import (
     CACHE,
     CHECKPOINTS,
@@ -43,14 +45,7 @@ from lora_foundry.files.paths import (
 )
 from lora_foundry.ports import ProgressCallback, TrainingJob
 from lora_foundry.trainer.adapter import NAME, Adapter
-from lora_foundry.trainer.caches import (
-    CaptionCache,
-    TensorFile,
-    cache_latents,
-    hash_file,
-    latent_name,
-    read_size,
-)
+from lora_foundry.trainer.caches import CaptionCache, TensorFile, cache_latents, latent_name
 from lora_foundry.trainer.checkpoints import Checkpoints, Learner
 from lora_foundry.trainer.draws import Draws, derive_seed
 from lora_foundry.trainer.events import EventFile
@@ -164,7 +159,7 @@ class Preparation:
         self._job, self._base, self._reporter, self._device = job, base, reporter, device
         settings = job.settings
         reporter.say("loading the base model")
-        self._hashes = [hash_file(image.path) for image in job.images]
+        self._hashes = [readable_hash(image.path) for image in job.images]
         self._fingerprint = _fingerprint(job, base, self._hashes)
         self.model: FamilyModel = load_family(base, settings, device)
         held_out = hold_out(job.images, settings)
@@ -298,7 +293,7 @@ class Preparation:
     def _prepare(self, held_out: list[int]) -> Material:
         """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
         job, settings = self._job, self._job.settings
-        sizes = [read_size(image.path) for image in job.images]
+        sizes = [picture_size(image.path) for image in job.images]
         frames = plan_frames(sizes, settings, self.model.side_multiple)
         files = {frame: self._cache_latents(frame, frames) for frame in sorted(set(frames))}
         captions = self._cache_captions()
@@ -385,9 +380,9 @@ def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
     training, and a finished one with the same goes on where more steps are asked for."""
     settings = job.settings.model_dump(mode="json", exclude={*_MACHINE, *_LENGTH, *WITHOUT_INFLUENCE})
     if job.settings.start_from:
-        settings["start_from"] = hash_file(Path(job.settings.start_from).expanduser())
+        settings["start_from"] = readable_hash(Path(job.settings.start_from).expanduser())
     images = [
-        (digest, image.caption, image.repeats, image.regular, image.mask and hash_file(image.mask))
+        (digest, image.caption, image.repeats, image.regular, image.mask and readable_hash(image.mask))
         for digest, image in zip(hashes, job.images, strict=True)
     ]
     return fingerprint("training-5", base.identity, settings, job.settings.samples_per_step, images)

@@ -9,21 +9,23 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
 from pydantic import BaseModel
 
+from lora_foundry.domain.captions import one_line
 from lora_foundry.domain.curation import CurationResult, Verdict
-from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord, TaggingResults
+from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, TaggingResults
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
-from lora_foundry.files.images import file_hash, read_record
+from lora_foundry.files import training_set as files
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import is_readable, picture_size, read_record
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.sidecars import read_caption
 from lora_foundry.files.storage import read_model, storage_errors, write_model, write_text
-from lora_foundry.web.jail import is_plain_name, jailed
+from lora_foundry.files.training_set import list_set, picture_path, pictures_in
 from lora_foundry.web.problems import ConflictError, NotFoundError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_CAPTION = 4000
 MOST_PAIRS = 100
 _MOST_COMPARED = 1000
@@ -55,19 +57,18 @@ class Looks:
                 self._kept[path] = known
                 if len(self._kept) > _MOST_LOOKS:
                     self._kept.popitem(last=False)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except (OSError, InputError):
             return None
         return known[2]
 
 
 def _look(path: Path) -> Look:
-    with Image.open(path) as file:
-        width, height = file.size
-    return Look(width, height, read_record(path))
+    return Look(*picture_size(path), read_record(path))
 
 
 class SetPicture(BaseModel):
-    """One picture. `own`: it was not made here. `edited`: a person wrote the caption. `shot`: its words by axis.
+    """One picture. file: its name below images/, or in rejected/. own: it was not made here. edited: a person wrote the
+    caption. shot: its words by axis.
 
     reason: why it was left out, or what is wrong with it although it is in.
     """
@@ -124,44 +125,54 @@ def read_exclusions(paths: RunPaths) -> Exclusions:
 
 
 def pictures_of(paths: RunPaths, looks: Looks, records: SetRecords) -> list[SetPicture]:
-    """Every picture of images/, then every rejected one, by name."""
+    """Every picture of the set, then every rejected one, by name."""
     verdicts: dict[str, Verdict] = {}
     if records.curation is not None:
-        verdicts = {each.file: each for each in (*records.curation.accepted, *records.curation.rejected)}
+        listed = (*records.curation.accepted, *records.curation.rejected, *records.curation.own)
+        verdicts = {each.file: each for each in listed}
+    written = {each.file: each for each in records.tagging.captions} if records.tagging else {}
     found = []
     for folder in (paths.images, paths.rejected):
-        for path in picture_files(folder):
-            look = looks.at(path)
+        listed_set = list_set(paths) if folder == paths.images else pictures_in(folder)
+        for picture in listed_set.pictures:
+            look = looks.at(picture.path)
             if look is not None:
-                verdict = verdicts.get(f"{folder.name}/{path.name}")
-                found.append(_picture(paths, path, look, verdict, records))
+                verdict = verdicts.get(f"{folder.name}/{picture.name}")
+                found.append(
+                    _picture(
+                        picture, look, verdict, records, written.get(picture.name), folder == paths.rejected
+                    )
+                )
     return found
 
 
 def picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder, by name; none where there is no folder. Links are left out."""
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."]
+        files = [path for path in folder.iterdir() if is_readable(path) and path.name[0] != "."]
     except OSError:
         return []
     return sorted(path for path in files if not path.is_symlink())
 
 
 def _picture(
-    paths: RunPaths, path: Path, look: Look, verdict: Verdict | None, records: SetRecords
+    picture: files.SetPicture,
+    look: Look,
+    verdict: Verdict | None,
+    records: SetRecords,
+    ours: Caption | None,
+    rejected: bool,
 ) -> SetPicture:
-    stat = path.stat()
+    stat = picture.path.stat()
     status, reason = "included", "; ".join(each.text for each in verdict.reasons) if verdict else ""
-    if path.parent == paths.rejected:
+    if rejected:
         status = "rejected"
-    elif path.name in records.exclusions.files and is_excluded(records.exclusions, path):
-        status, reason = "excluded", records.exclusions.files[path.name].reason or "excluded by hand"
-    caption = read_caption(path)
-    written = {each.file: each for each in records.tagging.captions} if records.tagging else {}
-    ours = written.get(path.name)
+    elif picture.name in records.exclusions.files and files.is_excluded(records.exclusions, picture):
+        status, reason = "excluded", records.exclusions.files[picture.name].reason or "excluded by hand"
+    caption = caption_of(picture)
     record = look.record
     return SetPicture(
-        file=path.name,
+        file=picture.name,
         status=status,  # type: ignore[arg-type]
         own=record is None,
         caption=caption,
@@ -176,15 +187,13 @@ def _picture(
     )
 
 
-def is_excluded(exclusions: Exclusions, path: Path) -> bool:
-    return path.name in exclusions.files and exclusions.covers(path.name, file_hash(path))
-
-
-def read_caption(image: Path) -> str | None:
-    """The caption as the trainer reads it, on one line; None where there is none."""
+def caption_of(picture: files.SetPicture) -> str | None:
+    """What stands in the caption's file, on one line; None where there is none that can be read."""
+    if picture.caption is None:
+        return None
     try:
-        return " ".join(RunPaths.caption(image).read_text("utf-8-sig", errors="replace").split())
-    except OSError:
+        return read_caption(picture.caption)
+    except InputError:
         return None
 
 
@@ -227,19 +236,27 @@ def near_pairs(pictures: list[SetPicture], records: SetRecords) -> list[NearPair
 
 def find_picture(paths: RunPaths, file: str) -> Path:
     """A picture of the set or a rejected one, by its name. Raises NotFoundError."""
-    if is_plain_name(file) and Path(file).suffix.lower() in PICTURES:
-        for folder in (paths.images, paths.rejected):
-            if (folder / file).is_file():
-                return jailed(paths.root, folder.name, file)
+    for folder in (paths.images, paths.rejected):
+        path = picture_path(folder, file)
+        if path is not None:
+            return path
     raise NotFoundError(f"There is no picture {file[:120]!r} in this set.")
 
 
-def in_set(paths: RunPaths, file: str) -> Path:
+def leads_out(paths: RunPaths, path: Path) -> bool:
+    """Whether a picture of the set is a link to a file elsewhere. Of such a file only what is seen in it is served."""
+    return paths.root.resolve() not in path.resolve().parents
+
+
+def in_set(paths: RunPaths, file: str) -> files.SetPicture:
     """A picture of images/. Raises NotFoundError, also for one that curation rejected."""
-    path = find_picture(paths, file)
-    if path.parent.name != paths.images.name:
+    if picture_path(paths.images, file) is None:
+        find_picture(paths, file)
         raise NotFoundError(f"{file[:120]!r} was rejected by curation and is not in the set.")
-    return path
+    found = list_set(paths).find(file)
+    if found is None:
+        raise NotFoundError(f"There is no picture {file[:120]!r} in this set.")
+    return found
 
 
 def check_caption(text: str) -> str:
@@ -252,25 +269,25 @@ def check_caption(text: str) -> str:
     return caption
 
 
-def write_caption(path: Path, text: str, previous: str | None = None) -> str:
+def write_caption(picture: files.SetPicture, text: str, previous: str | None = None) -> str:
     """Writes a person's caption. Raises ConflictError where it is no longer `previous`."""
     caption = check_caption(text)
-    present = read_caption(path)
-    if previous is not None and present is not None and " ".join(previous.split()) != present:
-        raise ConflictError(f"The caption of {path.name} has been changed meanwhile; it now is: {present}")
-    _own_target(path)
-    write_text(RunPaths.caption(path), caption + "\n")
+    present = caption_of(picture)
+    if previous is not None and present is not None and one_line(previous) != present:
+        raise ConflictError(f"The caption of {picture.name} has been changed meanwhile; it now is: {present}")
+    _own_target(picture)
+    write_text(picture.target, caption + "\n")
     return caption
 
 
-def _own_target(path: Path) -> None:
-    """A .txt that is a link would be replaced, never followed; say so instead of surprising its owner."""
-    if RunPaths.caption(path).is_symlink():
-        raise ConflictError(f"The caption of {path.name} is a link; it is changed where it points to.")
+def _own_target(picture: files.SetPicture) -> None:
+    """A caption's file that is a link would be replaced, never followed; say so instead of surprising its owner."""
+    if picture.target.is_symlink():
+        raise ConflictError(f"The caption of {picture.name} is a link; it is changed where it points to.")
 
 
 def change_tags(
-    paths: RunPaths, add: list[str], remove: list[str], files: list[str] | None, trigger: str
+    paths: RunPaths, add: list[str], remove: list[str], names: list[str] | None, trigger: str
 ) -> list[str]:
     """Adds tags at the end of captions and removes others from them; the files that changed.
 
@@ -280,21 +297,26 @@ def change_tags(
     new, old = [_tag(each) for each in add], {_tag(each).lower() for each in remove}
     if trigger and trigger.lower() in old:
         raise InputError(f"{trigger!r} calls the character; without it in the captions the LoRA has no name.")
-    chosen = picture_files(paths.images) if files is None else [in_set(paths, each) for each in files]
-    changes: list[tuple[Path, str]] = []
-    for path in chosen:
-        before = read_caption(path)
+    listed = {picture.name: picture for picture in list_set(paths).pictures}
+    chosen = list(listed.values()) if names is None else [_listed(paths, listed, each) for each in names]
+    changes: list[tuple[files.SetPicture, str]] = []
+    for picture in chosen:
+        before = caption_of(picture)
         if before is None:
             continue
         tags = [tag for tag in tags_of(before) if tag.lower() not in old]
         known = {tag.lower() for tag in tags}
         tags += [tag for tag in dict.fromkeys(new) if tag.lower() not in known]
         if (after := ", ".join(tags)) != ", ".join(tags_of(before)):
-            _own_target(path)
-            changes.append((path, check_caption(after)))
-    for path, after in changes:
-        write_text(RunPaths.caption(path), after + "\n")
-    return [path.name for path, _ in changes]
+            _own_target(picture)
+            changes.append((picture, check_caption(after)))
+    for picture, after in changes:
+        write_text(picture.target, after + "\n")
+    return [picture.name for picture, _ in changes]
+
+
+def _listed(paths: RunPaths, listed: dict[str, files.SetPicture], name: str) -> files.SetPicture:
+    return listed[name] if name in listed else in_set(paths, name)
 
 
 def _tag(text: str) -> str:
@@ -304,17 +326,19 @@ def _tag(text: str) -> str:
     return tag
 
 
-def exclude(paths: RunPaths, path: Path, reason: str) -> None:
+def exclude(paths: RunPaths, picture: files.SetPicture, reason: str) -> None:
     """Throws a picture out; it stays in its folder."""
-    with storage_errors(path):
-        mark = Exclusion(sha256=file_hash(path), reason=" ".join(reason.split()), at=datetime.now(UTC))
+    with storage_errors(picture.path):
+        mark = Exclusion(
+            sha256=file_hash(picture.path), reason=" ".join(reason.split()), at=datetime.now(UTC)
+        )
     known = read_exclusions(paths)
-    write_model(paths.exclusions, Exclusions(files=known.files | {path.name: mark}))
+    write_model(paths.exclusions, Exclusions(files=known.files | {picture.name: mark}))
 
 
-def restore(paths: RunPaths, path: Path) -> None:
+def restore(paths: RunPaths, picture: files.SetPicture) -> None:
     """Takes a picture back into the set; one that is in stays in."""
     known = read_exclusions(paths)
-    if path.name in known.files:
-        rest = {file: mark for file, mark in known.files.items() if file != path.name}
+    if picture.name in known.files:
+        rest = {file: mark for file, mark in known.files.items() if file != picture.name}
         write_model(paths.exclusions, Exclusions(files=rest))

@@ -9,8 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from lora_foundry.errors import InputError
+from lora_foundry.files.images import read_picture
 from lora_foundry.web.problems import NotFoundError
 
 SIZES = (128, 256, 512, 1024)
@@ -59,12 +61,8 @@ class Thumbnails:
 def shrink(path: Path, edge: int) -> bytes:
     """A picture file as WebP within `edge` x `edge` pixels. Raises NotFoundError for what is no picture."""
     try:
-        with Image.open(path) as file:
-            if file.width * file.height > MOST_PIXELS:
-                raise NotFoundError(f"{path.name} is too large to be shown.")
-            file.draft("RGB", (edge, edge))
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        picture = read_picture(path, within=edge, most_pixels=MOST_PIXELS)
+    except InputError as error:
         raise NotFoundError(f"{path.name} is no picture that can be shown.") from error
     picture.thumbnail((edge, edge), Image.Resampling.BILINEAR, reducing_gap=2.0)
     data = BytesIO()

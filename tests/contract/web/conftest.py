@@ -60,7 +60,7 @@ def paint_set(settings: Settings, name: str = "Elara", images: int = IMAGES) -> 
     )
     refused = Verdict(
         file=f"rejected/{paths.attempt(paths.rejected, images - 1, 0).name}", index=images - 1, attempt=0, seed=1,
-        accepted=False, reasons=(Reason(fault="blank", text="<b>blank</b>"),),
+        accepted=False, reasons=(Reason(code="blank", text="<b>blank</b>"),),
     )  # fmt: skip
     shared = {"character": name, "fingerprint": "x"}
     write_model(paths.generation_metadata, GenerationMetadata(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from lora_foundry.backends.plan_captions import PlanCaptioner
@@ -288,11 +289,11 @@ def test_tags_change_in_many_captions_at_once_or_in_none(
 def test_an_excluded_picture_is_not_trained_on_until_it_is_restored(
     client: TestClient, pipeline: str, paths: RunPaths
 ) -> None:
-    settings = require_model(paths.run_file, Run, "any").recipe.train
+    run = require_model(paths.run_file, Run, "any")
 
     def trained_on() -> list[str]:
         tagging = require_model(paths.tagging_results, TaggingResults, "caption")
-        return [image.path.name for image in collect_images(paths, tagging, settings)]
+        return [image.path.name for image in collect_images(run, paths, tagging)]
 
     whole = trained_on()
     answer = client.post(f"{pipeline}/dataset/elara_002.png/exclude", json={"reason": HOSTILE}).json()
@@ -315,15 +316,30 @@ def test_an_exclusion_is_of_a_picture_not_of_its_name(
     assert list(known.files) == ["elara_001.png"]
 
 
-def test_links_that_lead_out_of_the_set_are_not_served(
+def hidden_text(text: str) -> PngInfo:
+    notes = PngInfo()
+    notes.add_text("comment", text)
+    return notes
+
+
+def test_links_that_lead_out_of_the_set_are_served_as_pictures_only(
     client: TestClient, pipeline: str, paths: RunPaths
 ) -> None:
     secret = paths.root.parent / "secret.png"
     Image.new("RGB", (64, 64)).save(secret)
+    note = paths.root.parent / "note.png"
+    note.write_text("a secret that is no picture")
+    (paths.images / "note.png").symlink_to(note)
+    assert "note.png" not in [each["file"] for each in client.get(f"{pipeline}/dataset").json()["images"]]
+    problem(client.get(f"{pipeline}/dataset/note.png/thumbnail"), 404)
+    problem(client.get(f"{pipeline}/dataset/note.png"), 404)
+    # A picture that its owner has linked into the set is trained on, so it is shown; only what is seen in it goes out.
+    Image.new("RGB", (64, 64), "red").save(secret, pnginfo=hidden_text("where I live"))
     (paths.images / "link.png").symlink_to(secret)
-    assert "link.png" not in [each["file"] for each in client.get(f"{pipeline}/dataset").json()["images"]]
-    problem(client.get(f"{pipeline}/dataset/link.png"), 404)
-    problem(client.get(f"{pipeline}/dataset/link.png/thumbnail"), 404)
+    assert "link.png" in [each["file"] for each in client.get(f"{pipeline}/dataset").json()["images"]]
+    shown = client.get(f"{pipeline}/dataset/link.png")
+    assert shown.headers["content-type"] == "image/webp"
+    assert b"where I live" not in shown.content
     problem(client.get(f"{pipeline}/dataset/..%2F..%2Fsecret.png"), 404)
     problem(client.get(f"{pipeline}/evaluation/..%2Frun.json"), 404)
     problem(client.get(f"{pipeline}/evaluation/..%2F../run.json"), 404)

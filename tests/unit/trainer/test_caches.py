@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_foundry.errors import InputError
-from lora_foundry.trainer.caches import TensorFile, choose_frame, fit_frame, read_picture, read_size
+from lora_foundry.files.images import picture_size
+from lora_foundry.trainer.caches import TensorFile, choose_frame, fit_frame, read_tensor
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_picture_is_scaled_to_cover_and_cut_around_the_centre(tmp_path: Path) 
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 100))
     wide.save(tmp_path / "wide.png")
-    pixels = read_picture(tmp_path / "wide.png", (32, 32))
+    pixels = read_tensor(tmp_path / "wide.png", (32, 32))
     assert pixels.shape == (3, 32, 32)
     assert torch.allclose(pixels[:, 16, 16], torch.tensor([-1.0, -1.0, 1.0]), atol=0.02)
     assert torch.allclose(pixels[:, 4, 2], torch.tensor([-1.0, -1.0, 1.0]), atol=0.02)
@@ -42,11 +43,11 @@ def test_a_picture_is_scaled_to_cover_and_cut_around_the_centre(tmp_path: Path) 
 
 def test_transparency_is_white_and_palettes_and_grey_are_read(tmp_path: Path) -> None:
     Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert torch.equal(read_picture(tmp_path / "clear.png", (16, 16)), torch.ones(3, 16, 16))
+    assert torch.equal(read_tensor(tmp_path / "clear.png", (16, 16)), torch.ones(3, 16, 16))
     for mode in ("L", "P", "1", "I;16", "LA"):
         path = tmp_path / f"{mode.replace(';', '')}.png"
         Image.new(mode, (40, 40)).save(path)
-        assert read_picture(path, (16, 16)).shape == (3, 16, 16)
+        assert read_tensor(path, (16, 16)).shape == (3, 16, 16)
 
 
 def test_a_turned_photograph_is_read_upright(tmp_path: Path) -> None:
@@ -54,14 +55,14 @@ def test_a_turned_photograph_is_read_upright(tmp_path: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_size(tmp_path / "turned.jpg") == (20, 40)
+    assert picture_size(tmp_path / "turned.jpg") == (20, 40)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\nhalf"])
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(content)
-    for read in (read_size, lambda file: read_picture(file, (16, 16))):
+    for read in (picture_size, lambda file: read_tensor(file, (16, 16))):
         with pytest.raises(InputError, match=r"broken\.png is not a picture"):
             read(path)
 
@@ -72,7 +73,7 @@ def test_a_cut_off_picture_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(whole.read_bytes()[:-900])
     with pytest.raises(InputError, match=r"cut\.png"):
-        read_picture(path, (16, 16))
+        read_tensor(path, (16, 16))
 
 
 def test_a_large_cache_is_read_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

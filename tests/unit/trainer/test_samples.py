@@ -17,7 +17,7 @@ from lora_foundry.families._shared.family import load_family
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.ports import TrainingJob
-from lora_foundry.trainer.caches import read_picture
+from lora_foundry.trainer.caches import read_tensor
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
@@ -141,7 +141,7 @@ def test_on_a_gpu_pictures_are_encoded_one_by_one(base: Base, monkeypatch: pytes
 def test_what_the_memory_does_not_hold_is_encoded_and_decoded_in_tiles(base: Base, pictures: Any) -> None:
     """The tiles' seams are blended; the latents stay close to those of the whole picture."""
     model: Any = load_family(base, short_section(), CPU)
-    pixels = torch.stack([read_picture(pictures[0].path, (384, 384))])
+    pixels = torch.stack([read_tensor(pictures[0].path, (384, 384))])
     whole = model.encode_images(pixels)
     vae = model._vae
     vae.encoder = _Wrapped(vae.encoder, _Short(vae.encoder, 256 * 256))

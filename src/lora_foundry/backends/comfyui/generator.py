@@ -35,7 +35,7 @@ from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import fingerprint
 from lora_foundry.errors import BackendError, FoundryError, InputError
-from lora_foundry.files.images import file_hash
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.leftovers import take_back
 from lora_foundry.ports import GeneratedImage
 

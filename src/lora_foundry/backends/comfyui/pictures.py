@@ -4,12 +4,12 @@ counts, since a server's word for success says nothing of what the picture shows
 from __future__ import annotations
 
 import copy
-import io
 
 from PIL import Image
 
 from lora_foundry.backends.comfyui.graphs import Graph, fits
-from lora_foundry.errors import BackendError
+from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.images import COMMON_FORMATS, read_picture
 
 
 class FlatPictureError(BackendError):
@@ -30,10 +30,9 @@ def check_picture(data: bytes, name: str, size: tuple[int, int] | None) -> Image
     """The decoded picture, scaled down where it is larger than asked. Raises BackendError where it is damaged, smaller
     or of another shape, or of one flat colour."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BackendError(f"ComfyUI's picture {name} is damaged: {error}.") from error
+        picture = read_picture(data, formats=COMMON_FORMATS)
+    except InputError as error:
+        raise BackendError(f"ComfyUI's picture {name} is damaged: {error}") from error
     if size is not None and picture.size != size:
         if not fits(picture.size, size):
             asked, got = f"{size[0]}x{size[1]}", f"{picture.width}x{picture.height}"

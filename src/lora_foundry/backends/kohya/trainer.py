@@ -39,7 +39,7 @@ from lora_foundry.errors import (
     VerificationError,
 )
 from lora_foundry.families._shared.base import Base
-from lora_foundry.files.images import file_hash
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.paths import TRAINING_CONFIG, TRAINING_LOG, TRAINING_LOSS
 from lora_foundry.files.safetensors import read_header
 from lora_foundry.files.storage import (

@@ -1,20 +1,51 @@
-"""What all sections of a recipe share: they are immutable and strict about their keys, and a field whose value may name
-a file of this machine says so where it is declared."""
+"""What all sections of a recipe share: they are immutable and strict about their keys. Each field declares what it
+affects, from which every stage's fingerprint follows, and one whose value may name a file of this machine says so."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from inspect import get_annotations
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Place = Literal["models", "pictures", "workflows"]
+Affects = Literal["pictures", "captions", "weights", "scores", "nothing"]
+LEVELS: tuple[Affects, ...] = get_args(Affects)
+# For `json_schema_extra` of a field that affects something else than its section does.
+SCORES: dict[str, Any] = {"affects": "scores"}
+NOTHING: dict[str, Any] = {"affects": "nothing"}
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and strict about its keys."""
+    """Base of every section: immutable, and strict about its keys.
+
+    AFFECTS: the earliest thing that changes with a field of this section: the training pictures, their captions, the
+    trained weights, the scores, or nothing that is kept (how it is computed, what is shown on the way). A field that
+    differs says so in its `json_schema_extra`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    AFFECTS: ClassVar[Affects] = "pictures"
+
+    def deciding(self, *levels: Affects) -> dict[str, Any]:
+        """The fields that affect one of `levels`, as JSON-like values for a fingerprint."""
+        names = {name for name, affected in declared(type(self)) if affected in levels}
+        return self.model_dump(mode="json", include=names)
+
+
+def declared(section: type[BaseModel]) -> Iterator[tuple[str, Affects]]:
+    """What each field of a section affects: its own word, else that of the class which declares it."""
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        own = extra.get("affects") if isinstance(extra, dict) else None
+        owner = next(each for each in section.__mro__ if name in get_annotations(each))
+        affected = own or getattr(owner, "AFFECTS", "pictures")
+        assert affected in LEVELS, (
+            f"{section.__name__}.{name} affects {affected!r}, which is not one of {LEVELS}"
+        )
+        yield name, affected
 
 
 @dataclass(frozen=True)

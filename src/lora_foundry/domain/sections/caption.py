@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lora_foundry.domain.sections.base import Section, Share
+from lora_foundry.domain.sections.base import Affects, Section, Share
 from lora_foundry.registry import OneOf
 
 
 class CaptionSection(Section):
     """[caption]: what the trainer is told about each picture."""
+
+    AFFECTS: ClassVar[Affects] = "captions"
 
     look: tuple[Annotated[str, OneOf("captioner")], ...] = Field(
         (), description="What looks at each picture; what it sees beats what was asked for."
@@ -31,5 +33,10 @@ class CaptionSection(Section):
     scene: tuple[Literal["angle", "lighting", "background"], ...] = Field(
         ("angle", "lighting", "background"),
         description="Parts of the shot that captions name after pose and expression.",
+    )
+    kept: Literal["with_trigger", "as_written"] = Field(
+        "with_trigger",
+        description="How captions that a person has written are trained on: with the trigger word, put in where they lack "
+        "it and in the place of an earlier one, or exactly as they stand. Their files are never changed.",
     )
     quality_tags: tuple[str, ...] = Field(description="Tags that close every caption.")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lora_foundry.domain.sections.base import Section, Share
+from lora_foundry.domain.sections.base import NOTHING, Affects, Section, Share
 
 
 class EvaluateSection(Section):
     """[evaluate]: held-out prompts and seeds on which the LoRA is measured."""
+
+    AFFECTS: ClassVar[Affects] = "scores"
 
     prompts: Annotated[int, Field(ge=1, le=500)] = Field(
         12, description="Held-out shots, drawn like the plan from another seed, on which both are measured."
@@ -18,7 +20,9 @@ class EvaluateSection(Section):
     seeds: Annotated[int, Field(ge=1, le=50)] = Field(2, description="Seeds a prompt.")
     strength: float = Field(1.0, gt=0, le=2, description="Strength at which the LoRA is measured.")
     min_identity: Share = Field(
-        0.0, description="Least identity for publishing; below, the run ends without it."
+        0.0,
+        description="Least identity for publishing; below, the run ends without it.",
+        json_schema_extra=NOTHING,
     )
     choose: bool = Field(
         True,
@@ -50,4 +54,5 @@ class EvaluateSection(Section):
         1,
         description="How often a LoRA below `min_identity` is trained again with half as many steps more, before the "
         "run ends without publishing.",
+        json_schema_extra=NOTHING,
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lora_foundry.domain.sections.base import LocalPath, Section, Share, Size, WorkflowPath
+from lora_foundry.domain.sections.base import NOTHING, LocalPath, Section, Share, Size, WorkflowPath
 from lora_foundry.errors import did_you_mean
 from lora_foundry.registry import OneOf
 
@@ -60,7 +60,11 @@ class GenerateSection(Section):
         description="Noise schedule of the sampler, `karras` or `normal`, with ComfyUI any that the server has; DDIM and "
         "zero-terminal-SNR bases keep their own instead of `karras`.",
     )
-    batch_size: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Pictures made at once.")
+    batch_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        4,
+        description="Pictures made at once.",
+        json_schema_extra=NOTHING,
+    )
     rounds: Annotated[int, Field(ge=1, le=10)] = Field(
         1,
         description="Galleries drawn in all (The Chosen One, arXiv 2311.10093): between two of them a short LoRA is "

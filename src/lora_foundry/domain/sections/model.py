@@ -15,7 +15,8 @@ class ModelSection(Section):
 
     base: BaseModelPath = Field(
         description="Base model: `mini` (bundled), a diffusers folder, or one .safetensors file; a bare "
-        "file name is looked for in the models folder and in ComfyUI's checkpoints folder."
+        "file name is looked for in the models folder and in ComfyUI's checkpoints folder.",
+        json_schema_extra={"private": "file"},
     )
     source: str = Field(
         "",
@@ -63,6 +64,7 @@ class ModelSection(Section):
         "",
         description="Folder of the instruments' ONNX files; those that are not there are fetched from the hub at their "
         "first use. Their names are in docs/identity.md.",
+        json_schema_extra={"affects": "nothing", "private": "folder"},
     )
     detector: Annotated[str, OneOf("detector", also=("none",))] = Field(
         "none",

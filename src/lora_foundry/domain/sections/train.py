@@ -3,33 +3,29 @@ that contradict one another are refused here, in one sentence, before anything i
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lora_foundry.domain.sections.base import LocalPath, Positive, Section, Share, Size
+from lora_foundry.domain.sections.base import (
+    NOTHING,
+    Affects,
+    LocalPath,
+    Positive,
+    Section,
+    Share,
+    Size,
+    declared,
+)
 from lora_foundry.registry import OneOf
 
-# Settings that say what is kept or shown on the way, or how it is computed, and leave the trained weights as they are.
-WITHOUT_INFLUENCE = frozenset(
-    {
-        "cuda_graphs",
-        "needs_mib",
-        "checkpoint_every",
-        "saves",
-        "save_every_epochs",
-        "save_every_minutes",
-        "sample_prompts",
-        "sample_steps",
-        "sample_cfg",
-        "tensorboard",
-    }
-)
 Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class NetworkSettings(Section):
     """What is trained: the kind of network, its size, and the modules that get one."""
+
+    AFFECTS: ClassVar[Affects] = "weights"
 
     backend: Annotated[str, OneOf("trainer")] = Field("inprocess", description="Which trainer.")
     network: Literal["lora", "dora", "loha", "lokr"] = Field(
@@ -70,6 +66,8 @@ class NetworkSettings(Section):
 
 class OptimizerSettings(Section):
     """How it is learned: for how long, at which rates, by which optimizer."""
+
+    AFFECTS: ClassVar[Affects] = "weights"
 
     steps: int = Field(
         0,
@@ -112,6 +110,8 @@ class OptimizerSettings(Section):
 
 class MaterialSettings(Section):
     """What it is learned from: pictures, captions, noise and their weights."""
+
+    AFFECTS: ClassVar[Affects] = "weights"
 
     resolution: Size = Field(
         512,
@@ -167,6 +167,8 @@ class MaterialSettings(Section):
 class MachineSettings(Section):
     """How the machine is used."""
 
+    AFFECTS: ClassVar[Affects] = "weights"
+
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp16",
         description="Type of the frozen base while training; "
@@ -177,12 +179,14 @@ class MachineSettings(Section):
         False,
         description="Record a step's passes once and play them back, which spares the GPU the wait for Python; takes "
         "more memory. CUDA only, without checkpointing or text encoders that learn. Not yet proven on a GPU.",
+        json_schema_extra=NOTHING,
     )
     needs_mib: int = Field(
         0,
         ge=0,
         description="GPU memory in MiB that must be free before the training starts; 0 estimates it from base and "
         "settings.",
+        json_schema_extra=NOTHING,
     )
     memory: Literal["as_set", "auto", "8gb", "12gb", "16gb", "24gb"] = Field(
         "auto",
@@ -194,6 +198,8 @@ class MachineSettings(Section):
 
 class KeepingSettings(Section):
     """What is kept and shown on the way."""
+
+    AFFECTS: ClassVar[Affects] = "nothing"
 
     checkpoint_every: Positive = Field(200, description="Steps between checkpoints; the newest two are kept.")
     saves: Annotated[int, Field(ge=0, le=100)] = Field(
@@ -209,6 +215,7 @@ class KeepingSettings(Section):
     sample_prompts: tuple[str, ...] = Field(
         (),
         description="Drawn into training/samples/ with every kept export; {trigger} stands for the trigger word.",
+        json_schema_extra={"affects": "nothing", "private": True},
     )
     sample_steps: Positive = Field(20, description="Sampling steps of these pictures.")
     sample_cfg: float = Field(5.0, ge=0, description="Their guidance scale.")
@@ -267,3 +274,7 @@ class TrainSection(KeepingSettings, MachineSettings, MaterialSettings, Optimizer
             if wrong:
                 raise ValueError(sentence)
         return self
+
+
+# What says how it is computed, kept or shown, and leaves the trained weights as they are.
+WITHOUT_INFLUENCE = frozenset(name for name, affected in declared(TrainSection) if affected == "nothing")

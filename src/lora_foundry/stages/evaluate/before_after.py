@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.files.storage import write_bytes
+from lora_foundry.stages._shared.thumbnails import enlarge
 
 COLUMNS, CELL, GAP, MARGIN = 6, 192, 10, 24
 _LABEL, _HEAD, _FOOT = 116, 76, 50
@@ -97,14 +98,6 @@ def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` positions out of `count`, evenly apart."""
     few = min(count, wanted)
     return [place * count // few for place in range(few)]
-
-
-def enlarge(image: Image.Image, size: int) -> Image.Image:
-    """Fits a picture into a square of `size`; small ones keep their pixels sharp."""
-    small = max(image.size) * 2 <= size
-    scale = size / max(image.size)
-    new = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.convert("RGB").resize(new, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

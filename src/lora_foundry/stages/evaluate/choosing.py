@@ -1,10 +1,8 @@
 """Which checkpoint, at which strength: the last one is seldom the best. Each is measured on a few prompts and seeds of
-their own, and the best of them has to hold its place against the last one in the exam itself."""
+their own, and the best of them has to hold its place against the last one in the evaluation itself."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +11,14 @@ from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.evaluation import Candidate, ScoreRow, f_beta, own_share
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.sections import EvaluateSection
-from lora_foundry.errors import InputError, VerificationError
-from lora_foundry.files.images import file_hash
+from lora_foundry.domain.sharing import needed_metadata
+from lora_foundry.errors import BaseModelError, InputError, VerificationError
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import write_bytes
+from lora_foundry.files.safetensors import read_header, rewrite_metadata
 
 WORSE = 0.05  # by so much a later checkpoint scores less where training went on too long
-CLEARLY = 0.03  # by less than so much an exam's few pictures cannot tell two checkpoints apart
+CLEARLY = 0.03  # by less than so much an evaluation's few pictures cannot tell two checkpoints apart
 
 
 class Choice(NamedTuple):
@@ -39,7 +38,7 @@ def candidate_name(step: int, strength: float) -> str:
     return f"step-{step:05d}-at-{strength:g}"
 
 
-class Yardstick(NamedTuple):
+class ScoreWeights(NamedTuple):
     """What scores are made from: the set's own likeness, the base's variety, and how much identity weighs."""
 
     own: float | None
@@ -84,12 +83,12 @@ def demanded(options: Sequence[Choice], section: EvaluateSection) -> Choice | No
     )
 
 
-def rate(choice: Choice, row: ScoreRow, yardstick: Yardstick) -> Candidate:
+def rate(choice: Choice, row: ScoreRow, weights: ScoreWeights) -> Candidate:
     """A measured choice with its score."""
-    section = yardstick.section
-    identity = own_share(row.similarity, yardstick.own)
+    section = weights.section
+    identity = own_share(row.similarity, weights.own)
     identity = row.identity if identity is None else identity
-    adherence = row.adherence if row.adherence is not None else _kept(row.variety, yardstick.variety)
+    adherence = row.adherence if row.adherence is not None else _kept(row.variety, weights.variety)
     sound = 1.0 if row.sound is None else row.sound
     score = 0.0
     if identity is not None and adherence is not None and sound >= section.min_sound:
@@ -139,25 +138,19 @@ def overfit_from(candidates: Sequence[Candidate], step: int, strength: float) ->
     return None
 
 
-def record(source: Path, target: Path, notes: Mapping[str, str]) -> str:
-    """Copies a LoRA with `notes` added to its metadata, tensors untouched, and returns the copy's SHA-256. Raises
-    VerificationError for a file that is no safetensors."""
+def record(source: Path, target: Path, notes: Mapping[str, str], minimal: bool = False) -> str:
+    """Copies a LoRA with `notes` added to its metadata, tensors untouched, and returns the copy's SHA-256. `minimal`
+    keeps of the rest only what a program needs to load it. Raises VerificationError for a file that is no safetensors."""
     try:
-        data = source.read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        metadata = {**header.get("__metadata__", {}), **notes}
-    except (OSError, struct.error, ValueError, AttributeError, TypeError) as error:
+        metadata = {**read_header(source).metadata, **notes}
+        rewrite_metadata(source, target, needed_metadata(metadata) if minimal else metadata)
+    except (OSError, BaseModelError) as error:
         raise VerificationError(
             f"{source} is not a whole safetensors file ({error}); train again."
         ) from error
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    write_bytes(target, struct.pack("<Q", len(text)) + text + data[8 + length :])
     return file_hash(target)
 
 
 def requests_of(records: Sequence[PictureRecord], model: str) -> list[PictureRecord]:
-    """The same exam for another model."""
+    """The same evaluation prompts for another model."""
     return [each.model_copy(update={"model": model}) for each in records]

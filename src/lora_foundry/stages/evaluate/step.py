@@ -8,25 +8,30 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from lora_foundry.domain.dataset import GenerationMetadata
 from lora_foundry.domain.evaluation import Candidate, Evaluation, ScoreRow, Side
-from lora_foundry.domain.exclusion import Exclusions
-from lora_foundry.domain.held_out import exam, held_out_shots
+from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.lora import TrainedLora
-from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
+from lora_foundry.domain.run import Run, fingerprint
 from lora_foundry.domain.shots import Shot
-from lora_foundry.files.images import file_hash
+from lora_foundry.errors import StageError
+from lora_foundry.files.hashing import file_hash, readable_hash
+from lora_foundry.files.images import read_picture
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, require_model, write_model
-from lora_foundry.measures import thumbnail
-from lora_foundry.ports import Ports, ProgressCallback, Tagger, Trait
+from lora_foundry.files.training_set import SetPicture, TrainingSet, list_set, read_set
+from lora_foundry.measures import Grey, thumbnail
+from lora_foundry.ports import FloatArray, Ports, ProgressCallback, Tagger, Trait
+from lora_foundry.stages._shared.drawing import load_made
+from lora_foundry.stages._shared.report import write_report
 from lora_foundry.stages.evaluate.before_after import draw_before_after
 from lora_foundry.stages.evaluate.choosing import (
     CLEARLY,
     Choice,
-    Yardstick,
+    ScoreWeights,
     choices,
     clearly_best_of,
     demanded,
@@ -35,56 +40,42 @@ from lora_foundry.stages.evaluate.choosing import (
     record,
     requests_of,
 )
-from lora_foundry.stages.evaluate.exams import Examiner, load
-from lora_foundry.stages.evaluate.report import write_report
-from lora_foundry.stages.scoring import Judge, look_at, score, self_similarity
-from lora_foundry.stages.train import step as train
+from lora_foundry.stages.evaluate.pictures import EvaluationPictures
+from lora_foundry.stages.evaluate.scoring import (
+    NO_THUMBNAILS,
+    EvaluationMetrics,
+    look_at,
+    score,
+    self_similarity,
+)
 
-_NO_INFLUENCE = {"backend", "images", "batch_size"}
-_JUDGED_LATER = {"min_identity", "more_training"}
+_AT_ONCE = 64  # training pictures in memory
+_EDGE = 1024  # pixels at which a person's own picture is measured
 
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
-    """Chooses a checkpoint, examines it and writes the report; trains longer where the recipe asks for more identity
-    than was found and allows it.
+    """Chooses a checkpoint, makes the pictures that are not there yet, scores them, draws the grid, writes the report.
 
-    Raises VerificationError for a LoRA that the base does not take, and what generator and trainer raise.
+    Raises VerificationError for a LoRA that the base does not take, and what the generator raises.
     """
-    section = run.recipe.evaluate
-    while True:
-        result = _evaluate(run, ports, progress)
-        found = result.identity_of(result.after)
-        if found is None or found >= section.min_identity or not section.more_training:
-            return result
-        if not train.ask_for_more(run, ports, section.more_training):
-            return result
-        message = f"identity {found:.2f} < {section.min_identity:g}: training longer"
-        progress(ProgressEvent(stage="evaluate", done=0, total=1, message=message))
-        ports.generator.close()  # a small GPU does not hold its base and the trainer's
-        train.run(run, ports, lambda event: progress(event.model_copy(update={"stage": "evaluate"})))
-
-
-def _evaluate(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
-    """One trained LoRA: makes the pictures that are not there yet, scores them, draws the grid, writes the report."""
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
-    training = _trained_on(paths)
-    model = ports.generator.model
-    made_from = _fingerprint(run, training, lora, model)
+    training_set, model = read_set(paths), ports.generator.model
+    made_from = _fingerprint(run, training_set, lora, model)
     earlier = read_model(paths.evaluation_result, Evaluation)
     if earlier is not None and earlier.fingerprint == made_from and _is_whole(paths, earlier):
         return earlier
-    trained = [picture.shot for picture in training.pictures]
+    trained = _trained_shots(paths, training_set)
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, trained)
-    examiner = Examiner(ports.generator, run.recipe.generate.batch_size, progress)
-    judge = _judge(run, ports, paths, training)
-    own = None if judge.own is None else self_similarity(judge.own)
+    pictures = EvaluationPictures(ports.generator, run.recipe.generate.batch_size, progress)
+    metrics = _metrics(run, ports, training_set)
+    own = None if metrics.own is None else self_similarity(metrics.own)
     options = choices(lora, paths, run.recipe.evaluate)
-    sitting = Sitting(run, paths, examiner, judge, model, own)
-    best, candidates = sitting.choose(options, [*trained, *shots])
-    rows, drawn = sitting.examine(shots, best, options[-1])
-    best = sitting.run_off(rows, best, options[-1])
+    evaluation = EvaluationRun(run, paths, pictures, metrics, model, own)
+    best, candidates = evaluation.choose(options, [*trained, *shots])
+    rows, drawn = evaluation.measure(shots, best, options[-1])
+    best = evaluation.better_of(rows, best, options[-1])
     after: Side = "last" if best == options[-1] and "last" in rows else "after"
     result = Evaluation(
         character=run.character.name,
@@ -99,31 +90,32 @@ def _evaluate(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         overfit_from=overfit_from(candidates, best.step, best.use.strength),
         lora_sha256="",
         trained_sha256=lora.sha256,
-        traits={trait.attribute: trait.value for trait in judge.traits},
+        traits={trait.attribute: trait.value for trait in metrics.traits},
         shots=len(shots),
         held_out=len(set(shots) - set(trained)),
         self_similarity=own,
-        note=_note(ports.tagger, judge.traits),
+        note=_note(run, ports.tagger, metrics.traits),
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
     )
-    digest = record(best.use.path, paths.chosen_lora, _notes(result))
+    minimal = run.recipe.publish.metadata == "minimal"
+    digest = record(best.use.path, paths.chosen_lora, _notes(result), minimal)
     result = result.model_copy(update={"lora_sha256": digest})
     details = (_detail(result, result.before), _detail(result, result.after))
-    records = exam(run.character, run.recipe, shots, model, "before")
+    records = evaluation_prompts(run.character, run.recipe, shots, model, "before")
     draw_before_after(paths.before_after, run.character, records, drawn["before"], drawn[after], details)
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
 
 
-class Sitting(NamedTuple):
-    """One evaluation's hands and eyes."""
+class EvaluationRun(NamedTuple):
+    """What one evaluation draws with and measures with."""
 
     run: Run
     paths: RunPaths
-    examiner: Examiner
-    judge: Judge
+    pictures: EvaluationPictures
+    metrics: EvaluationMetrics
     model: str
     own: float | None
 
@@ -136,51 +128,51 @@ class Sitting(NamedTuple):
         if len(options) == 1:
             return options[0], ()
         shots = held_out_shots(run.recipe.shots, section.choice_prompts, run.recipe.seed + 1, known)
-        records = exam(run.character, run.recipe, shots, self.model, "choice")
+        records = evaluation_prompts(run.character, run.recipe, shots, self.model, "choice")
         folder = self.paths.evaluation_pictures("choice")
-        self.examiner.total = len(records) * (len(options) + 1)
-        base = self.examiner.draw(folder / "base", records, None, "checkpoints: the base")
-        variety = look_at(base, self.judge).get("variety")
+        self.pictures.total = len(records) * (len(options) + 1)
+        base = self.pictures.draw(folder / "base", records, None, "checkpoints: the base")
+        variety = look_at(base, self.metrics).get("variety")
         rated = []
         for option in options:
             asked = requests_of(records, _with(self.model, option))
-            images = self.examiner.draw(
+            images = self.pictures.draw(
                 folder / option.name, asked, option.use, f"checkpoints: {option.name}"
             )
             files = [f"choice/{option.name}/{each.file}" for each in asked]
-            row = score(files, asked, images, self.judge)
-            rated.append((option, rate(option, row, Yardstick(self.own, variety, section))))
+            row = score(files, asked, images, self.metrics)
+            rated.append((option, rate(option, row, ScoreWeights(self.own, variety, section))))
         return named or clearly_best_of(rated), tuple(candidate for _, candidate in rated)
 
-    def examine(
+    def measure(
         self, shots: Sequence[Shot], best: Choice, last: Choice
     ) -> tuple[dict[Side, ScoreRow], dict[Side, list[Image.Image]]]:
-        """The whole exam: the base, the chosen checkpoint, it without the trigger, and the last one for comparison."""
+        """All sides: the base, the chosen checkpoint, it without the trigger, and the last one for comparison."""
         sides: dict[Side, Choice | None] = {"before": None, "after": best}
-        if self.judge.tagger or self.judge.embedder:  # without an instrument nobody could tell what leaks
+        if self.metrics.tagger or self.metrics.embedder:  # without an instrument nobody could tell what leaks
             sides["leak"] = best
         if best != last:
             sides["last"] = last
         character, recipe = self.run.character, self.run.recipe
         records = {
-            side: exam(character, recipe, shots, _with(self.model, choice), side)
+            side: evaluation_prompts(character, recipe, shots, _with(self.model, choice), side)
             for side, choice in sides.items()
         }
-        self.examiner.total = self.examiner.done + sum(map(len, records.values()))
+        self.pictures.total = self.pictures.done + sum(map(len, records.values()))
         rows, drawn = dict[Side, ScoreRow](), dict[Side, list[Image.Image]]()
         for side, choice in sides.items():
             folder, use = self.paths.evaluation_pictures(side), choice.use if choice else None
-            drawn[side] = self.examiner.draw(folder, records[side], use, _MESSAGES[side])
+            drawn[side] = self.pictures.draw(folder, records[side], use, _MESSAGES[side])
             files = [f"{side}/{each.file}" for each in records[side]]
-            rows[side] = score(files, records[side], drawn[side], self.judge)
+            rows[side] = score(files, records[side], drawn[side], self.metrics)
         return rows, drawn
 
-    def run_off(self, rows: Mapping[Side, ScoreRow], best: Choice, last: Choice) -> Choice:
-        """The chosen checkpoint where it did clearly better in the exam than the last one, else that."""
+    def better_of(self, rows: Mapping[Side, ScoreRow], best: Choice, last: Choice) -> Choice:
+        """The chosen checkpoint where it did clearly better on all prompts than the last one, else that."""
         if "last" not in rows or self.run.recipe.evaluate.step:
             return best
-        yardstick = Yardstick(self.own, rows["before"].variety, self.run.recipe.evaluate)
-        kept, other = rate(best, rows["after"], yardstick), rate(last, rows["last"], yardstick)
+        weights = ScoreWeights(self.own, rows["before"].variety, self.run.recipe.evaluate)
+        kept, other = rate(best, rows["after"], weights), rate(last, rows["last"], weights)
         return best if kept.score > other.score + CLEARLY else last
 
 
@@ -197,19 +189,47 @@ def _with(model: str, choice: Choice | None) -> str:
     return model if choice is None else f"{model} + LoRA {choice.sha256[:16]} at {choice.use.strength:g}"
 
 
-def _judge(run: Run, ports: Ports, paths: RunPaths, training: GenerationMetadata) -> Judge:
-    """The instruments, and the training set as they see it."""
-    images = [load(paths.images / picture.file, "generate") for picture in training.pictures]
-    rules = run.recipe.curate
-    return Judge(
+def _metrics(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMetrics:
+    """The instruments, and the training set as they see it. Few of its pictures are in memory at once."""
+    rules, embedder = run.recipe.curate, ports.embedder
+    rows: list[FloatArray] = []
+    small: list[Grey] = []
+    for start in range(0, len(training_set.pictures), _AT_ONCE):
+        images = [_load(picture) for picture in training_set.pictures[start : start + _AT_ONCE]]
+        small += [thumbnail(image).ravel() for image in images]
+        if embedder is not None:
+            rows.append(embedder.embed(images))
+    return EvaluationMetrics(
         traits=ports.tagger.understand(run.character.tags) if ports.tagger else [],
         tagger=ports.tagger,
-        embedder=ports.embedder,
-        own=ports.embedder.embed(images) if ports.embedder else None,
-        thumbnails=[thumbnail(image) for image in images],
+        embedder=embedder,
+        own=np.concatenate(rows) if rows else None,
+        thumbnails=np.stack(small) if small else NO_THUMBNAILS,
         least_contrast=rules.min_contrast,
         least_sharpness=rules.min_sharpness / 2,
     )
+
+
+def _load(picture: SetPicture) -> Image.Image:
+    """A training picture as it is measured: one of a person's not larger than it must be."""
+    if picture.generated:
+        return load_made(picture.path, "generate")
+    image = read_picture(picture.path, within=_EDGE)
+    image.thumbnail((_EDGE, _EDGE))
+    return image
+
+
+def _trained_shots(paths: RunPaths, training_set: TrainingSet) -> list[Shot]:
+    """The shots that the set's drawn pictures show; of a person's own none is known. Raises StageError."""
+    made = require_model(paths.generation_metadata, GenerationMetadata, "generate")
+    present = training_set.names()
+    listed = list_set(paths).names()
+    for picture in made.pictures:
+        if picture.file not in listed:
+            raise StageError(
+                f"The picture {paths.images / picture.file} is missing; run the 'generate' stage again."
+            )
+    return [picture.shot for picture in made.pictures if picture.file in present]
 
 
 def _notes(result: Evaluation) -> dict[str, str]:
@@ -227,31 +247,24 @@ def _notes(result: Evaluation) -> dict[str, str]:
     return found
 
 
-def _trained_on(paths: RunPaths) -> GenerationMetadata:
-    """The set without the pictures that a person has thrown out. Raises StageError."""
-    whole = require_model(paths.generation_metadata, GenerationMetadata, "generate")
-    out = read_model(paths.exclusions, Exclusions) or Exclusions()
-    kept = tuple(each for each in whole.pictures if not out.covers(each.file, each.sha256))
-    return whole.model_copy(update={"pictures": kept})
-
-
-def _fingerprint(run: Run, training: GenerationMetadata, lora: TrainedLora, model: str) -> str:
+def _fingerprint(run: Run, training_set: TrainingSet, lora: TrainedLora, model: str) -> str:
     """Of everything that decides the figures; the threshold for publishing is none of it."""
     recipe = run.recipe
     return fingerprint(
-        "evaluate-2",
+        "evaluate-3",
         model,
         recipe.model,
         recipe.shots,
-        recipe.generate.model_dump(mode="json", exclude=_NO_INFLUENCE),
-        recipe.evaluate.model_dump(mode="json", exclude=_JUDGED_LATER),
+        recipe.generate.deciding("pictures"),
+        recipe.evaluate.deciding("scores"),
+        recipe.publish.deciding("scores"),
         recipe.curate.min_contrast,
         recipe.curate.min_sharpness,
         recipe.seed,
         run.character,
         lora.sha256,
         [each.sha256 for each in lora.saved],
-        [picture.sha256 for picture in training.pictures],
+        [(picture.name, readable_hash(picture.path)) for picture in training_set.pictures],
     )
 
 
@@ -261,12 +274,17 @@ def _is_whole(paths: RunPaths, result: Evaluation) -> bool:
     return measured and paths.report.is_file() and paths.before_after.is_file()
 
 
-def _note(tagger: Tagger | None, traits: Sequence[Trait]) -> str:
+def _note(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
     """Why scores are missing, in words for the report; empty where none is."""
     if tagger is None:
         return (
             "Identity and adherence were not measured: the recipe names no instrument that reads traits "
             "(model.tagger = none)."
+        )
+    if not run.character.description:
+        return (
+            "There is no description to compare with, so identity is the likeness to the training pictures, as a "
+            "share of what they reach among themselves."
         )
     if not traits:
         return "Identity was not measured: the description names no trait that the instrument knows."

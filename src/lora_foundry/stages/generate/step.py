@@ -2,7 +2,7 @@
 crash.
 
 A picture's own file says how it was made, so the folder itself is the record of what is done; the result
-file only sums it up at the end."""
+file only sums it up at the end. A file of a person's is never moved, renamed or written over."""
 
 from __future__ import annotations
 
@@ -11,43 +11,59 @@ from time import perf_counter
 
 from lora_foundry.domain.dataset import GenerationMetadata
 from lora_foundry.domain.picture_plan import PicturePlan
-from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
+from lora_foundry.errors import InputError
 from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, move_file, read_model, remove_leftovers, write_model
+from lora_foundry.files.training_set import move_picture, read_set
 from lora_foundry.ports import Ports, ProgressCallback
-from lora_foundry.stages.drawing import Slot, make_pictures, record_of, slices
-from lora_foundry.stages.generate.rounds import last_brush
+from lora_foundry.stages._shared.drawing import (
+    GenerationContext,
+    ShotAttempt,
+    in_batches,
+    make_pictures,
+    record_of,
+    start_context,
+)
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
-def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadata:
-    """Makes what is missing and writes generation_metadata.json. Raises what the generator raises, and
-    StorageError."""
+def run(
+    run: Run, ports: Ports, progress: ProgressCallback, context: GenerationContext | None = None
+) -> GenerationMetadata:
+    """Makes what is missing and writes generation_metadata.json. `context`: what the rounds before have led to.
+
+    Raises what the generator raises, StorageError, and InputError for a person's file where a picture must go.
+    """
     started = perf_counter()
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    brush = last_brush(run, ports, progress)
-    plan = brush.plan(run)
+    context = start_context(run, ports) if context is None else context
+    plan = context.plan(run)
     total = len(plan.shots)
     finished = read_model(paths.generation_metadata, GenerationMetadata)
+    known = frozenset() if finished is None else frozenset(picture.file for picture in finished.pictures)
     if finished is not None and finished.fingerprint != plan.fingerprint():
         finished = None
     for folder in (paths.root, paths.images):
         remove_leftovers(folder)
+    _refuse_own_files(paths, plan, known)
     _set_aside_others(paths, plan, finished is not None, progress)
     done = {index for index in range(total) if _is_done(paths, plan, index, finished is not None)}
     if finished is not None and len(done) == total:
         return _under_present_names(paths, finished, run)
 
     progress(ProgressEvent(stage="generate", done=len(done), total=total, unit="image"))
-    batches = slices([Slot(index) for index in range(total)], plan.settings.batch_size)
-    unfinished = [batch for batch in batches if any(slot.shot not in done for slot in batch)]
-    for slot, path in make_pictures(
-        brush,
+    batches = in_batches([ShotAttempt(index) for index in range(total)], plan.settings.batch_size)
+    unfinished = [batch for batch in batches if any(attempt.shot not in done for attempt in batch)]
+    for attempt, path in make_pictures(
+        context,
         plan,
         unfinished,
-        lambda slot: None if slot.shot in done else paths.image(slot.shot),
+        lambda attempt: None if attempt.shot in done else paths.image(attempt.shot),
     ):
-        done.add(slot.shot)
+        done.add(attempt.shot)
         progress(ProgressEvent(stage="generate", done=len(done), total=total, unit="image", image=path))
 
     before = {} if finished is None else {picture.file: picture for picture in finished.pictures}
@@ -64,11 +80,75 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMetadat
             or before.get(paths.image(index).name, plan.record(index))
             for index in range(total)
         ),
-        rounds=brush.rounds,
+        rounds=context.rounds,
         seconds=round(perf_counter() - started, 3),
     )
     write_model(paths.generation_metadata, result)
     return result
+
+
+def take_own(run: Run, progress: ProgressCallback) -> GenerationMetadata:
+    """The set where all pictures are a person's own: nothing is drawn. Pictures of an earlier plan are set aside.
+
+    Raises InputError for a folder without pictures.
+    """
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    remove_leftovers(make_folder(paths.images))
+    for picture in read_set(paths, excluded=True).pictures:
+        if picture.generated:
+            move_picture(paths, picture.path, paths.root / "images.generated" / picture.path.name)
+    present = read_set(paths)
+    if not present.pictures:
+        left = "; ".join(f"{each.name}: {each.reason}" for each in present.left_out[:3])
+        raise InputError(
+            f"There is no picture to train on in {paths.images}; put some there, or give a folder with --pictures."
+            + (f" Left out: {left}." if left else "")
+        )
+    result = GenerationMetadata(
+        character=run.character.name,
+        trigger=run.character.trigger,
+        description=run.character.description,
+        recipe=run.recipe.name,
+        seed=run.recipe.seed,
+        model="",
+        fingerprint=fingerprint("own pictures", run.recipe.dataset),
+        pictures=(),
+        seconds=0.0,
+    )
+    if read_model(paths.generation_metadata, GenerationMetadata) != result:
+        write_model(paths.generation_metadata, result)
+    count = len(present.pictures)
+    progress(
+        ProgressEvent(
+            stage="generate",
+            done=count,
+            total=count,
+            unit="image",
+            message=f"{count} own pictures, none drawn",
+        )
+    )
+    return result
+
+
+def _refuse_own_files(paths: RunPaths, plan: PicturePlan, known: frozenset[str]) -> None:
+    """Raises InputError for a person's file under a name that a picture of the plan needs. A damaged file of ours is
+    none: it will be written over."""
+    for index in range(len(plan.shots)):
+        path = paths.image(index)
+        if not path.exists() or read_record(path) is not None:
+            continue
+        damaged = load_picture(path) is None
+        if damaged and (path.name in known or _begins_like_ours(path)):
+            continue
+        raise InputError(
+            f"{path} was not made here, and its name is one that the pictures drawn for {plan.slug!r} get. Give your "
+            "file another name, and it stays in the set beside them; nothing was changed."
+        )
+
+
+def _begins_like_ours(path: Path) -> bool:
+    """Whether a damaged file is the beginning of a PNG, as a full disk leaves one."""
+    return _PNG_START.startswith(path.read_bytes()[: len(_PNG_START)])
 
 
 def _is_done(paths: RunPaths, plan: PicturePlan, index: int, finished: bool) -> bool:
@@ -88,7 +168,8 @@ def _is_whole(path: Path, plan: PicturePlan) -> bool:
 
 
 def _set_aside_others(paths: RunPaths, plan: PicturePlan, finished: bool, progress: ProgressCallback) -> None:
-    """Moves pictures that this plan did not ask for out of the way, with their captions; nothing is deleted.
+    """Moves pictures that were made here for another plan out of the way, with their captions and masks; nothing is
+    deleted.
 
     A damaged file at a planned place is no picture any more and will be written over.
     """
@@ -105,9 +186,7 @@ def _set_aside_others(paths: RunPaths, plan: PicturePlan, finished: bool, progre
         return
     aside = paths.previous_images()
     for path in others:
-        if (caption := paths.caption(path)).exists():
-            move_file(caption, aside / caption.name)
-        move_file(path, aside / path.name)
+        move_picture(paths, path, aside / path.name)
     for path in curated:
         move_file(path, aside / path.parent.name / path.name)
     if others:
@@ -124,7 +203,10 @@ def _set_aside_others(paths: RunPaths, plan: PicturePlan, finished: bool, progre
 
 
 def _is_other(path: Path, paths: RunPaths, plan: PicturePlan) -> bool:
-    """Whether a picture file in images/ is in the way: not of this plan, and not merely damaged."""
+    """Whether a picture in images/ was made here, and not for this plan."""
+    record = read_record(path)
+    if record is None:
+        return False
     number = path.stem.rsplit("_", 1)[1]
     if not number.isdecimal():
         return False  # a file of the user's, under a name that we never write
@@ -133,7 +215,7 @@ def _is_other(path: Path, paths: RunPaths, plan: PicturePlan) -> bool:
         return True
     if load_picture(path) is None:
         return False
-    return not (_is_whole(path, plan) and plan.fits(read_record(path), index))
+    return not (_is_whole(path, plan) and plan.fits(record, index))
 
 
 def _under_present_names(paths: RunPaths, finished: GenerationMetadata, run: Run) -> GenerationMetadata:

@@ -14,15 +14,17 @@ from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.lora import LoraUse, TrainedLora
 from lora_foundry.domain.publication import LoraCard, Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
+from lora_foundry.domain.sharing import shareable_recipe
 from lora_foundry.errors import StageError, VerificationError
-from lora_foundry.files.images import file_hash, load_picture, read_record
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safetensors import read_header
 from lora_foundry.files.storage import read_model, require_model, write_bytes, write_model
 from lora_foundry.measures import grey
 from lora_foundry.ports import Ports, ProgressCallback
-from lora_foundry.stages.evaluate.before_after import enlarge
-from lora_foundry.stages.evaluate.report import write_report
+from lora_foundry.stages._shared.report import write_report
+from lora_foundry.stages._shared.thumbnails import enlarge
 from lora_foundry.stages.publish.soundness import check_numbers
 
 _PREVIEW = 512  # pixels; the cards of ComfyUI and A1111 show no less
@@ -170,12 +172,12 @@ def _draw_preview(paths: RunPaths, scores: Evaluation) -> Path:
 
 
 def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> LoraCard:
-    character = run.character
+    character, minimal = run.character, run.recipe.publish.metadata == "minimal"
     return LoraCard(
         character=character.name,
         trigger=character.trigger,
-        description=character.description,
-        tags=character.tags,
+        description="" if minimal else character.description,
+        tags=() if minimal else character.tags,
         strength=scores.strength,
         sha256=scores.lora_sha256,
         base_model=scores.model,
@@ -187,6 +189,6 @@ def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> L
             "adherence_before": scores.before.adherence,
             "adherence_after": scores.after.adherence,
         },
-        recipe=run.recipe.model_dump(mode="json"),
+        recipe={} if minimal else shareable_recipe(run.recipe).model_dump(mode="json"),
         made_by=f"lora-foundry {__version__}",
     )

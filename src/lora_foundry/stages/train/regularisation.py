@@ -9,12 +9,13 @@ from lora_foundry.domain.picture_plan import PicturePlan
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.shots import plan_shots
 from lora_foundry.errors import InputError
-from lora_foundry.files.images import PICTURES, load_picture, read_record
+from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, remove_leftovers
+from lora_foundry.files.training_set import pictures_in
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage
-from lora_foundry.stages.captioned import read_caption
-from lora_foundry.stages.drawing import Brush, Slot, make_pictures, slices
+from lora_foundry.stages._shared.captions import written_caption
+from lora_foundry.stages._shared.drawing import GenerationContext, ShotAttempt, in_batches, make_pictures
 
 _SEED_SHIFT = 1_000_003  # other pictures than the set's, from the same seed
 
@@ -34,15 +35,15 @@ def regularisation_pictures(run: Run, ports: Ports, progress: ProgressCallback) 
     missing = {index for index in range(total) if not _is_there(folder, plan, index)}
     batches = [
         batch
-        for batch in slices([Slot(index) for index in range(total)], plan.settings.batch_size)
-        if any(slot.shot in missing for slot in batch)
+        for batch in in_batches([ShotAttempt(index) for index in range(total)], plan.settings.batch_size)
+        if any(attempt.shot in missing for attempt in batch)
     ]
     done = total - len(missing)
     for _, path in make_pictures(
-        Brush(ports.generator),
+        GenerationContext(ports.generator),
         plan,
         batches,
-        lambda slot: folder / plan.record(slot.shot).file if slot.shot in missing else None,
+        lambda attempt: folder / plan.record(attempt.shot).file if attempt.shot in missing else None,
     ):
         done += 1
         progress(
@@ -88,10 +89,13 @@ def _is_there(folder: Path, plan: PicturePlan, index: int) -> bool:
 
 
 def _from_folder(folder: Path, repeats: int) -> tuple[TrainingImage, ...]:
-    """A user's own pictures with the .txt beside each."""
+    """A user's own pictures with the caption beside each."""
     if not folder.is_dir():
         raise InputError(f"The folder of regularisation pictures {folder} does not exist.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    if not files:
+    found = pictures_in(folder)
+    if not found.pictures:
         raise InputError(f"The folder of regularisation pictures {folder} holds no picture.")
-    return tuple(TrainingImage(path, read_caption(path), repeats, regular=True) for path in files)
+    return tuple(
+        TrainingImage(picture.path, written_caption(picture), picture.repeats or repeats, regular=True)
+        for picture in found.pictures
+    )

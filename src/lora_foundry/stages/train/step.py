@@ -3,21 +3,23 @@ have left them, since those two are what decides the result."""
 
 from __future__ import annotations
 
-from hashlib import sha256
-from pathlib import Path
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from lora_foundry.domain.dataset import TaggingResults
-from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.lora import MoreTraining, TrainedLora
 from lora_foundry.domain.run import Run, fingerprint
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
+from lora_foundry.domain.sharing import shareable_character, shareable_recipe
 from lora_foundry.errors import InputError, StageError, did_you_mean
-from lora_foundry.files.images import PICTURES
+from lora_foundry.files.hashing import file_hash, readable_hash
 from lora_foundry.files.paths import CACHE, CHECKPOINTS, RunPaths
 from lora_foundry.files.storage import make_folder, read_model, remove_leftovers, require_model, write_model
+from lora_foundry.files.training_set import list_set, read_set
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
-from lora_foundry.stages.captioned import read_caption
+from lora_foundry.stages._shared.captions import trained_caption
+from lora_foundry.stages.train.masks import mask_of
 from lora_foundry.stages.train.regularisation import regularisation_pictures
 
 
@@ -29,7 +31,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(paths, tagged, run.recipe.train)
+    images = collect_images(run, paths, tagged)
     images += regularisation_pictures(run, ports, progress)
     made_from, settings = _fingerprint(run, images, ports.trainer.model), run.recipe.train
     more = read_model(paths.more_training, MoreTraining)
@@ -58,10 +60,10 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
 
 def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     """Has the next training of this set take half as many steps more, at most `times` times. False where that was
-    done already."""
+    done already. `pipeline.evaluate` asks."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(paths, tagged, run.recipe.train)
+    images = collect_images(run, paths, tagged)
     images += regularisation_pictures(run, ports, lambda event: None)
     stamp = _fingerprint(run, images, ports.trainer.model)
     earlier = read_model(paths.more_training, MoreTraining)
@@ -75,86 +77,60 @@ def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     return True
 
 
-def collect_images(
-    paths: RunPaths, tagged: TaggingResults, settings: TrainSection
-) -> tuple[TrainingImage, ...]:
-    """Every picture in images/ that nobody has thrown out, with its caption, in the order of their names; then those
-    in folders named <repeats>_<anything> below it. Raises InputError, StageError."""
-    folders = [paths.images, *(path for path in sorted(paths.images.glob("*_*")) if _folder_repeats(path))]
-    files = [
-        path
-        for folder in folders
-        for path in sorted(folder.glob("*"))
-        if path.suffix.lower() in PICTURES and path.name[0] != "."
-    ]
-    present = {path.name for path in files}
-    if unknown := sorted(settings.image_repeats.keys() - present):
-        raise InputError(
-            f"train.image_repeats names {unknown[0]!r}, which is not in {paths.images}; "
-            f"{did_you_mean(unknown[0], present)}"
-        )
+def collect_images(run: Run, paths: RunPaths, tagged: TaggingResults) -> tuple[TrainingImage, ...]:
+    """Every picture of the set with its caption, repeats and mask, in the set's order. Raises InputError, StageError."""
+    settings, present = run.recipe.train, read_set(paths)
+    listed = list_set(paths).names()
     for caption in tagged.captions:
-        if caption.file not in present:
+        if caption.file not in listed:
             raise StageError(
                 f"The picture {paths.images / caption.file} is gone; run the same command again."
             )
-    thrown_out = read_model(paths.exclusions, Exclusions) or Exclusions()
-    kept = [
-        path
-        for path in files
-        if path.name not in thrown_out.files or not thrown_out.covers(path.name, _hash(path))
-    ]
-    if files and not kept:
+    if listed and not present.pictures:
         raise InputError(f"All pictures in {paths.images} are excluded; restore some.")
-    return tuple(_training_image(path, paths, settings) for path in kept)
-
-
-def _training_image(path: Path, paths: RunPaths, settings: TrainSection) -> TrainingImage:
-    repeats = settings.image_repeats.get(path.name) or _folder_repeats(path.parent) or settings.repeats
-    return TrainingImage(path, read_caption(path), repeats, mask=_mask(path, paths, settings))
-
-
-def _folder_repeats(folder: Path) -> int:
-    """The repeats that a folder's name asks for, as sd-scripts reads it (10_elara); 0 where it asks for none."""
-    number, underscore, _ = folder.name.partition("_")
-    return int(number) if underscore and number.isdecimal() and folder.is_dir() else 0
-
-
-def _mask(image: Path, paths: RunPaths, settings: TrainSection) -> Path | None:
-    """Where a picture's mask is, if the settings ask for one. Raises InputError where it is not there."""
-    if settings.mask == "none":
-        return None
-    if settings.mask == "alpha":
-        return image
-    path = paths.masks / f"{image.stem}.png"
-    if not path.is_file():
-        raise InputError(
-            f'{image} has no mask; put {path.name} into {paths.masks}, or set train.mask = "none".'
+    repeats = _named_repeats(settings, sorted(listed), paths)
+    return tuple(
+        TrainingImage(
+            picture.path,
+            trained_caption(picture, run.character.trigger, run.recipe.caption, tagged.former),
+            repeats.get(picture.name) or picture.repeats or settings.repeats,
+            mask=mask_of(picture, settings.mask, paths),
         )
-    return path
+        for picture in present.pictures
+    )
+
+
+def _named_repeats(settings: TrainSection, listed: Sequence[str], paths: RunPaths) -> dict[str, int]:
+    """`train.image_repeats` by the names of the set; a name without its folder will do where only one picture has it.
+    Raises InputError for a name that no picture has."""
+    found = {}
+    for given, repeats in settings.image_repeats.items():
+        named = [name for name in listed if name == given] or [
+            name for name in listed if PurePosixPath(name).name == given
+        ]
+        if len(named) != 1:
+            hint = (
+                did_you_mean(given, listed) if not named else f"there are {' and '.join(named)}; say which."
+            )
+            raise InputError(f"train.image_repeats names {given!r}, which is not in {paths.images}; {hint}")
+        found[named[0]] = repeats
+    return found
 
 
 def _fingerprint(run: Run, images: tuple[TrainingImage, ...], model: str) -> str:
     """Of everything that decides the file: base, settings, pictures, captions and what its metadata says."""
-    settings = run.recipe.train.model_dump(mode="json", exclude=set(WITHOUT_INFLUENCE))
+    settings = run.recipe.train.deciding("weights")
     contents = [
-        (image.path.name, _hash(image.path), image.caption, image.repeats, image.regular)
-        + ((_hash(image.mask),) if image.mask else ())
+        (image.path.name, readable_hash(image.path), image.caption, image.repeats, image.regular)
+        + ((readable_hash(image.mask),) if image.mask else ())
         for image in images
     ]
     return fingerprint("train-1", model, settings, contents, run.character, run.output_name)
 
 
-def _hash(path: Path) -> str:
-    try:
-        return sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be read ({error.strerror or error}).") from error
-
-
 def _is_whole(lora: TrainedLora, path: Path) -> bool:
     """Whether the file that `lora` tells of is still there as it was written."""
-    return path.is_file() and sha256(path.read_bytes()).hexdigest() == lora.sha256
+    return path.is_file() and file_hash(path) == lora.sha256
 
 
 def _metadata(run: Run) -> dict[str, str]:
@@ -163,7 +139,7 @@ def _metadata(run: Run) -> dict[str, str]:
     return {
         "ss_output_name": run.output_name,
         "modelspec.title": run.output_name,
-        "modelspec.description": f"{character.name}: {character.description}",
-        "lora_foundry.character": character.model_dump_json(),
-        "lora_foundry.recipe": run.recipe.model_dump_json(),
+        "modelspec.description": f"{character.name}: {character.description}".rstrip(": "),
+        "lora_foundry.character": json.dumps(shareable_character(character), ensure_ascii=False),
+        "lora_foundry.recipe": shareable_recipe(run.recipe).model_dump_json(),
     }

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.training_set import list_set
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web import dataset as sets
@@ -17,6 +18,7 @@ from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site
+from lora_foundry.web.thumbnails import SIZES
 from lora_foundry.web.views import address
 
 router = APIRouter(prefix="/api/v1/pipelines/{pipeline}", tags=["dataset"])
@@ -96,14 +98,7 @@ def _shown(pipeline: str, picture: SetPicture) -> ShownPicture:
     return ShownPicture(**picture.model_dump(), url=f"{where}?{version}", thumbnail=small)
 
 
-@router.get("/dataset/{file}", response_class=Response, responses=PICTURE)
-async def picture(here: Here, request: Request, pipeline: str, file: str) -> Response:
-    """A picture as it lies in the set, or among the rejected ones."""
-    path = sets.find_picture(await _paths(here, pipeline), file)
-    return answers.picture_file(request, path)
-
-
-@router.get("/dataset/{file}/thumbnail", response_class=Response, responses=PICTURE)
+@router.get("/dataset/{file:path}/thumbnail", response_class=Response, responses=PICTURE)
 async def thumbnail(here: Here, request: Request, pipeline: str, file: str, size: Size = 256) -> Response:
     """The same, small."""
     path = sets.find_picture(await _paths(here, pipeline), file)
@@ -114,20 +109,30 @@ async def thumbnail(here: Here, request: Request, pipeline: str, file: str, size
 async def newest(here: Here, request: Request, pipeline: str, size: Size = 128) -> Response:
     """The newest picture of the set, small."""
     paths = await _paths(here, pipeline)
-    files = await asyncio.to_thread(sets.picture_files, paths.images)
-    if not files:
+    listed = await asyncio.to_thread(list_set, paths)
+    if not listed.pictures:
         raise NotFoundError("There is no picture yet.")
-    path = max(files, key=lambda each: each.stat().st_mtime_ns)
+    path = max((each.path for each in listed.pictures), key=lambda each: each.stat().st_mtime_ns)
     return answers.thumbnail(request, await here.thumbnails.of(path, size))
 
 
-@router.put("/dataset/{file}/caption")
+@router.get("/dataset/{file:path}", response_class=Response, responses=PICTURE)
+async def picture(here: Here, request: Request, pipeline: str, file: str) -> Response:
+    """A picture as it lies in the set, or among the rejected ones; one that is a link to elsewhere within 1024 pixels."""
+    paths = await _paths(here, pipeline)
+    path = sets.find_picture(paths, file)
+    if sets.leads_out(paths, path):
+        return answers.thumbnail(request, await here.thumbnails.of(path, SIZES[-1]))
+    return answers.picture_file(request, path)
+
+
+@router.put("/dataset/{file:path}/caption")
 async def edit_caption(here: Here, pipeline: str, file: str, asked: CaptionIn) -> ShownPicture:
     """Writes the .txt beside the picture; the caption stage leaves it alone from now on."""
     paths = await _paths(here, pipeline)
     async with here.edits:
-        path = sets.in_set(paths, file)
-        await asyncio.to_thread(sets.write_caption, path, asked.caption, asked.previous)
+        found = sets.in_set(paths, file)
+        await asyncio.to_thread(sets.write_caption, found, asked.caption, asked.previous)
     return await _one(here, pipeline, paths, file)
 
 
@@ -144,23 +149,23 @@ async def edit_tags(here: Here, pipeline: str, asked: TagsIn) -> TagsChanged:
     return TagsChanged(changed=len(files), files=files)
 
 
-@router.post("/dataset/{file}/exclude")
+@router.post("/dataset/{file:path}/exclude")
 async def exclude(here: Here, pipeline: str, file: str, asked: ExcludeIn | None = None) -> ShownPicture:
     """Throws a picture out of the set; the next training is without it."""
     paths = await _paths(here, pipeline)
     async with here.edits:
-        path = sets.in_set(paths, file)
-        await asyncio.to_thread(sets.exclude, paths, path, asked.reason if asked else "")
+        found = sets.in_set(paths, file)
+        await asyncio.to_thread(sets.exclude, paths, found, asked.reason if asked else "")
     return await _one(here, pipeline, paths, file)
 
 
-@router.post("/dataset/{file}/restore")
+@router.post("/dataset/{file:path}/restore")
 async def restore(here: Here, pipeline: str, file: str) -> ShownPicture:
     """Takes a picture back that was thrown out."""
     paths = await _paths(here, pipeline)
     async with here.edits:
-        path = sets.in_set(paths, file)
-        await asyncio.to_thread(sets.restore, paths, path)
+        found = sets.in_set(paths, file)
+        await asyncio.to_thread(sets.restore, paths, found)
     return await _one(here, pipeline, paths, file)
 
 

@@ -28,7 +28,8 @@ class ReferenceView(BaseModel):
 
 @router.post("", status_code=201)
 async def upload(here: Here, file: Annotated[UploadFile, File()]) -> ReferenceView:
-    """A PNG, JPEG or WebP picture of at most 20 MiB and 40 megapixels, as a form's `file`. It is written anew."""
+    """A picture of at most 20 MiB and 40 megapixels, as a form's `file`: PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, or HEIC
+    where its reader is installed. It is written anew."""
     data = await file.read()
     kept = await asyncio.to_thread(references.keep, here.settings.home.expanduser() / REFERENCES, data)
     return ReferenceView(url=f"/api/v1/references/{kept.name}", **kept._asdict())

@@ -17,8 +17,8 @@ from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.files.paths import TRAINING_LOSS, RunPaths
 from lora_foundry.files.storage import read_model
+from lora_foundry.stages._shared.loss_curve import read_losses
 from lora_foundry.stages.evaluate.choosing import candidate_name
-from lora_foundry.stages.train.loss_curve import read_losses
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web.dataset import picture_files

@@ -3,13 +3,10 @@ loads nothing, and every word that came from a user is escaped."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -22,13 +19,14 @@ from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
-from lora_foundry.files.images import load_picture
+from lora_foundry.domain.sharing import shareable_recipe
 from lora_foundry.files.paths import TRAINING_LOSS, RunPaths
 from lora_foundry.files.storage import read_model, write_text
-from lora_foundry.stages.train.loss_curve import draw_curve, draw_loss, read_losses
+from lora_foundry.files.training_set import has_planned_name
+from lora_foundry.stages._shared.loss_curve import draw_curve, draw_loss, read_losses
+from lora_foundry.stages._shared.thumbnails import data_uri
 
-_THUMB = 256
-_JPEG_QUALITY = 85
+_MOST_SHOWN = 200  # pictures of the set; a report of thousands opens nowhere
 
 
 class Figure(NamedTuple):
@@ -58,10 +56,12 @@ class Comparison(NamedTuple):
     before: float | None
     after: float | None
     value: str = ""
+    uncertainty: float | None = None
+    note: str = ""
 
 
-class Gallery(NamedTuple):
-    """A round before the last gallery: what was found, and the pictures that it kept as data URIs."""
+class ShownRound(NamedTuple):
+    """A round before the set: what was found, and the pictures that it kept as data URIs."""
 
     text: str
     sources: list[str]
@@ -76,6 +76,7 @@ def write_report(
     curation = read_model(paths.curation, CurationResult)
     generation = read_model(paths.generation_metadata, GenerationMetadata)
     training = read_model(paths.training_result, TrainedLora)
+    captions = tagging.captions if tagging else ()
     text = _template().render(
         run=run,
         scores=scores,
@@ -90,9 +91,11 @@ def write_report(
             [(each.step, each.score) for each in scores.candidates if each.strength == scores.strength]
         ),
         loss=draw_loss(read_losses(paths.training / TRAINING_LOSS)),
-        rounds=[_gallery(paths, each) for each in (generation.rounds if generation else ())],
-        dataset=[_captioned(paths, caption) for caption in (tagging.captions if tagging else ())],
-        edited=sum(caption.source == "edited" for caption in (tagging.captions if tagging else ())),
+        rounds=[_shown_round(paths, each) for each in (generation.rounds if generation else ())],
+        dataset=[_captioned(paths, caption) for caption in captions[:_MOST_SHOWN]],
+        trained=len(captions),
+        uncalled=scores.identity_of(scores.leak),
+        edited=sum(caption.source == "edited" for caption in captions),
         rejected=[_rejected(paths, verdict) for verdict in (curation.rejected if curation else ())],
         seconds={
             "generate": generation.seconds if generation else None,
@@ -100,7 +103,7 @@ def write_report(
             "train": training.seconds if training else None,
             "evaluate": scores.seconds,
         },
-        recipe=recipe_text(run.recipe),
+        recipe=recipe_text(shareable_recipe(run.recipe)),
     )
     write_text(paths.report, text)
 
@@ -108,7 +111,7 @@ def write_report(
 @cache
 def _template() -> Template:
     source = (
-        resources.files("lora_foundry.stages.evaluate")
+        resources.files("lora_foundry.stages._shared")
         .joinpath("report.html.jinja")
         .read_text(encoding="utf-8")
     )
@@ -134,11 +137,21 @@ def _cards(scores: Evaluation) -> list[Comparison]:
     """The headline figures; the last one only where something was measured."""
     before, after = scores.before, scores.after
     cards = [
-        Comparison("identity", before.identity, after.identity),
+        Comparison(
+            "identity",
+            scores.identity_of(before),
+            scores.identity_of(after),
+            uncertainty=after.uncertainty if after.identity is not None else None,
+        ),
         Comparison("adherence", before.adherence, after.adherence),
     ]
     if after.similarity is not None:
         cards.append(Comparison("likeness", before.similarity, after.similarity))
+    uncalled = scores.identity_of(scores.leak)
+    if uncalled is not None:
+        cards.append(
+            Comparison("appears without the trigger", None, uncalled, note="identity; lower is better")
+        )
     return cards
 
 
@@ -159,8 +172,8 @@ def _pairs(paths: RunPaths, scores: Evaluation) -> list[Pair]:
     for before, after in zip(scores.before.pictures, scores.after.pictures, strict=True):
         if after.prompt not in pairs:
             pairs[after.prompt] = Pair(
-                before=_thumbnail(folder / before.file),
-                after=_thumbnail(folder / after.file),
+                before=data_uri(folder / before.file),
+                after=data_uri(folder / after.file),
                 words=_words(after),
                 seed=after.seed,
                 right=after.traits_right,
@@ -180,45 +193,32 @@ def _tried(paths: RunPaths, candidate: Candidate) -> Figure:
     shares = f"identity {_share(candidate.identity)} · adherence {_share(candidate.adherence)}"
     detail = f"{shares} · copies of training pictures {_share(candidate.memorised)}"
     caption = f"step {candidate.step} at {candidate.strength:g}: score {candidate.score:.2f}"
-    return Figure(_thumbnail(files[0]) if files else "", caption, detail)
+    return Figure(data_uri(files[0]) if files else "", caption, detail)
 
 
-def _gallery(paths: RunPaths, done: Round) -> Gallery:
+def _shown_round(paths: RunPaths, done: Round) -> ShownRound:
     """A round with the pictures it kept, and what came of them."""
     folder = paths.round(done.number).images
-    settled = f"settled: {', '.join(done.settled)}" if done.settled else ""
-    outcome = "; ".join(filter(None, (settled, "a short LoRA was trained on them" if done.lora else "")))
-    text = f"Gallery {done.number}: mean distance {done.distance:.2f}, of those kept {1 - done.cohesion:.2f}"
-    return Gallery(
-        f"{text}; {outcome or 'nothing more to settle'}.", [_thumbnail(folder / name) for name in done.kept]
+    completed = f"added to the description: {', '.join(done.completed)}" if done.completed else ""
+    outcome = "; ".join(filter(None, (completed, "a short LoRA was trained on them" if done.lora else "")))
+    text = f"Round {done.number}: mean distance {done.distance:.2f}, of those kept {1 - done.cohesion:.2f}"
+    return ShownRound(
+        f"{text}; {outcome or 'nothing was left open'}.", [data_uri(folder / name) for name in done.kept]
     )
 
 
 def _captioned(paths: RunPaths, caption: Caption) -> Figure:
-    detail = f"{caption.file} · caption edited by hand" if caption.source == "edited" else caption.file
-    return Figure(_thumbnail(paths.images / caption.file), caption.text, detail)
+    """A training picture with its caption. The name of a person's own file is nobody else's business."""
+    path = paths.images / caption.file
+    detail = caption.file if has_planned_name(path, paths) else "own picture"
+    if caption.source == "edited":
+        detail += " · caption written by hand"
+    return Figure(data_uri(path), caption.text, detail)
 
 
 def _rejected(paths: RunPaths, verdict: Verdict) -> Figure:
     reasons = "; ".join(reason.text for reason in verdict.reasons)
-    return Figure(_thumbnail(paths.root / verdict.file), reasons, f"{verdict.file} · seed {verdict.seed}")
-
-
-def _thumbnail(path: Path) -> str:
-    """A picture as a data URI: small ones as they are, large ones as a small JPEG; empty where there is
-    none."""
-    image = load_picture(path)
-    if image is None:
-        return ""
-    data = io.BytesIO()
-    if max(image.size) > _THUMB:
-        image.thumbnail((_THUMB, _THUMB))
-        image.save(data, format="jpeg", quality=_JPEG_QUALITY)
-        kind = "jpeg"
-    else:
-        image.save(data, format="png", optimize=True)
-        kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return Figure(data_uri(paths.root / verdict.file), reasons, f"{verdict.file} · seed {verdict.seed}")
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -16,27 +16,31 @@ from lora_foundry.measures import Grey, contrast, difference, grey, sharpness, t
 from lora_foundry.ports import Embedder, FloatArray, Tagger, Trait
 
 _LEAST_LENGTH = 1e-8
+NO_THUMBNAILS: Grey = np.zeros((0, 0))
 COPY = 0.5  # a picture half as far from a training picture as those are from each other is taken for a copy
 
 
-class Judge(NamedTuple):
+class EvaluationMetrics(NamedTuple):
     """What pictures are measured with: the described traits, the instruments there are, and the training set as
-    the embedder sees it."""
+    the embedder sees it, a row a picture. thumbnails: (n, 1024), the same pictures as `measures.thumbnail` has them."""
 
     traits: Sequence[Trait]
     tagger: Tagger | None
     embedder: Embedder | None
     own: FloatArray | None
-    thumbnails: Sequence[Grey] = ()
+    thumbnails: Grey = NO_THUMBNAILS
     least_contrast: float = 0.0
     least_sharpness: float = 0.0
 
 
 def score(
-    files: Sequence[str], records: Sequence[PictureRecord], images: Sequence[Image.Image], judge: Judge
+    files: Sequence[str],
+    records: Sequence[PictureRecord],
+    images: Sequence[Image.Image],
+    metrics: EvaluationMetrics,
 ) -> ScoreRow:
     """Identity and adherence by the tagger, similarity by the embedder; None for what has no instrument."""
-    traits, tagger, embedder, own = judge[:4]
+    traits, tagger, embedder, own = metrics[:4]
     seen: Sequence[Mapping[str, str]] = tagger.read(images) if tagger else [{} for _ in images]
     asked = [tagger.understand(record.shot.words()) if tagger else [] for record in records]
     by_trait = shares_right([traits] * len(seen), seen)
@@ -47,7 +51,7 @@ def score(
         identity_by_trait=by_trait,
         adherence_by_attribute=by_attribute,
         similarity=similarity(embedder.embed(images), own) if embedder and own is not None else None,
-        **look_at(images, judge),
+        **look_at(images, metrics),
         pictures=tuple(
             _picture(file, record, traits, shot, row)
             for file, record, shot, row in zip(files, records, asked, seen, strict=True)
@@ -55,34 +59,35 @@ def score(
     )
 
 
-def look_at(images: Sequence[Image.Image], judge: Judge) -> dict[str, float]:
+def look_at(images: Sequence[Image.Image], metrics: EvaluationMetrics) -> dict[str, float]:
     """What needs no model: variety, nearness to the training set, and whether there is anything to see."""
     small = [thumbnail(image) for image in images]
-    found = {"sound": round(sum(_is_sound(image, judge) for image in images) / max(len(images), 1), 4)}
+    found = {"sound": round(sum(_is_sound(image, metrics) for image in images) / max(len(images), 1), 4)}
     pairs = [difference(one, other) for at, one in enumerate(small) for other in small[at + 1 :]]
     if pairs:
         found["variety"] = round(float(np.mean(pairs)), 4)
-    if judge.thumbnails:
-        nearest = [min(difference(one, other) for other in judge.thumbnails) for one in small]
+    if len(metrics.thumbnails):
+        nearest = [1.0 - float((metrics.thumbnails @ one.ravel()).max()) for one in small]
         found["nearest"] = round(float(np.mean(nearest)), 4)
-        if len(judge.thumbnails) > 1:
-            copies = own_nearness(judge.thumbnails) * COPY
+        if len(metrics.thumbnails) > 1:
+            copies = own_nearness(metrics.thumbnails) * COPY
             found["memorised"] = round(sum(each < copies for each in nearest) / len(nearest), 4)
     return found
 
 
-def own_nearness(thumbnails: Sequence[Grey]) -> float:
-    """The median over the training pictures of the difference to the nearest other one."""
-    near = [
-        min(difference(one, other) for at, other in enumerate(thumbnails) if at != place)
-        for place, one in enumerate(thumbnails)
-    ]
-    return float(np.median(near))
+def own_nearness(thumbnails: Grey) -> float:
+    """The median over the training pictures (a row each) of the difference to the nearest other one."""
+    nearest = []
+    for place, one in enumerate(thumbnails):
+        alike = thumbnails @ one
+        alike[place] = -1.0
+        nearest.append(1.0 - float(alike.max()))
+    return float(np.median(nearest))
 
 
-def _is_sound(image: Image.Image, judge: Judge) -> bool:
+def _is_sound(image: Image.Image, metrics: EvaluationMetrics) -> bool:
     levels = grey(image)
-    return contrast(levels) >= judge.least_contrast and sharpness(levels) >= judge.least_sharpness
+    return contrast(levels) >= metrics.least_contrast and sharpness(levels) >= metrics.least_sharpness
 
 
 def _picture(

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from lora_foundry.domain.curation import Measures, Reason
+from lora_foundry.domain.curation import Measures, Reason, Verdict
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.sections import CurateSection
 from lora_foundry.errors import InputError
-from lora_foundry.files.images import load_picture
+from lora_foundry.files.images import load_picture, read_picture
 from lora_foundry.identity import LEAST, Core, find_core, grow, likeness, mean_distance
 from lora_foundry.measures import (
     Grey,
@@ -26,12 +27,13 @@ from lora_foundry.measures import (
 )
 from lora_foundry.ports import Detector, Embedder, FloatArray, Ports, Tagger, Trait
 
+OWN_EDGE = 1024
 Key = tuple[int, int] | str
-"""A picture: the shot and the attempt, or the name of a user's file."""
+"""A picture: the shot and the attempt, or the name of a person's own file."""
 
 
 @dataclass
-class Judge:
+class QualityFilter:
     """Tells what is wrong with a picture, given those that were accepted before it, and who is in them.
 
     reference: the embedding of the reference image, where there is one. `core` and `least` are what `identify` found.
@@ -54,10 +56,23 @@ class Judge:
         been seen; without one, it counts as accepted. `face`: whether its shot shows a face."""
         image = load_picture(path)
         if image is None:
-            return Measures(), (Reason(fault="undecodable", text="the file is no whole picture"),)
-        if isinstance(key, tuple) and image.size != self.size:
+            return Measures(), (Reason(code="undecodable", text="the file is no whole picture"),)
+        if image.size != self.size:
             text = f"{image.width}x{image.height} instead of {self.size[0]}x{self.size[1]}"
-            return Measures(), (Reason(fault="wrong_size", text=text),)
+            return Measures(), (Reason(code="wrong_size", text=text),)
+        return self._measure(image, key, face)
+
+    def look_at_own(self, path: Path, key: str) -> tuple[Measures, tuple[Reason, ...]]:
+        """The same for a person's own picture, of any size; large ones are measured at OWN_EDGE pixels, so that those
+        of two cameras can be compared and none fills the memory."""
+        try:
+            image = read_picture(path, within=OWN_EDGE)
+        except InputError as error:
+            return Measures(), (Reason(code="undecodable", text=str(error)),)
+        image.thumbnail((OWN_EDGE, OWN_EDGE), Image.Resampling.BOX)
+        return self._measure(image, key, face=False)
+
+    def _measure(self, image: Image.Image, key: Key, face: bool) -> tuple[Measures, tuple[Reason, ...]]:
         levels, bits, small = grey(image), difference_hash(image), thumbnail(image)
         right, seen = None, None
         if self.tagger is not None and self.traits:
@@ -74,7 +89,7 @@ class Judge:
             traits_right=right,
             traits_seen=seen,
         )
-        reasons = (*self._faults(measures, face), *self._duplicate(key, bits, small))
+        reasons = (*self._rejections(measures, face), *self._duplicate(key, bits, small))
         if not reasons:
             self._seen[key] = (bits, small)
         return measures, reasons
@@ -91,28 +106,39 @@ class Judge:
         centre = grow(vectors, self.core, self.least) if self.reference is None else self.reference
         return dict(zip(known, map(float, likeness(vectors, centre)), strict=True))
 
+    def identified(self, verdict: Verdict, likeness: float | None) -> Verdict:
+        """The verdict with what `identify` found of its picture; None where that is not known."""
+        reasons, least = own_reasons(verdict), self.least
+        if likeness is not None and least is not None and likeness < least:
+            text = f"unlike the character: likeness {likeness:.2f} < {least:g}"
+            reasons = (*reasons, Reason(code="identity", text=text))
+        rounded = None if likeness is None else round(likeness, 4)
+        measures = verdict.measures.model_copy(update={"likeness": rounded})
+        update = {"reasons": reasons, "measures": measures, "accepted": not reasons}
+        return verdict.model_copy(update=update)
+
     def distance(self, keys: Sequence[Key]) -> float | None:
         """Mean pairwise cosine distance of these pictures."""
         known = [self._vectors[key] for key in keys if key in self._vectors]
         return mean_distance(np.stack(known)) if len(known) > 1 else None
 
-    def _faults(self, measures: Measures, face: bool) -> list[Reason]:
-        rules, faults = self.rules, []
+    def _rejections(self, measures: Measures, face: bool) -> list[Reason]:
+        rules, found = self.rules, []
         if measures.contrast is not None and measures.contrast < rules.min_contrast:
-            faults.append(
-                Reason(fault="blank", text=f"blank: contrast {measures.contrast:g} < {rules.min_contrast:g}")
+            found.append(
+                Reason(code="blank", text=f"blank: contrast {measures.contrast:g} < {rules.min_contrast:g}")
             )
         elif measures.sharpness is not None and measures.sharpness < rules.min_sharpness:
             text = f"blurred: sharpness {measures.sharpness:g} < {rules.min_sharpness:g}"
-            faults.append(Reason(fault="blurred", text=text))
+            found.append(Reason(code="blurred", text=text))
         if measures.trait_share < rules.min_traits and self.tagger is not None:
             text = (
                 f"shows {measures.traits_right} of {measures.traits_seen} described traits that can be seen"
             )
-            faults.append(Reason(fault="traits", text=text))
+            found.append(Reason(code="traits", text=text))
         if measures.subjects is not None and (measures.subjects > 1 or (face and measures.subjects == 0)):
-            faults.append(Reason(fault="subjects", text=f"shows {measures.subjects} faces instead of one"))
-        return faults
+            found.append(Reason(code="subjects", text=f"shows {measures.subjects} faces instead of one"))
+        return found
 
     def _duplicate(self, key: Key, bits: int, small: Grey) -> list[Reason]:
         """Two pictures are one only if hash, thumbnail and, where there is one, embedding all say so."""
@@ -123,7 +149,8 @@ class Judge:
                 and difference(small, other_small) <= self.rules.duplicate_difference
                 and self._alike(key, other)
             ):
-                return [Reason(fault="duplicate", text=f"nearly the same as picture {_name(other)}")]
+                text = f"nearly the same as picture {_name(other)}"
+                return [Reason(code="duplicate", text=text, other=_name(other))]
         return []
 
     def _alike(self, first: Key, second: Key) -> bool:
@@ -136,14 +163,14 @@ def _name(key: Key) -> str:
     return key if isinstance(key, str) else f"{key[0] + 1:03d}"
 
 
-def make_judge(run: Run, ports: Ports, size: tuple[int, int], reference: Path | None) -> Judge:
-    """The judge that the recipe asks for, with its instruments."""
+def make_filter(run: Run, ports: Ports, size: tuple[int, int], reference: Path | None) -> QualityFilter:
+    """The filter that the recipe asks for, with its instruments."""
     tagger, traits = _traits(run, ports)
     rules, embedder = run.recipe.curate, ports.embedder if run.recipe.curate.identity else None
     target = None
     if reference is not None and embedder is not None and (image := load_picture(reference)) is not None:
         target = embedder.embed([image])[0]
-    return Judge(rules, size, tagger, traits, embedder, ports.detector, target)
+    return QualityFilter(rules, size, tagger, traits, embedder, ports.detector, target)
 
 
 def _traits(run: Run, ports: Ports) -> tuple[Tagger | None, Sequence[Trait]]:
@@ -156,3 +183,8 @@ def _traits(run: Run, ports: Ports) -> tuple[Tagger | None, Sequence[Trait]]:
             "curate.check_traits needs an instrument that reads traits; set model.tagger, or turn it off."
         )
     return tagger, tagger.understand(run.character.tags)
+
+
+def own_reasons(verdict: Verdict) -> tuple[Reason, ...]:
+    """What is wrong with the picture itself, whoever it shows."""
+    return tuple(reason for reason in verdict.reasons if reason.code != "identity")

@@ -11,14 +11,15 @@ from PIL import Image
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.errors import BackendError, StageError
+from lora_foundry.errors import BackendError
 from lora_foundry.files.images import load_picture, read_record, save_picture
 from lora_foundry.files.storage import make_folder, remove_file, remove_leftovers
 from lora_foundry.ports import Generator, ProgressCallback
+from lora_foundry.stages._shared.drawing import load_made
 
 
 @dataclass
-class Examiner:
+class EvaluationPictures:
     """Draws sets of pictures and counts them; `total` is how many there will be in all."""
 
     generator: Generator
@@ -51,14 +52,14 @@ class Examiner:
             if record is None:
                 continue  # it was there before; it was made again only because a batch is made as a whole
             save_picture(folder / record.file, made.image, record)
-            self._tell(message, folder / record.file)
+            self._report(message, folder / record.file)
         if missing:
             raise BackendError(
                 f"The generator left out {len(missing)} evaluation pictures; run the same command again."
             )
-        return [load(folder / record.file, "evaluate") for record in records]
+        return [load_made(folder / record.file, "evaluate") for record in records]
 
-    def _tell(self, message: str, image: Path) -> None:
+    def _report(self, message: str, image: Path) -> None:
         self.done += 1
         total = max(self.total, self.done)
         self.progress(
@@ -66,14 +67,6 @@ class Examiner:
                 stage="evaluate", done=self.done, total=total, unit="image", message=message, image=image
             )
         )
-
-
-def load(path: Path, made_by: str) -> Image.Image:
-    """A picture that must be there. Raises StageError."""
-    image = load_picture(path)
-    if image is None:
-        raise StageError(f"The picture {path} is missing or damaged; run the '{made_by}' stage again.")
-    return image
 
 
 def _slices(records: Sequence[PictureRecord], size: int) -> list[Sequence[PictureRecord]]:

@@ -1,0 +1,149 @@
+"""A person's own pictures on their way into a set: copied from folders and zip files, with the captions and masks that
+lie beside them, under their own names. Where they come from nothing is changed, and nothing that is in the set already is
+written over."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from lora_foundry.errors import InputError
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.images import is_readable
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.sidecars import CAPTION_SUFFIXES
+from lora_foundry.files.storage import make_folder, storage_errors, write_aside
+from lora_foundry.files.training_set import LeftOut, SetPicture, has_planned_name, pictures_in
+
+MOST_FILES = 20_000
+MOST_BYTES = 64 * 1024**3  # of a zip file's content, before it is unpacked
+_PIECE = 1 << 20
+
+
+class Imported(NamedTuple):
+    """What came into the set: how many pictures were copied, how many were there already, and what was left out."""
+
+    copied: int
+    present: int
+    left_out: tuple[LeftOut, ...]
+
+
+def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
+    """Copies the pictures of folders and zip files into images/, each source's folders with it. A picture that is in
+    the set already, from an earlier call, is not copied again.
+
+    Raises InputError for a source that is no folder, zip or picture or holds no picture, StorageError.
+    """
+    make_folder(paths.images)
+    copied = present = 0
+    left_out: list[LeftOut] = []
+    for source in sources:
+        with _opened(source) as folder:
+            found = pictures_in(folder)
+            if not found.pictures:
+                reasons = "; ".join(f"{each.name}: {each.reason}" for each in found.left_out[:3])
+                raise InputError(f"There is no picture in {source}." + (f" {reasons}." if reasons else ""))
+            left_out += found.left_out
+            for picture in found.pictures:
+                if _copy(picture, paths):
+                    copied += 1
+                else:
+                    present += 1
+    return Imported(copied, present, tuple(left_out))
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[Path]:
+    """The folder of a source; a zip file is unpacked for the time of the block. Raises InputError."""
+    if source.is_dir():
+        yield source
+    elif source.is_file() and zipfile.is_zipfile(source):
+        with TemporaryDirectory(prefix="lora-foundry-") as place:
+            _unpack(source, Path(place))
+            yield Path(place)
+    else:
+        what = "is neither a folder nor a zip file" if source.exists() else "is not there"
+        raise InputError(f"{source} {what}; give a folder of pictures, or a zip file of them.")
+
+
+def _unpack(source: Path, place: Path) -> None:
+    """Unpacks what may belong to a set: pictures and captions. Raises InputError for a damaged file, for one that is
+    too large, and for names that lead out of it."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = [each for each in archive.infolist() if not each.is_dir()]
+            if len(members) > MOST_FILES:
+                raise InputError(f"{source} holds {len(members):,} files; at most {MOST_FILES:,} are read.")
+            total = sum(each.file_size for each in members)
+            if total > MOST_BYTES:
+                raise InputError(f"{source} unpacks to {total:,} bytes; at most {MOST_BYTES:,} are read.")
+            for member in members:
+                _unpack_one(archive, member, place, source)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"The zip file {source} cannot be read ({error}); pack it again.") from error
+
+
+def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, source: Path) -> None:
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or "\0" in member.filename:
+        raise InputError(
+            f"{source} holds the name {member.filename[:80]!r}, which leads out of it; pack it again."
+        )
+    if stat.S_ISLNK(member.external_attr >> 16) or not _belongs(Path(name.name)):
+        return
+    target = place.joinpath(*name.parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as packed, target.open("wb") as file:
+        left = member.file_size  # what the archive promised; a member that holds more is cut there
+        while left > 0 and (piece := packed.read(min(left, _PIECE))):
+            file.write(piece)
+            left -= len(piece)
+
+
+def _belongs(name: Path) -> bool:
+    return is_readable(name) or name.suffix.lower() in CAPTION_SUFFIXES
+
+
+def _copy(picture: SetPicture, paths: RunPaths) -> bool:
+    """Copies one picture with its captions and mask; False where it is in the set already. A name that another picture
+    has, or that the drawn pictures get, is changed by a number."""
+    digest = file_hash(picture.path)
+    for target in _places(picture, paths):
+        if target.exists():
+            if file_hash(target) == digest:
+                return False
+            continue
+        for caption in picture.captions:
+            ending = caption.name[len(picture.path.stem) :]
+            if caption.name.startswith(picture.path.name):  # x.png.txt
+                ending = picture.path.suffix + caption.name[len(picture.path.name) :]
+            _copy_file(caption, target.with_name(target.stem + ending))
+        if picture.mask is not None:
+            ending = picture.mask.stem[len(picture.path.stem) :]
+            _copy_file(picture.mask, target.with_name(f"{target.stem}{ending}{picture.mask.suffix}"))
+        _copy_file(picture.path, target)
+        return True
+    raise AssertionError("there is always a free name")
+
+
+def _places(picture: SetPicture, paths: RunPaths) -> Iterator[Path]:
+    """Where the picture may lie in images/: under its own name, else with a number."""
+    first = paths.images.joinpath(*PurePosixPath(picture.name).parts)
+    if not has_planned_name(first, paths):
+        yield first
+    number = 2
+    while True:
+        yield first.with_name(f"{first.stem}-{number}{first.suffix}")
+        number += 1
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """A copy of the content, never a second name of the same file: what happens to one must not happen to the other."""
+    with storage_errors(target):
+        write_aside(target, lambda aside: shutil.copyfile(source, aside))
