@@ -82,7 +82,7 @@ class Foundry:
             settings = Settings() if home is None else Settings(home=Path(home))
         self.settings = settings
 
-    def create(
+    def create(  # noqa: PLR0913 - all but two are options by name
         self,
         character: Character,
         recipe: str | Recipe | None = None,
