@@ -19,8 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import HELD, OUR_TYPES, WAITING, Task, TaskStatus, TaskType
 from lora_foundry.tasks.dependents import end, follow_outside, let_children_start, link, stop_children
-from lora_foundry.tasks.ledger import MOST_PRIORITY, Ledger, kind_of, our_row, to_task
+from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.payloads import Kind
+from lora_foundry.tasks.rows import MOST_PRIORITY, kind_of, our_row, to_task
 from lora_foundry.tasks.schema import NEW, dependencies, moment, ours, tasks, whole_row
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from lora_foundry.domain.task import ENDED, HELD, OUR_TYPES, Task, TaskStatus, TaskType
-from lora_foundry.tasks.ledger import kind_of, our_row, task_of
+from lora_foundry.tasks.rows import kind_of, our_row, task_of
 from lora_foundry.tasks.schema import Json, dependencies, ours, tasks
 
 revision = "0002"
