@@ -31,7 +31,7 @@ from lora_foundry.files.storage import require_model
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.stages.evaluate.scoring import EvaluationMetrics, score
 from lora_foundry.stages.train.step import collect_images
-from lora_foundry.trainer.caches import read_tensor
+from lora_foundry.trainer.images import read_tensor
 from lora_foundry.trainer.trainer import InProcessTrainer
 
 

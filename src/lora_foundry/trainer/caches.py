@@ -3,14 +3,11 @@ and caption, so that no step waits for an encoder and a second training starts a
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -20,12 +17,12 @@ from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.family import FamilyModel
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.files import storage
-from lora_foundry.files.images import read_alpha, read_brightness, read_picture
-from lora_foundry.trainer.resident import Resident
+from lora_foundry.trainer.images import BucketSize, read_tensor
 
 ENCODE_BATCH = 8
 _MEMORY_LIMIT = 2 * 1024**3
 _SHUFFLED_KEPT = 1024
+_SHARE = 0.1  # of the device's free memory
 Report = Callable[[int, int], None]
 
 
@@ -67,46 +64,38 @@ class TensorFile:
         return tensor
 
 
-def choose_frame(sizes: Sequence[tuple[int, int]], resolution: int, multiple: int) -> tuple[int, int]:
-    """The one width and height that all pictures of a set are brought to: the commonest shape among `sizes`,
-    scaled to the area of `resolution` squared, in multiples of `multiple`."""
-    commonest, _ = min(Counter(sizes).items(), key=lambda item: (-item[1], item[0]))
-    return fit_frame(commonest, resolution, multiple)
+class DeviceCache:
+    """Keeps what every epoch asks for again on the device that computes, where it fits: a copy from the computer's memory
+    at each step makes the GPU wait for the host. Within a tenth of the memory that was free at first a tensor stays on
+    `device` once it was asked for; beyond that, and on a CPU, `lookup` is simply asked. `room` (bytes) overrules the
+    tenth."""
+
+    def __init__(
+        self, lookup: Callable[[Any], Tensor], device: torch.device, room: int | None = None
+    ) -> None:
+        self._lookup, self._device = lookup, device
+        self._kept: dict[Hashable, Tensor] = {}
+        self._room = room if room is not None else _free(device)
+
+    def __call__(self, key: Hashable) -> Tensor:
+        """The tensor of `key`, on the device; where it is kept, without a copy."""
+        if key in self._kept:
+            return self._kept[key]
+        tensor = self._lookup(key)
+        if self._room <= 0:
+            return tensor.to(self._device)
+        if tensor.nbytes <= self._room:
+            self._room -= tensor.nbytes
+            self._kept[key] = tensor = tensor.to(self._device)
+        return tensor.to(self._device)
 
 
-def fit_frame(size: tuple[int, int], resolution: int, multiple: int) -> tuple[int, int]:
-    """A picture's shape scaled to at most the area of `resolution` squared, in multiples of `multiple`: its bucket."""
-    width, height = size
-    aspect = min(4.0, max(0.25, width / height))
-    ideal = resolution * aspect**0.5, resolution / aspect**0.5
-    # Each side rounded down or up, but not to a larger area: what was fitted to a memory must stay within it.
-    sides = [{max(1, math.floor(side / multiple)), max(1, math.ceil(side / multiple))} for side in ideal]
-    frames = [(across * multiple, down * multiple) for across in sides[0] for down in sides[1]]
-    within = [frame for frame in frames if frame[0] * frame[1] <= resolution**2] or [min(frames)]
-
-    def used(frame: tuple[int, int]) -> float:
-        """Pixels, times the share of the picture that they show, twice: what is cut off is worse than what is small."""
-        shape = frame[0] / frame[1] / aspect
-        return frame[0] * frame[1] * min(shape, 1 / shape) ** 2
-
-    return max(within, key=lambda frame: (used(frame), frame))
-
-
-def read_tensor(path: Path, frame: tuple[int, int], flipped: bool = False) -> Tensor:
-    """A picture (3, H, W) in -1..1, scaled to cover `frame` and cut to it around the centre; `flipped`:
-    mirrored, left for right. Raises InputError."""
-    fitted = ImageOps.fit(read_picture(path), frame, Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
-    pixels = pixels.permute(2, 0, 1) / 127.5 - 1
-    return pixels.flip(-1) if flipped else pixels
-
-
-def read_mask(path: Path, frame: tuple[int, int], alpha: bool) -> Tensor:
-    """What counts of a picture (1, H, W) in 0..1, cut as the picture is: its alpha channel, or how bright the mask
-    picture is, which has the picture's shape. Raises InputError."""
-    shown = read_alpha(path) if alpha else read_brightness(path)
-    fitted = ImageOps.fit(shown, frame, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())[None] / 255
+def _free(device: torch.device) -> int:
+    """Bytes that may be taken; none on a CPU, whose memory is where the tensors are already."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * _SHARE)
 
 
 def latent_name(digest: str, flipped: bool) -> str:
@@ -117,7 +106,7 @@ def latent_name(digest: str, flipped: bool) -> str:
 def cache_latents(
     model: FamilyModel,
     pictures: Mapping[str, tuple[Path, bool]],
-    frame: tuple[int, int],
+    size: BucketSize,
     identity: str,
     folder: Path,
     report: Report,
@@ -125,7 +114,7 @@ def cache_latents(
     """The latents of pictures (path, and whether it is flipped) by `latent_name`, from the cache or made now. Raises
     InputError, StorageError, BackendError where the memory does not suffice."""
     names = sorted(pictures)
-    file = folder / f"latents-{fingerprint('latents-1', identity, frame)}.safetensors"
+    file = folder / f"latents-{fingerprint('latents-1', identity, size)}.safetensors"
     known = TensorFile.open(file)
     if known is not None and known.names >= set(names):
         return known
@@ -133,11 +122,11 @@ def cache_latents(
     for start in range(0, len(names), ENCODE_BATCH):
         batch = names[start : start + ENCODE_BATCH]
         try:
-            pixels = [read_tensor(path, frame, flipped) for path, flipped in map(pictures.__getitem__, batch)]
+            pixels = [read_tensor(path, size, flipped) for path, flipped in map(pictures.__getitem__, batch)]
             encoded = model.encode_images(torch.stack(pixels))
         except torch.OutOfMemoryError as error:
             raise BackendError(
-                f"The GPU's memory does not hold one picture of {frame[0]}x{frame[1]} pixels while it is encoded, not "
+                f"The GPU's memory does not hold one picture of {size[0]}x{size[1]} pixels while it is encoded, not "
                 "even in tiles; close other programs that use the GPU, or lower train.resolution."
             ) from error
         latents |= {name: latent.clone() for name, latent in zip(batch, encoded, strict=True)}
@@ -156,7 +145,7 @@ class CaptionCache:
         self._model = model
         self._live = live
         self._device = device
-        self._resident = Resident(self._read, device)
+        self._on_device = DeviceCache(self._read, device)
         self._file: TensorFile | None = None
         self._index: dict[str, dict[str, str]] = {}
         self._fresh: dict[str, Condition] = {}
@@ -193,7 +182,7 @@ class CaptionCache:
         if self._live:
             return self._encode(caption)
         if self._file is not None and caption in self._index:
-            return {name: self._resident(full) for name, full in self._index[caption].items()}
+            return {name: self._on_device(full) for name, full in self._index[caption].items()}
         if caption not in self._fresh:
             if len(self._fresh) >= _SHUFFLED_KEPT:
                 self._fresh.pop(next(iter(self._fresh)))

@@ -43,13 +43,13 @@ class DryRunTrainer:
         """See `ports.Trainer`; the result says `dry_run` and no steps."""
         started = perf_counter()
         planned = total_steps(job.settings, job.images)
-        prepared = trainer.prepare(job, self._base, find_device(self._device), progress)
-        learned = Learned(step=0, loss=0.0, parameters=prepared.adapter.count())
-        metadata = describe_lora(job, self._base, prepared.frame, prepared.model.metadata(), learned)
+        training = trainer.prepare(job, self._base, find_device(self._device), progress)
+        learned = Learned(step=0, loss=0.0, parameters=training.state.adapter.count())
+        metadata = describe_lora(job, self._base, training.bucket_size, training.model.metadata(), learned)
         write_json(
             job.workdir / TRAINING_CONFIG, {"dry_run": True, "steps": planned, "settings": job.settings}
         )
-        model, adapter = prepared.model, prepared.adapter
+        model, adapter = training.model, training.state.adapter
         tensors = kohya_tensors(adapter, adapter.state(), model.export_name, file_format=model.file_format)
         digest = write_lora(job.output, tensors, metadata | MARK)
         progress(
@@ -63,6 +63,6 @@ class DryRunTrainer:
             steps=0,
             final_loss=0.0,
             seconds=round(perf_counter() - started, 3),
-            parameters=prepared.adapter.count(),
+            parameters=training.state.adapter.count(),
             dry_run=True,
         )

@@ -9,17 +9,21 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import monotonic
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lora_foundry.domain.lora import SavedLora
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import DivergedError, InputError
 from lora_foundry.families._shared.family import FamilyModel
 from lora_foundry.families._shared.targets import KOHYA, FileFormat, Target
 from lora_foundry.files import storage
-from lora_foundry.trainer.adapter import DOWN, MAGNITUDE, UP, Adapter
+from lora_foundry.files.paths import SAVED, saved_lora
+from lora_foundry.trainer.lora import DOWN, MAGNITUDE, UP, Adapter
 
 _LEGACY_OFFSET, _LEGACY_BYTES = 0x100000, 0x10000
 
@@ -36,17 +40,17 @@ def kohya_tensors(
     Raises DivergedError."""
     endings = {DOWN: file_format.down, UP: file_format.up}
     tensors: dict[str, Tensor] = {}
-    for piece in adapter.pieces:
-        name = export_name(piece.target)
-        if file_format.alpha or UP not in piece.tensors:
-            tensors[f"{name}.alpha"] = torch.tensor(piece.alpha, dtype=dtype)
-        for ending in piece.tensors:
-            tensor = state[f"{piece.name}.{ending}"]
+    for module in adapter.modules:
+        name = export_name(module.target)
+        if file_format.alpha or UP not in module.tensors:
+            tensors[f"{name}.alpha"] = torch.tensor(module.alpha, dtype=dtype)
+        for ending in module.tensors:
+            tensor = state[f"{module.name}.{ending}"]
             if ending == UP and not file_format.alpha:
-                tensor = tensor * (piece.alpha / len(state[f"{piece.name}.{DOWN}"]))
+                tensor = tensor * (module.alpha / len(state[f"{module.name}.{DOWN}"]))
             tensor = tensor.to(dtype)
             if ending == MAGNITUDE:  # one number for each output, in as many dimensions as the weight has
-                tensor = tensor.reshape(-1, *[1] * (state[f"{piece.name}.{DOWN}"].ndim - 1))
+                tensor = tensor.reshape(-1, *[1] * (state[f"{module.name}.{DOWN}"].ndim - 1))
             tensors[f"{name}.{endings.get(ending, ending)}"] = tensor
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise DivergedError(
@@ -68,9 +72,9 @@ def load_lora(path: Path, adapter: Adapter, model: FamilyModel) -> None:
     form = model.file_format
     endings = {DOWN: form.down, UP: form.up}
     state: dict[str, Tensor] = {}
-    for piece in adapter.pieces:
-        name = model.export_name(piece.target)
-        for ending, own in piece.tensors.items():
+    for module in adapter.modules:
+        name = model.export_name(module.target)
+        for ending, own in module.tensors.items():
             key = f"{name}.{endings.get(ending, ending)}"
             if key not in tensors:
                 raise _unlike(path, f"it has no {key}")
@@ -79,13 +83,13 @@ def load_lora(path: Path, adapter: Adapter, model: FamilyModel) -> None:
                 raise _unlike(
                     path, f"{key} has the shape {tuple(given.shape)}, and {tuple(own.shape)} is trained"
                 )
-            state[f"{piece.name}.{ending}"] = given.reshape(own.shape)
-        rank = float(len(piece.tensors[DOWN])) if DOWN in piece.tensors else piece.alpha
+            state[f"{module.name}.{ending}"] = given.reshape(own.shape)
+        rank = float(len(module.tensors[DOWN])) if DOWN in module.tensors else module.alpha
         alpha = float(tensors.get(f"{name}.alpha", torch.tensor(rank)))
-        if UP in piece.tensors:
-            state[f"{piece.name}.{UP}"] *= alpha / piece.alpha
-        elif abs(alpha - piece.alpha) > 1e-3 * piece.alpha:
-            raise _unlike(path, f"{name} has the alpha {alpha:g}, and {piece.alpha:g} is trained")
+        if UP in module.tensors:
+            state[f"{module.name}.{UP}"] *= alpha / module.alpha
+        elif abs(alpha - module.alpha) > 1e-3 * module.alpha:
+            raise _unlike(path, f"{name} has the alpha {alpha:g}, and {module.alpha:g} is trained")
     adapter.load(state)
 
 
@@ -128,3 +132,48 @@ def _serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> by
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+class CheckpointExporter:
+    """Keeps exports while training goes on, so that the best of them can be chosen by measurement afterwards: the last
+    step is seldom the best one. Each is a whole LoRA file, named by its step; `export` writes one, `planned` are the
+    steps after which one is kept."""
+
+    def __init__(
+        self,
+        settings: TrainSection,
+        planned: frozenset[int],
+        workdir: Path,
+        export: Callable[[Path, int], object],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._planned, self._workdir, self._export, self._clock = planned, workdir, export, clock
+        self._seconds = settings.save_every_minutes * 60
+        self._last = clock()
+
+    def begin(self, start: int) -> None:
+        """Removes what another training, or steps that are to come again, left behind."""
+        for saved in saved_exports(self._workdir):
+            if saved.step > start:
+                saved.path.unlink(missing_ok=True)
+        storage.remove_leftovers(storage.make_folder(self._workdir / SAVED))
+
+    def is_due(self, step: int) -> bool:
+        """Whether an export is to be kept after `step` steps."""
+        late = self._seconds > 0 and self._clock() - self._last >= self._seconds
+        return step in self._planned or late
+
+    def keep(self, step: int) -> None:
+        """Writes the export of this step. Raises StorageError, DivergedError."""
+        self._export(saved_lora(self._workdir, step), step)
+        self._last = self._clock()
+
+
+def saved_exports(workdir: Path) -> tuple[SavedLora, ...]:
+    """All exports that were kept so far, the earliest first."""
+    files = (workdir / SAVED).glob("step-*.safetensors")
+    found = {int(path.stem.removeprefix("step-")): path for path in files}
+    return tuple(
+        SavedLora(step=step, path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        for step, path in sorted(found.items())
+    )

@@ -1,7 +1,7 @@
 """A LoRA module in as few passes over its activations as there can be. Layer by layer, peft multiplies, scales and adds:
 three results of full size forward and as many back. Here the up product is added onto the frozen layer's result while
 it is computed (beta = 1 of the matrix product), so that only the narrow tensor between down and up is new, and the same
-backward; the gradients are added where `training.flat` keeps them, in the same product. The sums are the same; only
+backward; the gradients are added where `lora.flatten` keeps them, in the same product. The sums are the same; only
 their rounding differs."""
 
 from __future__ import annotations

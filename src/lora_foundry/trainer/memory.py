@@ -58,8 +58,16 @@ def step_down(settings: TrainSection) -> TrainSection | None:
     return None
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch's means that the device's memory is full; on Apple's GPUs only the words say so."""
+    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
+
+
 def free_memory(device: torch.device) -> float | None:
-    """GiB that are free on `device`; None where memory is not managed (a CPU)."""
+    """GiB that are free on `device`, on an Apple GPU of what its driver recommends to take; None where memory is not
+    managed (a CPU)."""
+    if device.type == "mps":
+        return (torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()) / _GIB
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)

@@ -36,15 +36,15 @@ class Learned(NamedTuple):
 
 
 def describe_lora(
-    job: TrainingJob, base: Base, frame: tuple[int, int], family: dict[str, str], learned: Learned
+    job: TrainingJob, base: Base, size: tuple[int, int], family: dict[str, str], learned: Learned
 ) -> dict[str, str]:
     """All metadata of the exported file. `family` is what the family's module says about its architecture."""
     return {
-        **_modelspec(job, frame),
+        **_modelspec(job, size),
         **family,
         **_network(job),
         **_training(job, learned),
-        **_dataset(job, frame),
+        **_dataset(job, size),
         "ss_sd_model_name": base.path.name,
         "lora_foundry.base": f"{base.name} [{base.identity}]",
         **_base_hashes(base),
@@ -71,13 +71,13 @@ def _file_hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
         return hashlib.sha256(file.read(_SHORT_HASH_BYTES)).hexdigest()[:8], whole
 
 
-def _modelspec(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
+def _modelspec(job: TrainingJob, size: tuple[int, int]) -> dict[str, str]:
     tags = [tag for tag, _ in _tag_counts(job).most_common(20) if tag != job.trigger]
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": job.metadata.get("ss_output_name", job.output.stem),
         "modelspec.author": "lora-foundry",
-        "modelspec.resolution": f"{frame[0]}x{frame[1]}",
+        "modelspec.resolution": f"{size[0]}x{size[1]}",
         "modelspec.trigger_phrase": job.trigger,
         "modelspec.usage_hint": f"Write {job.trigger!r} into the prompt.",
         "modelspec.tags": ", ".join(tags),
@@ -144,16 +144,16 @@ def _training(job: TrainingJob, learned: Learned) -> dict[str, str]:
     }
 
 
-def _dataset(job: TrainingJob, frame: tuple[int, int]) -> dict[str, str]:
+def _dataset(job: TrainingJob, size: tuple[int, int]) -> dict[str, str]:
     folder = _folder(job)
     own = [image for image in job.images if not image.regular]
     repeats = max((image.repeats for image in own), default=1)
     samples = sum(image.repeats for image in own)
-    bucket = {"resolution": list(frame), "count": samples}
+    bucket = {"resolution": list(size), "count": samples}
     return {
         "ss_num_train_images": str(samples),
         "ss_num_reg_images": str(len(job.images) - len(own)),
-        "ss_resolution": f"({frame[0]}, {frame[1]})",
+        "ss_resolution": f"({size[0]}, {size[1]})",
         "ss_enable_bucket": str(job.settings.buckets),
         "ss_bucket_info": json.dumps({"buckets": {"0": bucket}, "mean_img_ar_error": 0.0}),
         "ss_dataset_dirs": json.dumps(

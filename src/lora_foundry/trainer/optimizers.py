@@ -13,7 +13,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
 from lora_foundry.extras import missing_package
 from lora_foundry.families._shared.targets import DENOISER, ENCODERS
-from lora_foundry.trainer.adapter import Adapter
+from lora_foundry.trainer.lora import Adapter
 
 PEAK = "peak"  # the key of a group's peak rate, beside its current one
 
@@ -51,32 +51,6 @@ def exported_state(optimizer: torch.optim.Optimizer, adapter: Adapter) -> dict[s
     for group in optimizer.param_groups:
         group["train_mode"] = True
     return state
-
-
-class RunningMean:
-    """An exponential running mean of the weights (EMA): w' = decay w' + (1 - decay) w after each step, the decay
-    rising with the steps at first so that the start weighs little."""
-
-    def __init__(self, adapter: Adapter, decay: float) -> None:
-        self._adapter, self._decay = adapter, decay
-        self.values = {name: tensor.detach().clone() for name, tensor in adapter.named().items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes in the weights after step `step` (counted from 1)."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        weights: list[Tensor] = [*self._adapter.named().values()]
-        torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
-
-    def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU, named as `Adapter.state` names them."""
-        return {name: value.to("cpu", copy=True).contiguous() for name, value in self.values.items()}
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Puts back what `state` gave."""
-        for name, value in self.values.items():
-            value.copy_(state[name])
 
 
 def _build(settings: TrainSection, groups: list[Any], devices: list[torch.device]) -> torch.optim.Optimizer:

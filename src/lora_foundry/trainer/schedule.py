@@ -1,4 +1,4 @@
-"""How many steps there are, and how the learning rate moves, as plain functions."""
+"""How many steps there are, how the learning rate moves and after which steps an export is kept, as plain functions."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ def rate_factor(settings: TrainSection, step: int, total: int) -> float:
     progress = (step - warmup) / max(1, total - warmup)
     cycles = settings.restarts if settings.lr_schedule == "cosine_with_restarts" else 1
     return 0.5 * (1 + math.cos(math.pi * ((progress * cycles) % 1.0)))
+
+
+def planned_exports(settings: TrainSection, total: int, steps_per_epoch: float) -> frozenset[int]:
+    """The steps after which an export is kept: the ends of epochs, or `saves` of them evenly over the run; the last
+    step is always among them unless nothing is kept at all."""
+    every = settings.save_every_epochs * steps_per_epoch
+    if every > 0:
+        count = int(total / every)
+        return frozenset({max(1, round(every * number)) for number in range(1, count + 1)} | {total})
+    count = min(settings.saves, total)
+    return frozenset(round(total * number / count) for number in range(1, count + 1))

@@ -10,15 +10,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from lora_foundry.context import Context
-from lora_foundry.domain.lora import SavedLora, TrainedLora
+from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
@@ -41,29 +42,38 @@ from lora_foundry.files.paths import (
     TRAINING_CONFIG,
     TRAINING_LOG,
     TRAINING_LOSS,
-    VALIDATION_LOSS,
 )
 from lora_foundry.ports import ProgressCallback, TrainingJob
-from lora_foundry.trainer.adapter import NAME, Adapter
-from lora_foundry.trainer.caches import CaptionCache, TensorFile, cache_latents, latent_name
-from lora_foundry.trainer.checkpoints import Checkpoints, Learner
-from lora_foundry.trainer.draws import Draws, derive_seed
-from lora_foundry.trainer.events import EventFile
-from lora_foundry.trainer.export import kohya_tensors, load_lora, write_lora
+from lora_foundry.trainer.caches import CaptionCache, DeviceCache, TensorFile, cache_latents, latent_name
+from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
+from lora_foundry.trainer.data import (
+    Batch,
+    NoiseSampler,
+    TrainingDataset,
+    derive_seed,
+    group_pictures,
+    hold_out,
+    plan_bucket_sizes,
+)
+from lora_foundry.trainer.export import (
+    CheckpointExporter,
+    kohya_tensors,
+    load_lora,
+    saved_exports,
+    write_lora,
+)
 from lora_foundry.trainer.fused import fuse
-from lora_foundry.trainer.graphs import CudaRecorder, Recorded, can_record
-from lora_foundry.trainer.journal import Journal
-from lora_foundry.trainer.keeping import Keeper
-from lora_foundry.trainer.loop import NEWS_SECONDS, Loop
-from lora_foundry.trainer.material import Material, group_pictures, hold_out, plan_frames
-from lora_foundry.trainer.memory import difference, fit, free_memory, step_down
+from lora_foundry.trainer.images import BucketSize
+from lora_foundry.trainer.logging import EventFile, ProgressReporter, TrainingLog
+from lora_foundry.trainer.loop import Loop
+from lora_foundry.trainer.lora import NAME, Adapter
+from lora_foundry.trainer.memory import difference, fit, free_memory, is_out_of_memory, step_down
 from lora_foundry.trainer.metadata import Learned, describe_lora
-from lora_foundry.trainer.optimizers import RunningMean, build_optimizer
-from lora_foundry.trainer.passes import Part, Passes
-from lora_foundry.trainer.resident import Resident
-from lora_foundry.trainer.samples import draw_samples, sample_texts
-from lora_foundry.trainer.schedule import steps_per_epoch, total_steps
-from lora_foundry.trainer.validation import Validation, add_row
+from lora_foundry.trainer.optimizers import build_optimizer
+from lora_foundry.trainer.previews import Previews, sample_texts
+from lora_foundry.trainer.schedule import planned_exports, steps_per_epoch, total_steps
+from lora_foundry.trainer.state import EMA, Checkpoints, TrainState
+from lora_foundry.trainer.step import ForwardBackward, OptimizerStep
 
 _FINAL_LOSSES = 100
 # How a step is computed, which may change when memory runs out, and what it learns does not.
@@ -94,8 +104,8 @@ class InProcessTrainer:
         started = perf_counter()
         total = total_steps(job.settings, job.images)
         with _translated(job):
-            prepared, resumed, loss = self._run(job, progress, total)
-            digest = prepared.export(job.output, total, loss)
+            training, resumed, loss = self._run(job, progress, total)
+            digest = training.export(job.output, total, loss)
         return TrainedLora(
             path=job.output,
             sha256=digest,
@@ -103,13 +113,11 @@ class InProcessTrainer:
             final_loss=loss,
             seconds=round(perf_counter() - started, 3),
             resumed_from=resumed,
-            parameters=prepared.adapter.count(),
-            saved=prepared.saved,
+            parameters=training.state.adapter.count(),
+            saved=saved_exports(job.workdir),
         )
 
-    def _run(
-        self, job: TrainingJob, progress: ProgressCallback, total: int
-    ) -> tuple[Preparation, int, float]:
+    def _run(self, job: TrainingJob, progress: ProgressCallback, total: int) -> tuple[Training, int, float]:
         """Runs the loop; where memory runs out, again from the newest checkpoint with settings that take less."""
         device = find_device(self._device_name)
         asked = job.settings
@@ -118,16 +126,16 @@ class InProcessTrainer:
             if note:
                 progress(ProgressEvent(stage="train", done=0, total=total, message=note))
             try:
-                prepared = prepare(job._replace(settings=settings), self._base, device, progress)
+                training = prepare(job._replace(settings=settings), self._base, device, progress)
                 with freed_memory_kept(device):
-                    return prepared, *prepared.run_loop(total, asked, note)
-            except torch.OutOfMemoryError:
+                    return training, *training.run(total, asked, note)
+            except RuntimeError as error:
                 smaller = step_down(settings)
-                if asked.memory == "as_set" or smaller is None:
+                if not is_out_of_memory(error) or asked.memory == "as_set" or smaller is None:
                     raise
                 note = f"the memory did not suffice; going on with {difference(settings, smaller)}"
                 settings = smaller
-            prepared = None  # type: ignore[assignment]  # the memory must be free before the next attempt
+            training = None  # type: ignore[assignment]  # the memory must be free before the next attempt
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -145,221 +153,176 @@ def plan_memory(job: TrainingJob, base: Base, device: torch.device) -> tuple[Tra
     return settings, f"fitted to the memory: {changes}" if changes else ""
 
 
-def prepare(job: TrainingJob, base: Base, device: torch.device, progress: ProgressCallback) -> Preparation:
-    """Checks the job and makes all that its first step needs. Raises InputError, BaseModelError."""
+def prepare(job: TrainingJob, base: Base, device: torch.device, progress: ProgressCallback) -> Training:
+    """Checks the job and makes all that its first step needs: the caches, the LoRA in the frozen base, the optimizer.
+    Raises InputError, BaseModelError."""
     _check(job)
     use_available_cores()
-    return Preparation(job, base, device, _Reporter(progress, total_steps(job.settings, job.images)))
+    settings = job.settings
+    reporter = ProgressReporter(progress, total_steps(settings, job.images))
+    reporter.say("loading the base model")
+    hashes = [readable_hash(image.path) for image in job.images]
+    model = load_family(base, settings, device)
+    held_out = hold_out(job.images, settings)
+    dataset = _make_dataset(job, base, model, device, hashes, held_out, reporter)
+    targets = model.lora_targets(settings)
+    adapter = Adapter(model.networks, targets, settings, derive_seed(settings.seed, "lora"))
+    for network in model.networks.values():
+        fuse(network, NAME)
+    if settings.start_from:
+        load_lora(Path(settings.start_from).expanduser(), adapter, model)
+    half = choose_dtype(settings.precision, device) == torch.float16
+    state = TrainState(
+        adapter,
+        build_optimizer(settings, adapter),
+        torch.amp.GradScaler(device.type, enabled=half),
+        EMA(adapter, settings.ema) if settings.ema else None,
+    )
+    previews = Previews(model, dataset, state, job, held_out)
+    return Training(
+        job, base, device, _fingerprint(job, base, hashes), model, dataset, state, previews, reporter
+    )
 
 
-class Preparation:
-    """All that must stand before the first step."""
-
-    def __init__(self, job: TrainingJob, base: Base, device: torch.device, reporter: _Reporter) -> None:
-        self._job, self._base, self._reporter, self._device = job, base, reporter, device
-        settings = job.settings
-        reporter.say("loading the base model")
-        self._hashes = [readable_hash(image.path) for image in job.images]
-        self._fingerprint = _fingerprint(job, base, self._hashes)
-        self.model: FamilyModel = load_family(base, settings, device)
-        held_out = hold_out(job.images, settings)
-        self._material = self._prepare(held_out)
-        self._validation = Validation(
-            self.model,
-            self._material,
-            [(index, job.images[index].caption) for index in held_out],
-            settings.seed,
+def _make_dataset(  # noqa: PLR0917
+    job: TrainingJob,
+    base: Base,
+    model: FamilyModel,
+    device: torch.device,
+    hashes: list[str],
+    held_out: list[int],
+    reporter: ProgressReporter,
+) -> TrainingDataset:
+    """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
+    settings, folder = job.settings, job.workdir / CACHE
+    sizes = plan_bucket_sizes(
+        [picture_size(image.path) for image in job.images], settings, model.side_multiple
+    )
+    files: dict[BucketSize, TensorFile] = {}
+    for size in sorted(set(sizes)):
+        pictures = {
+            latent_name(digest, flipped): (image.path, flipped)
+            for digest, image, own in zip(hashes, job.images, sizes, strict=True)
+            for flipped in ((False, True) if settings.flip else (False,))
+            if own == size
+        }
+        files[size] = cache_latents(
+            model, pictures, size, base.identity, folder, reporter.counting("encoding pictures")
         )
-        targets = self.model.lora_targets(settings)
-        self.adapter = Adapter(self.model.networks, targets, settings, derive_seed(settings.seed, "lora"))
-        for network in self.model.networks.values():
-            fuse(network, NAME)
-        self.learner = Learner(
-            self.adapter,
-            build_optimizer(settings, self.adapter),
-            torch.amp.GradScaler(
-                device.type, enabled=choose_dtype(settings.precision, device) == torch.float16
-            ),
-            RunningMean(self.adapter, settings.ema) if settings.ema else None,
+    captions = _cache_captions(job, base, model, device, reporter)
+    return TrainingDataset(
+        NoiseSampler(settings, job.images, group_pictures(sizes, held_out), device),
+        job.images,
+        settings,
+        DeviceCache(lambda key: files[sizes[key[0]]][latent_name(hashes[key[0]], key[1])], device),
+        captions,
+        sizes,
+    )
+
+
+def _cache_captions(
+    job: TrainingJob, base: Base, model: FamilyModel, device: torch.device, reporter: ProgressReporter
+) -> CaptionCache:
+    settings = job.settings
+    learning = settings.text_encoder_rate > 0
+    captions = CaptionCache(model, device, live=learning)
+    if not learning:
+        # Captions that are shuffled come up one by one; those of held-out pictures never are.
+        texts = [] if settings.shuffle_tags else [image.caption for image in job.images]
+        texts += sample_texts(settings, job.trigger)
+        captions.prepare(
+            ["", *texts], base.identity, job.workdir / CACHE, reporter.counting("encoding captions")
         )
-        self.saved: tuple[SavedLora, ...] = ()
-        if settings.start_from:
-            load_lora(Path(settings.start_from).expanduser(), self.adapter, self.model)
+    model.release_encoders(keep_text=learning or settings.shuffle_tags)
+    return captions
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that is ready for its first step."""
+
+    job: TrainingJob
+    base: Base
+    device: torch.device
+    fingerprint: str
+    model: FamilyModel
+    dataset: TrainingDataset
+    state: TrainState
+    previews: Previews
+    reporter: ProgressReporter
 
     @property
-    def frame(self) -> tuple[int, int]:
-        """The commonest shape that the pictures are trained at."""
-        return Counter(self._material.frames).most_common(1)[0][0]
+    def bucket_size(self) -> BucketSize:
+        """The commonest size that the pictures are trained at."""
+        return Counter(self.dataset.bucket_sizes).most_common(1)[0][0]
 
-    def run_loop(self, total: int, asked: TrainSection, note: str = "") -> tuple[int, float]:
+    def run(self, total: int, asked: TrainSection, note: str = "") -> tuple[int, float]:
         """Trains what is left to train; returns the step it went on from, and the final loss. `asked` is the recipe's
         section before it was fitted to the memory, `note` what was changed."""
-        job, workdir = self._job, self._job.workdir
+        job, settings, workdir = self.job, self.job.settings, self.job.workdir
         self._write_config(total, asked)
-        checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self._fingerprint, total)
-        start = checkpoints.restore(self.learner)
-        events = EventFile(workdir / TENSORBOARD, start) if job.settings.tensorboard else None
-        with Journal(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start, events) as journal:
+        checkpoints = Checkpoints(storage.make_folder(workdir / CHECKPOINTS), self.fingerprint, total)
+        start = checkpoints.restore(self.state)
+        events = EventFile(workdir / TENSORBOARD, start) if settings.tensorboard else None
+        with TrainingLog(workdir / TRAINING_LOSS, workdir / TRAINING_LOG, start, events) as log:
             if note:
-                journal.say(start, note)
-            journal.say(
+                log.say(start, note)
+            log.say(
                 start,
                 f"{'going on' if start else 'start'}: {total} steps, {len(job.images)} pictures at "
-                f"{self.frame[0]}x{self.frame[1]}, {self.adapter.count():,} weights, {self._device}",
+                f"{self.bucket_size[0]}x{self.bucket_size[1]}, {self.state.adapter.count():,} weights, {self.device}",
             )
-            keeper = Keeper(
-                job.settings,
-                total,
-                steps_per_epoch(job.settings, job.images),
+            exporter = CheckpointExporter(
+                settings,
+                planned_exports(settings, total, steps_per_epoch(settings, job.images)),
                 workdir,
-                lambda path, step: self._keep(path, step, journal.mean_loss(_FINAL_LOSSES)),
+                lambda path, step: self.export(path, step, log.mean_loss(_FINAL_LOSSES)),
             )
-            Loop(
-                job.settings,
-                total,
-                self._passes(),
-                self.learner,
-                self._material,
-                checkpoints,
-                journal,
-                keeper,
-                self._reporter.step,
-                lambda step: self._examine(step, journal),
-            ).run(start)
-            self.saved = keeper.saved()
-            return start, journal.mean_loss(_FINAL_LOSSES)
+            step = OptimizerStep(settings, total, self.dataset, self._forward_backward(), self.state)
+            Loop(step, checkpoints, exporter, self.previews, log, self.reporter.step).run(start)
+            return start, log.mean_loss(_FINAL_LOSSES)
 
-    def _passes(self) -> Callable[[Part], Tensor]:
-        """Forward and backward pass, recorded where that is asked for and can be."""
-        settings = self._job.settings
-        passes = Passes(self.model, self.learner.scaler, settings.samples_per_step)
-        if not can_record(settings, self.model, self._device):
+    def export(self, path: Path, step: int, loss: float) -> str:
+        """Writes the LoRA as it stands after `step` steps; returns the file's SHA-256. Raises DivergedError,
+        StorageError."""
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[self.job.settings.export_precision]
+        adapter, form = self.state.adapter, self.model.file_format
+        tensors = kohya_tensors(adapter, self.state.exported_state(), self.model.export_name, dtype, form)
+        learned = Learned(step, loss, adapter.count())
+        described = describe_lora(self.job, self.base, self.bucket_size, self.model.metadata(), learned)
+        return write_lora(path, tensors, described)
+
+    def _forward_backward(self) -> Callable[[Batch], Tensor]:
+        """Forward and backward pass, captured as CUDA graphs where that is asked for and can be."""
+        settings = self.job.settings
+        computed = ForwardBackward(self.model, self.state.scaler, settings.samples_per_step)
+        if not can_record(settings, self.model, self.device):
             if settings.cuda_graphs:
                 _log.warning(
                     "train.cuda_graphs is without effect: it needs a CUDA device and a UNet, and neither gradient "
                     "checkpointing nor text encoders that learn; this training's steps are computed as usual."
                 )
-            return passes
-        return Recorded(passes, CudaRecorder(self._device), self._device)
-
-    def export(self, path: Path, step: int, loss: float) -> str:
-        """Writes the LoRA as it stands after `step` steps; returns the file's SHA-256. Raises DivergedError,
-        StorageError."""
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[self._job.settings.export_precision]
-        state = self.learner.exported_state()
-        tensors = kohya_tensors(self.adapter, state, self.model.export_name, dtype, self.model.file_format)
-        learned = Learned(step, loss, self.adapter.count())
-        described = describe_lora(self._job, self._base, self.frame, self.model.metadata(), learned)
-        return write_lora(path, tensors, described)
-
-    def _keep(self, path: Path, step: int, loss: float) -> str:
-        """Writes an export on the way, and draws what it draws."""
-        digest = self.export(path, step, loss)
-        with self.learner.as_exported():
-            draw_samples(
-                self.model, self._material, self._job.settings, self._job.trigger, self._job.workdir, step
-            )
-        return digest
-
-    def _examine(self, step: int, journal: Journal) -> None:
-        """The validation loss, with the weights as they are exported."""
-        if self._job.settings.validation == 0:
-            return
-        with self.learner.as_exported():
-            loss = self._validation.measure()
-        add_row(self._job.workdir / VALIDATION_LOSS, step, loss)
-        journal.show(step, {"validation_loss": loss})
-        journal.say(step, f"validation loss {loss:.4f}")
+            return computed
+        return Recorded(computed, CudaRecorder(self.device), self.device)
 
     def _write_config(self, total: int, asked: TrainSection) -> None:
         """What is trained, with everything that decides it, for people and for a later look."""
-        job = self._job
+        job = self.job
         storage.write_json(
             job.workdir / TRAINING_CONFIG,
             {
-                "base": self._base.name,
-                "identity": self._base.identity,
+                "base": self.base.name,
+                "identity": self.base.identity,
                 "trigger": job.trigger,
                 "settings": job.settings,
                 "asked": asked,
                 "steps": total,
                 "images": {image.path.name: image.caption for image in job.images},
-                "frame": self.frame,
-                "parameters": self.adapter.count(),
-                "fingerprint": self._fingerprint,
+                "bucket_size": self.bucket_size,
+                "parameters": self.state.adapter.count(),
+                "fingerprint": self.fingerprint,
             },
         )
-
-    def _prepare(self, held_out: list[int]) -> Material:
-        """Latents and text embeddings, from the disk or encoded now; the encoders are let go of."""
-        job, settings = self._job, self._job.settings
-        sizes = [picture_size(image.path) for image in job.images]
-        frames = plan_frames(sizes, settings, self.model.side_multiple)
-        files = {frame: self._cache_latents(frame, frames) for frame in sorted(set(frames))}
-        captions = self._cache_captions()
-        return Material(
-            Draws(settings, job.images, group_pictures(frames, held_out), self._device),
-            job.images,
-            settings,
-            Resident(
-                lambda key: files[frames[key[0]]][latent_name(self._hashes[key[0]], key[1])], self._device
-            ),
-            captions,
-            frames,
-        )
-
-    def _cache_latents(self, frame: tuple[int, int], frames: list[tuple[int, int]]) -> TensorFile:
-        sides = (False, True) if self._job.settings.flip else (False,)
-        pictures = zip(self._hashes, self._job.images, frames, strict=True)
-        return cache_latents(
-            self.model,
-            {
-                latent_name(digest, flipped): (image.path, flipped)
-                for digest, image, own in pictures
-                for flipped in sides
-                if own == frame
-            },
-            frame,
-            self._base.identity,
-            self._job.workdir / CACHE,
-            lambda done, count: self._reporter.preparing("encoding pictures", done, count),
-        )
-
-    def _cache_captions(self) -> CaptionCache:
-        job, settings = self._job, self._job.settings
-        learning = settings.text_encoder_rate > 0
-        captions = CaptionCache(self.model, self._device, live=learning)
-        if not learning:
-            # Captions that are shuffled come up one by one; those of held-out pictures never are.
-            texts = [] if settings.shuffle_tags else [image.caption for image in job.images]
-            texts += sample_texts(settings, job.trigger)
-            captions.prepare(
-                ["", *texts],
-                self._base.identity,
-                job.workdir / CACHE,
-                lambda done, count: self._reporter.preparing("encoding captions", done, count),
-            )
-        self.model.release_encoders(keep_text=learning or settings.shuffle_tags)
-        return captions
-
-
-class _Reporter:
-    """Turns the loop's news into progress events, a few a second at most."""
-
-    def __init__(self, progress: ProgressCallback, total: int) -> None:
-        self._progress, self._total = progress, total
-        self._told = 0.0
-
-    def say(self, message: str) -> None:
-        self._progress(ProgressEvent(stage="train", done=0, total=self._total, message=message))
-
-    def preparing(self, what: str, done: int, count: int) -> None:
-        if monotonic() - self._told >= NEWS_SECONDS:
-            self._told = monotonic()
-            self.say(f"{what}: {done} of {count}")
-
-    def step(self, done: int, loss: float) -> None:
-        self._progress(ProgressEvent(stage="train", done=done, total=self._total, loss=round(loss, 5)))
 
 
 def _check(job: TrainingJob) -> None:
@@ -393,12 +356,12 @@ def _translated(job: TrainingJob) -> Iterator[None]:
     """torch's errors as ours."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise BackendError(
+                f"Training in {job.workdir} stopped: {' '.join(str(error).split())[:300]}"
+            ) from error
         raise BackendError(
             f"The GPU's memory is too small for batch size {job.settings.batch_size} at "
             f"{job.settings.resolution} pixels; lower train.batch_size or set train.gradient_checkpointing."
-        ) from error
-    except RuntimeError as error:
-        raise BackendError(
-            f"Training in {job.workdir} stopped: {' '.join(str(error).split())[:300]}"
         ) from error

@@ -12,7 +12,8 @@ from PIL import Image
 
 from lora_foundry.errors import InputError
 from lora_foundry.files.images import picture_size
-from lora_foundry.trainer.caches import TensorFile, choose_frame, fit_frame, read_tensor
+from lora_foundry.trainer.caches import TensorFile
+from lora_foundry.trainer.images import bucket_size, commonest_bucket_size, read_tensor
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ from lora_foundry.trainer.caches import TensorFile, choose_frame, fit_frame, rea
 def test_the_frame_has_the_commonest_shape_and_the_asked_area(
     sizes: list[tuple[int, int]], resolution: int, multiple: int, frame: tuple[int, int]
 ) -> None:
-    assert choose_frame(sizes, resolution, multiple) == frame
+    assert commonest_bucket_size(sizes, resolution, multiple) == frame
 
 
 def test_a_picture_is_scaled_to_cover_and_cut_around_the_centre(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_damaged_cache_counts_as_none(tmp_path: Path) -> None:
 def test_a_bucket_never_exceeds_the_area_and_cuts_little_off(
     size: tuple[int, int], resolution: int, multiple: int
 ) -> None:
-    width, height = fit_frame(size, resolution, multiple)
+    width, height = bucket_size(size, resolution, multiple)
     assert width % multiple == height % multiple == 0
     if resolution >= 4 * multiple:
         assert width * height <= resolution**2
@@ -114,4 +115,4 @@ def test_a_bucket_never_exceeds_the_area_and_cuts_little_off(
 
 @pytest.mark.parametrize("side", [512, 768, 1024])
 def test_a_square_picture_is_trained_at_the_resolution(side: int) -> None:
-    assert fit_frame((999, 999), side, 64) == (side, side)
+    assert bucket_size((999, 999), side, 64) == (side, side)

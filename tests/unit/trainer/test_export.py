@@ -18,8 +18,8 @@ from lora_foundry.errors import DivergedError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.sd import train as sd
-from lora_foundry.trainer.adapter import UP, Adapter
 from lora_foundry.trainer.export import kohya_tensors, lora_bytes, write_lora
+from lora_foundry.trainer.lora import UP, Adapter
 from tests.unit.trainer.conftest import short_section
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def trained(base: Base) -> tuple[sd.Model, Adapter]:
     adapter = Adapter(model.networks, model.lora_targets(settings), settings, 5)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for piece in adapter.pieces:
+        for piece in adapter.modules:
             up = piece.tensors[UP]
             up.copy_(torch.randn(up.shape, generator=generator) * 0.3)
     return model, adapter
@@ -152,6 +152,6 @@ def test_weights_that_do_not_fit_fp16_are_not_written(base: Base) -> None:
     settings = short_section(targets=["projection"])
     adapter = Adapter(model.networks, model.lora_targets(settings), settings, 5)
     with torch.no_grad():
-        adapter.pieces[0].tensors[UP][0] = 1e6
+        adapter.modules[0].tensors[UP][0] = 1e6
     with pytest.raises(DivergedError, match=r"train\.learning_rate"):
         kohya_tensors(adapter, adapter.state(), model.export_name)

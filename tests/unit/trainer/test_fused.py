@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.targets import Target
-from lora_foundry.trainer.adapter import NAME, Adapter
 from lora_foundry.trainer.fused import FusedLora, fuse
+from lora_foundry.trainer.lora import NAME, Adapter
 
 
 class Small(nn.Module):

@@ -20,7 +20,7 @@ from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.trainer import memory, trainer
-from lora_foundry.trainer.events import EventFile, _checksum
+from lora_foundry.trainer.logging import EventFile, _checksum
 from lora_foundry.trainer.loop import Loop
 from lora_foundry.trainer.memory import StepWatch
 from lora_foundry.trainer.trainer import InProcessTrainer

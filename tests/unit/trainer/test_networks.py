@@ -14,8 +14,8 @@ from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.sd import train as sd
-from lora_foundry.trainer.adapter import Adapter
 from lora_foundry.trainer.export import kohya_tensors, write_lora
+from lora_foundry.trainer.lora import Adapter
 from tests.unit.trainer.conftest import short_section
 
 pytest.importorskip("lycoris")
@@ -55,7 +55,7 @@ def test_the_file_does_what_was_learned(network: str, base: Base, tmp_path: Path
     applied = []
     if is_lycoris(keys):
         applied = put_on(path, theirs, 1.0)
-        assert len(applied) == len(adapter.pieces)
+        assert len(applied) == len(adapter.modules)
     else:
         with quiet_libraries():
             theirs.load_lora_weights(lora_source(path, keys, theirs))

@@ -17,7 +17,7 @@ from torch import Tensor
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import InputError
 from lora_foundry.ports import TrainingImage, TrainingJob
-from lora_foundry.trainer import draws, trainer
+from lora_foundry.trainer import data, trainer
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 from tests.unit.trainer.toy import BASE, ToyModel
@@ -221,15 +221,15 @@ def test_flipped_samples_are_the_mirrored_pictures_with_their_masks(tmp_path: Pa
         made.append(tuple(files))
     coins = []
     with pytest.MonkeyPatch.context() as patch:
-        real = draws.Draws.samples
+        real = data.NoiseSampler.samples
 
-        def turned(self: draws.Draws, step: int) -> list[draws.Sample]:
+        def turned(self: data.NoiseSampler, step: int) -> list[data.Sample]:
             found = real(self, step)
             coins.extend(sample.flipped for sample in found)
             return [sample._replace(flipped=not sample.flipped) for sample in found]
 
         plain = weights(make(tmp_path / "a", made[0], flip=True, mask="folder", steps=20))
-        patch.setattr(draws.Draws, "samples", turned)
+        patch.setattr(data.NoiseSampler, "samples", turned)
         mirrored = weights(make(tmp_path / "b", made[1], flip=True, mask="folder", steps=20))
     assert 0.2 < sum(coins) / len(coins) < 0.8
     assert all(torch.equal(plain[key], mirrored[key]) for key in plain)

@@ -17,7 +17,7 @@ from lora_foundry.families._shared.family import load_family
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.ports import TrainingJob
-from lora_foundry.trainer.caches import read_tensor
+from lora_foundry.trainer.images import read_tensor
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section

@@ -212,7 +212,7 @@ def test_masks_lie_beside_the_pictures(ready: Run, trainer: CountingTrainer) -> 
 
 
 class Painter:
-    """Draws a flat picture for every request, and remembers the prompts."""
+    """NoiseSampler a flat picture for every request, and remembers the prompts."""
 
     model = "painter"
 

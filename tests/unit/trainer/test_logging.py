@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_foundry.trainer.journal import Journal
+from lora_foundry.trainer.logging import TrainingLog
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "loss.csv", tmp_path / "log.txt"
 
 
-def fill(journal: Journal, first: int, last: int) -> None:
+def fill(journal: TrainingLog, first: int, last: int) -> None:
     for step in range(first, last + 1):
         journal.add(step, step / 10, 1e-3)
     journal.say(last, f"reached {last}")
@@ -22,8 +22,8 @@ def fill(journal: Journal, first: int, last: int) -> None:
 
 
 def test_rows_after_the_checkpoint_are_cut_and_written_once(files: tuple[Path, Path]) -> None:
-    fill(Journal(*files, 0), 1, 7)
-    journal = Journal(*files, 4)
+    fill(TrainingLog(*files, 0), 1, 7)
+    journal = TrainingLog(*files, 4)
     assert journal.losses == [0.1, 0.2, 0.3, 0.4]
     fill(journal, 5, 9)
     rows = files[0].read_text().splitlines()
@@ -34,25 +34,25 @@ def test_rows_after_the_checkpoint_are_cut_and_written_once(files: tuple[Path, P
 
 
 def test_a_torn_last_row_and_garbage_are_dropped(files: tuple[Path, Path]) -> None:
-    fill(Journal(*files, 0), 1, 3)
+    fill(TrainingLog(*files, 0), 1, 3)
     with files[0].open("a") as file:
         file.write("x,y,z\n4,0.")
     with files[1].open("a") as file:
         file.write("2026-01-01 00:00:00 [step 2] tor")
-    with Journal(*files, 10) as journal:
+    with TrainingLog(*files, 10) as journal:
         assert journal.losses == [0.1, 0.2, 0.3]
     assert "tor" not in files[1].read_text()
 
 
 def test_a_new_training_begins_both_files_anew(files: tuple[Path, Path]) -> None:
-    fill(Journal(*files, 0), 1, 3)
-    Journal(*files, 0).close()
+    fill(TrainingLog(*files, 0), 1, 3)
+    TrainingLog(*files, 0).close()
     assert files[0].read_text() == "step,loss,learning_rate\n"
     assert files[1].read_text() == ""
 
 
 def test_the_mean_is_of_the_last_losses(files: tuple[Path, Path]) -> None:
-    journal = Journal(*files, 0)
+    journal = TrainingLog(*files, 0)
     assert journal.mean_loss(5) == 0.0
     for step in range(1, 5):
         journal.add(step, step, 1e-3)

@@ -1,12 +1,15 @@
-"""The LoRA itself: peft's layers in the frozen networks (denoiser, and text encoders where they learn too), their
-weights in fp32 whatever the base computes in, started from a seed of their own, and addressed by the path of the
-module they belong to. `lycoris` makes the other kinds of network in the same shape."""
+"""The LoRA itself: peft's layers (LoRA, DoRA) or the lycoris library's (LoHa, LoKr) in the frozen networks, their weights
+in fp32 whatever the base computes in, started from a seed of their own, addressed by the path of the module they
+belong to, and laid out in one buffer with their gradients in another. An optimizer step over hundreds of small tensors
+takes a host longer than a GPU computes for it; over one it is one call, as are the gradients' norm and their return to
+zero, and a place for a gradient that stays is what a product can be added to directly (`fused`)."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.extras import missing_package
 from lora_foundry.families._shared.targets import DENOISER, ENCODERS, Target
-from lora_foundry.trainer.flat import lay_out
 
 NAME = "default"
+_ALIGNED = 64  # numbers: each tensor begins where wide loads may begin
 DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
 
 
-class Piece(NamedTuple):
+class LoraModule(NamedTuple):
     """What is trained at one module: tensors by the names that files give them (LoRA: lora_down.weight (r, in),
     lora_up.weight (out, r); convolutions have two more dimensions), and the alpha that scales them."""
 
@@ -36,7 +40,7 @@ class Piece(NamedTuple):
 
 class Adapter:
     """What learns, on `networks` by part. It changes nothing at first: the `up` matrices start at zero. `buffers` are the
-    weights of the denoiser and of all text encoders, each with their gradients in one piece (`training.flat`)."""
+    weights of the denoiser and of all text encoders, each with their gradients in one piece (`flatten`)."""
 
     def __init__(
         self,
@@ -47,24 +51,22 @@ class Adapter:
     ) -> None:
         self._owned: list[nn.Module] = []
         generator = torch.Generator().manual_seed(seed)
-        pieces: list[Piece] = []
+        modules: list[LoraModule] = []
         for part, network in networks.items():
-            modules = [target.module for target in targets if target.part == part]
-            if not modules:
+            paths = [target.module for target in targets if target.part == part]
+            if not paths:
                 continue
             if settings.network in {"lora", "dora"}:
-                _inject(network, modules, settings)
+                _inject(network, paths, settings)
                 layers = dict(network.named_modules())
-                pieces += [_start(Target(part, path), layers[path], settings, generator) for path in modules]
+                modules += [_start(Target(part, path), layers[path], settings, generator) for path in paths]
             else:
-                from lora_foundry.trainer.lycoris import attach
-
-                for piece, owner in attach(network, part, modules, settings, generator):
-                    pieces.append(piece)
+                for module, owner in _attach_lycoris(network, part, paths, settings, generator):
+                    modules.append(module)
                     self._owned.append(owner)
-        self.pieces = tuple(pieces)
+        self.modules = tuple(modules)
         self.buffers = {
-            part: lay_out(tensors) for part in (DENOISER, ENCODERS) if (tensors := self.parameters(part))
+            part: flatten(tensors) for part in (DENOISER, ENCODERS) if (tensors := self.parameters(part))
         }
 
     def parameters(self, part: str = "") -> list[nn.Parameter]:
@@ -72,9 +74,9 @@ class Adapter:
         encoders."""
         return [
             tensor
-            for piece in self.pieces
-            if piece.target.part.startswith(part)
-            for tensor in piece.tensors.values()
+            for module in self.modules
+            if module.target.part.startswith(part)
+            for tensor in module.tensors.values()
         ]
 
     def count(self) -> int:
@@ -84,7 +86,9 @@ class Adapter:
     def named(self) -> dict[str, nn.Parameter]:
         """Every trained tensor by a name of its own."""
         return {
-            f"{piece.name}.{name}": tensor for piece in self.pieces for name, tensor in piece.tensors.items()
+            f"{module.name}.{name}": tensor
+            for module in self.modules
+            for name, tensor in module.tensors.items()
         }
 
     def state(self) -> dict[str, Tensor]:
@@ -100,16 +104,16 @@ class Adapter:
             tensor.copy_(state[name])
 
     @torch.no_grad()
-    def limit_norms(self, largest: float) -> None:
+    def clip_norms(self, largest: float) -> None:
         """Scales back each module whose update (alpha / r) * up @ down has a Frobenius norm above `largest`.
 
         |BA|^2 = sum((B^T B) * (A A^T)), two small products of rank by rank, and no question to the device.
         """
-        for piece in self.pieces:
-            down, up = piece.tensors[DOWN], piece.tensors[UP]
+        for module in self.modules:
+            down, up = module.tensors[DOWN], module.tensors[UP]
             low, high = down.flatten(1), up.flatten(1)
             square = ((high.T @ high) * (low @ low.T)).sum().clamp(min=0)
-            norm = square.sqrt() * (piece.alpha / len(low))
+            norm = square.sqrt() * (module.alpha / len(low))
             factor = (largest / norm.clamp(min=1e-12)).clamp(max=1).sqrt()
             down.mul_(factor)
             up.mul_(factor)
@@ -118,7 +122,7 @@ class Adapter:
         """Whether no weight is NaN or infinite."""
         return all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers.values())
 
-    def forget_gradients(self) -> None:
+    def zero_gradients(self) -> None:
         """Sets every gradient to zero, where it lies."""
         for buffer in self.buffers.values():
             assert buffer.grad is not None
@@ -172,7 +176,7 @@ def _inject(network: nn.Module, modules: Sequence[str], settings: TrainSection) 
         inject_adapter_in_model(config, network, NAME)
 
 
-def _start(target: Target, layer: Any, settings: TrainSection, generator: torch.Generator) -> Piece:
+def _start(target: Target, layer: Any, settings: TrainSection, generator: torch.Generator) -> LoraModule:
     """fp32 weights of one module: down uniform as kohya and peft start it, up zero, and DoRA's magnitudes as the
     base has them."""
     layer.cast_input_dtype_enabled = False  # peft would turn every activation into fp32 and back
@@ -191,4 +195,50 @@ def _start(target: Target, layer: Any, settings: TrainSection, generator: torch.
         norms = base.flatten(1).norm(dim=1).view(holder.weight.shape)
         holder.weight = nn.Parameter(norms)
         tensors[MAGNITUDE] = holder.weight
-    return Piece(target, tensors, size_of(layer.get_base_layer(), settings)[1])
+    return LoraModule(target, tensors, size_of(layer.get_base_layer(), settings)[1])
+
+
+def flatten(tensors: Sequence[nn.Parameter]) -> nn.Parameter:
+    """Moves fp32 `tensors` of one device into one buffer (n,) and returns it, with its gradient, zeros (n,), set. The
+    tensors and their gradients are views of the two from then on; a gradient is forgotten by zeroing, never by None."""
+    places = [0]
+    for tensor in tensors:
+        places.append(places[-1] + -(-tensor.numel() // _ALIGNED) * _ALIGNED)
+    buffer = nn.Parameter(torch.zeros(places[-1], dtype=torch.float32, device=tensors[0].device))
+    gradient = torch.zeros_like(buffer.data)
+    buffer.grad = gradient
+    for place, tensor in zip(places, tensors, strict=False):
+        part = slice(place, place + tensor.numel())
+        buffer.data[part] = tensor.detach().flatten()
+        tensor.data = buffer.data[part].view(tensor.shape)
+        tensor.grad = gradient[part].view(tensor.shape)
+    return buffer
+
+
+def _attach_lycoris(
+    network: nn.Module, part: str, modules: Sequence[str], settings: TrainSection, generator: torch.Generator
+) -> Iterator[tuple[LoraModule, nn.Module]]:
+    """Puts a LyCORIS module on each of `modules` and yields what it trains. Raises MissingExtraError."""
+    kind = _lycoris_class(settings.network)
+    layers = dict(network.named_modules())
+    for path in modules:
+        rank, alpha = size_of(layers[path], settings)
+        extra = {"factor": settings.lokr_factor} if settings.network == "lokr" else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            module: Any = kind(
+                path.replace(".", "_"), layers[path], lora_dim=rank, alpha=alpha, bypass_mode=True, **extra
+            )
+        module.to(next(layers[path].parameters()).device)
+        module.apply_to()
+        tensors = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+        yield LoraModule(Target(part, path), tensors, float(module.alpha)), module
+
+
+def _lycoris_class(name: str) -> Any:
+    try:
+        return getattr(
+            import_module(f"lycoris.modules.{name}"), {"loha": "LohaModule", "lokr": "LokrModule"}[name]
+        )
+    except ImportError as error:
+        raise missing_package(f'train.network = "{name}"', error) from error

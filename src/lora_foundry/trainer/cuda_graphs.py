@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.family import FamilyModel
-from lora_foundry.trainer.passes import Part
+from lora_foundry.trainer.data import Batch
 
 _WARM = 3  # times a shape is computed first: libraries choose their ways and take their memory then
 _MOST = 6  # shapes that are recorded: each takes time to record and memory to keep
@@ -24,8 +24,8 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """Takes a computation down without doing it; gives what does it, and the tensor that holds its result afterwards."""
 
 
-class _Tape(NamedTuple):
-    part: Part
+class _Recording(NamedTuple):
+    batch: Batch
     play: Callable[[], None]
     loss: Tensor
 
@@ -40,30 +40,30 @@ def can_record(settings: TrainSection, model: FamilyModel, device: torch.device)
 class Recorded:
     """`compute` by playback: the same arguments, the same gradients, the same result."""
 
-    def __init__(self, compute: Callable[[Part], Tensor], record: Recorder, device: torch.device) -> None:
+    def __init__(self, compute: Callable[[Batch], Tensor], record: Recorder, device: torch.device) -> None:
         self._compute, self._record, self._device = compute, record, device
         self._seen: Counter[object] = Counter()
-        self._tapes: dict[object, _Tape] = {}
+        self._recordings: dict[object, _Recording] = {}
         self._able = True
 
-    def __call__(self, part: Part) -> Tensor:
-        """See `Passes`."""
-        key = _shapes(part)
+    def __call__(self, batch: Batch) -> Tensor:
+        """See `step.ForwardBackward`."""
+        key = _shapes(batch)
         self._seen[key] += 1
-        room = key in self._tapes or len(self._tapes) < _MOST
+        room = key in self._recordings or len(self._recordings) < _MOST
         if not self._able or not room or self._seen[key] <= _WARM:
-            return self._compute(part)
-        if key not in self._tapes and not self._take_down(key, part):
-            return self._compute(part)
-        tape = self._tapes[key]
-        for kept, new in zip(_tensors(tape.part), _tensors(part), strict=True):
+            return self._compute(batch)
+        if key not in self._recordings and not self._capture(key, batch):
+            return self._compute(batch)
+        recording = self._recordings[key]
+        for kept, new in zip(_tensors(recording.batch), _tensors(batch), strict=True):
             kept.copy_(new, non_blocking=True)
-        tape.play()
-        return tape.loss.clone()
+        recording.play()
+        return recording.loss.clone()
 
-    def _take_down(self, key: object, part: Part) -> bool:
+    def _capture(self, key: object, batch: Batch) -> bool:
         """Records a shape; False where that cannot be done, and from then on all goes as usual."""
-        own = _map(part, lambda tensor: tensor.to(self._device, copy=True))
+        own = _map(batch, lambda tensor: tensor.to(self._device, copy=True))
         try:
             play, loss = self._record(lambda: self._compute(own))
         except RuntimeError as error:
@@ -72,10 +72,10 @@ class Recorded:
                 " ".join(str(error).split())[:200],
             )
             self._able = False
-            self._tapes.clear()
+            self._recordings.clear()
             return False
         loss.fill_(float("nan"))  # a recording that is empty would otherwise learn nothing without a word
-        self._tapes[key] = _Tape(own, play, loss)
+        self._recordings[key] = _Recording(own, play, loss)
         return True
 
 
@@ -103,18 +103,25 @@ class CudaRecorder:
         return play, loss
 
 
-def _tensors(part: Part) -> list[Tensor]:
-    given = [part.latents, *part.condition.values(), part.noise, part.positions, part.mask, part.weights]
+def _tensors(batch: Batch) -> list[Tensor]:
+    given = [
+        batch.latents,
+        *batch.condition.values(),
+        batch.noise,
+        batch.timesteps,
+        batch.mask,
+        batch.weights,
+    ]
     return [tensor for tensor in given if tensor is not None]
 
 
-def _map(part: Part, change: Callable[[Tensor], Tensor]) -> Part:
-    optional = [None if tensor is None else change(tensor) for tensor in (part.mask, part.weights)]
-    condition = {name: change(tensor) for name, tensor in part.condition.items()}
-    return Part(change(part.latents), condition, change(part.noise), change(part.positions), *optional)
+def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    optional = [None if tensor is None else change(tensor) for tensor in (batch.mask, batch.weights)]
+    condition = {name: change(tensor) for name, tensor in batch.condition.items()}
+    return Batch(change(batch.latents), condition, change(batch.noise), change(batch.timesteps), *optional)
 
 
-def _shapes(part: Part) -> object:
+def _shapes(batch: Batch) -> object:
     """What a recording holds for: the parts there are, and their shapes."""
-    there = part.mask is not None, part.weights is not None
-    return (*there, *part.condition, *(tuple(tensor.shape) for tensor in _tensors(part)))
+    there = batch.mask is not None, batch.weights is not None
+    return (*there, *batch.condition, *(tuple(tensor.shape) for tensor in _tensors(batch)))

@@ -16,9 +16,9 @@ from torch import Tensor
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import load_family
 from lora_foundry.ports import TrainingJob
-from lora_foundry.trainer import graphs, trainer
-from lora_foundry.trainer.graphs import CudaRecorder, Recorded, can_record
-from lora_foundry.trainer.passes import Part
+from lora_foundry.trainer import cuda_graphs, trainer
+from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
+from lora_foundry.trainer.data import Batch
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 
@@ -42,13 +42,13 @@ class FakeRecorder:
         return play, result
 
 
-def part(count: int = 1, value: float = 1.0, masked: bool = False, words: int = 3) -> Part:
+def part(count: int = 1, value: float = 1.0, masked: bool = False, words: int = 3) -> Batch:
     latents = torch.full((count, 4, 2, 2), value)
     mask = torch.ones(count, 1, 2, 2) if masked else None
-    return Part(latents, {"text": torch.ones(count, words, 5)}, latents + 1, latents[:, 0, 0, 0], mask, None)
+    return Batch(latents, {"text": torch.ones(count, words, 5)}, latents + 1, latents[:, 0, 0, 0], mask, None)
 
 
-def compute(given: Part) -> Tensor:
+def compute(given: Batch) -> Tensor:
     return given.latents.sum() + 10 * given.noise.mean() + 100 * len(given.condition["text"][0])
 
 
@@ -71,7 +71,7 @@ def test_each_shape_is_recorded_by_itself() -> None:
 
 
 def test_more_shapes_than_are_kept_are_computed_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "_MOST", 1)
+    monkeypatch.setattr(cuda_graphs, "_MOST", 1)
     recorder = FakeRecorder()
     recorded = Recorded(compute, recorder, CPU)
     for _ in range(6):

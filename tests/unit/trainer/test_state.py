@@ -14,21 +14,21 @@ from torch import nn
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.targets import Target
-from lora_foundry.trainer.adapter import Adapter
-from lora_foundry.trainer.checkpoints import Checkpoints, Learner
+from lora_foundry.trainer.lora import Adapter
 from lora_foundry.trainer.optimizers import build_optimizer
+from lora_foundry.trainer.state import Checkpoints, TrainState
 from tests.unit.trainer.conftest import short_section
 
 
-def learner(seed: int = 1) -> Learner:
+def learner(seed: int = 1) -> TrainState:
     network = nn.ModuleDict({"a": nn.Linear(6, 5), "b": nn.Conv2d(4, 3, 1)})
     targets = [Target("unet", "a"), Target("unet", "b")]
     adapter = Adapter({"unet": network}, targets, short_section(rank=2, alpha=2.0), seed)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1, fused=True)
-    return Learner(adapter, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(adapter, optimizer, torch.amp.GradScaler("cpu", enabled=False))
 
 
-def learner_of(optimizer: str, seed: int = 1) -> Learner:
+def learner_of(optimizer: str, seed: int = 1) -> TrainState:
     """Two layers, one of them large enough (4,096 numbers) for moments in 8 bits, learned by an optimizer of the recipe."""
     network = nn.ModuleDict({"a": nn.Linear(80, 70), "b": nn.Conv2d(4, 3, 1)})
     targets = [Target("unet", "a"), Target("unet", "b")]
@@ -38,17 +38,17 @@ def learner_of(optimizer: str, seed: int = 1) -> Learner:
     section = short_section(**chosen)
     adapter = Adapter({"unet": network}, targets, section, seed)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Learner(adapter, build_optimizer(section, adapter), scaler)
+    return TrainState(adapter, build_optimizer(section, adapter), scaler)
 
 
-def teach(learner: Learner, steps: int) -> None:
+def teach(learner: TrainState, steps: int) -> None:
     for step in range(steps):
         for index, parameter in enumerate(learner.adapter.parameters()):
             parameter.grad.fill_(0.1 * (index + step + 1))
         learner.optimizer.step()
 
 
-def same(one: Learner, two: Learner) -> bool:
+def same(one: TrainState, two: TrainState) -> bool:
     states = one.adapter.state(), two.adapter.state()
     return all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

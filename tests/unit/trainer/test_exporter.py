@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_foundry.trainer.keeping import Keeper, planned_saves
+from lora_foundry.trainer.export import CheckpointExporter
+from lora_foundry.trainer.schedule import planned_exports
 from tests.unit.trainer.conftest import short_section
 
 
@@ -24,7 +25,7 @@ from tests.unit.trainer.conftest import short_section
 def test_the_planned_steps(
     settings: dict[str, object], total: int, per_epoch: float, steps: set[int]
 ) -> None:
-    assert planned_saves(short_section(**settings), total, per_epoch) == steps
+    assert planned_exports(short_section(**settings), total, per_epoch) == steps
 
 
 def test_by_the_clock(tmp_path: Path) -> None:
@@ -34,10 +35,10 @@ def test_by_the_clock(tmp_path: Path) -> None:
         written.append((path.name, step))
         return ""
 
-    settings = short_section(save_every_minutes=2, saves=0)
-    keeper = Keeper(settings, 100, 10, tmp_path, export, lambda: now[0])
+    settings = short_section(save_every_minutes=2)
+    exporter = CheckpointExporter(settings, frozenset(), tmp_path, export, lambda: now[0])
     for step, seconds in enumerate((60, 119, 121, 200, 242), start=1):
         now[0] = seconds
-        if keeper.is_due(step):
-            keeper.keep(step)
+        if exporter.is_due(step):
+            exporter.keep(step)
     assert written == [("step-0003.safetensors", 3), ("step-0005.safetensors", 5)]

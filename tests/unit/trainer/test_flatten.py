@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_foundry.families._shared.targets import Target
-from lora_foundry.trainer.adapter import Adapter
-from lora_foundry.trainer.flat import lay_out
+from lora_foundry.trainer.lora import Adapter, flatten
 from lora_foundry.trainer.optimizers import build_optimizer
 from tests.unit.trainer.conftest import short_section
 
@@ -20,7 +19,7 @@ SHAPES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=
 def test_every_tensor_keeps_its_values_and_shares_the_buffer(shapes: list[list[int]]) -> None:
     tensors = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     before = [tensor.detach().clone() for tensor in tensors]
-    buffer = lay_out(tensors)
+    buffer = flatten(tensors)
     for number, (tensor, value) in enumerate(zip(tensors, before, strict=True), start=1):
         assert torch.equal(tensor, value)
         assert tensor.data_ptr() % 16 == 0
@@ -44,7 +43,7 @@ def test_backward_adds_to_gradients_that_stay() -> None:
     for _ in range(2):
         network(torch.ones(1, 6)).sum().backward()
     twice = learned.buffers["unet"].grad.clone()
-    learned.forget_gradients()
+    learned.zero_gradients()
     assert not learned.buffers["unet"].grad.any()
     network(torch.ones(1, 6)).sum().backward()
     assert torch.allclose(2 * learned.buffers["unet"].grad, twice)
@@ -68,6 +67,6 @@ def test_adamw_learns_as_over_single_tensors() -> None:
         for network, learned, optimizer in zip((one, other), (flat, single), optimizers, strict=True):
             network(x).square().sum().backward()
             optimizer.step()
-            learned.forget_gradients()
+            learned.zero_gradients()
     for left, right in zip(flat.parameters(), single.parameters(), strict=True):
         assert torch.allclose(left, right, rtol=1e-6, atol=1e-8)

@@ -19,8 +19,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_foundry.files import storage
-from lora_foundry.trainer.adapter import Adapter
-from lora_foundry.trainer.optimizers import RunningMean, exported_state
+from lora_foundry.trainer.lora import Adapter
+from lora_foundry.trainer.optimizers import exported_state
 
 KEPT = 2
 _log = logging.getLogger(__name__)
@@ -44,17 +44,43 @@ class CheckpointRecord(BaseModel):
     scaler: dict[str, float] = {}
 
 
-class Learner(NamedTuple):
+class EMA:
+    """An exponential moving average of the weights: w' = decay w' + (1 - decay) w after each step, the decay
+    rising with the steps at first so that the start weighs little."""
+
+    def __init__(self, adapter: Adapter, decay: float) -> None:
+        self._adapter, self._decay = adapter, decay
+        self.values = {name: tensor.detach().clone() for name, tensor in adapter.named().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after step `step` (counted from 1)."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        weights: list[Tensor] = [*self._adapter.named().values()]
+        torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU, named as `Adapter.state` names them."""
+        return {name: value.to("cpu", copy=True).contiguous() for name, value in self.values.items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Puts back what `state` gave."""
+        for name, value in self.values.items():
+            value.copy_(state[name])
+
+
+class TrainState(NamedTuple):
     """What learns, and so what a checkpoint must hold."""
 
     adapter: Adapter
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    mean: RunningMean | None = None
+    ema: EMA | None = None
 
     def exported_state(self) -> dict[str, Tensor]:
-        """The weights that a file gets: the running mean, or what the optimizer answers with."""
-        return self.mean.state() if self.mean else exported_state(self.optimizer, self.adapter)
+        """The weights that a file gets: the moving average, or what the optimizer answers with."""
+        return self.ema.state() if self.ema else exported_state(self.optimizer, self.adapter)
 
     @contextmanager
     def as_exported(self) -> Iterator[None]:
@@ -74,12 +100,12 @@ class Checkpoints:
         self._folder = folder
         self._fingerprint, self._total = fingerprint, total
 
-    def save(self, step: int, learner: Learner) -> Path:
+    def save(self, step: int, state: TrainState) -> Path:
         """Writes the state after `step` steps and removes all but the newest two. Raises StorageError."""
-        tensors = {f"lora.{name}": tensor for name, tensor in learner.adapter.state().items()}
-        if learner.mean:
-            tensors |= {f"mean.{name}": tensor for name, tensor in learner.mean.state().items()}
-        optimizer = _without_tensors(learner.optimizer.state_dict(), tensors)
+        tensors = {f"lora.{name}": tensor for name, tensor in state.adapter.state().items()}
+        if state.ema:
+            tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.state().items()}
+        optimizer = _without_tensors(state.optimizer.state_dict(), tensors)
         data = save(tensors)
         storage.write_bytes(self._tensors(step), data)
         record = CheckpointRecord(
@@ -88,14 +114,14 @@ class Checkpoints:
             fingerprint=self._fingerprint,
             sha256=hashlib.sha256(data).hexdigest(),
             optimizer=optimizer,
-            scaler=learner.scaler.state_dict(),
+            scaler=state.scaler.state_dict(),
         )
         storage.write_model(self._record(step), record)
         self._remove_old()
         return self._record(step)
 
-    def restore(self, learner: Learner) -> int:
-        """Puts the newest whole checkpoint of this training into `learner`; returns its step, 0 where there
+    def restore(self, state: TrainState) -> int:
+        """Puts the newest whole checkpoint of this training into `state`; returns its step, 0 where there
         is none.
 
         Checkpoints of another training (other pictures, captions or settings) are removed. One of a training that was
@@ -110,7 +136,7 @@ class Checkpoints:
             try:
                 data = self._tensors(step).read_bytes()
                 if hashlib.sha256(data).hexdigest() == record.sha256:
-                    _put_back(record, load(data), learner)
+                    _put_back(record, load(data), state)
                     return step
             except (OSError, SafetensorError, KeyError, ValueError):
                 _log.debug("checkpoint %d cannot be read", step, exc_info=True)
@@ -177,15 +203,14 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _put_back(record: CheckpointRecord, tensors: dict[str, Tensor], learner: Learner) -> None:
+def _put_back(record: CheckpointRecord, tensors: dict[str, Tensor], state: TrainState) -> None:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         parts.setdefault(kind, {})[rest] = tensor
-    state = _with_tensors(record.optimizer, tensors)
-    learner.adapter.load(parts["lora"])
-    if learner.mean:
-        learner.mean.load(parts["mean"])
-    learner.optimizer.load_state_dict(state)
+    state.adapter.load(parts["lora"])
+    if state.ema:
+        state.ema.load(parts["ema"])
+    state.optimizer.load_state_dict(_with_tensors(record.optimizer, tensors))
     if record.scaler:
-        learner.scaler.load_state_dict(dict(record.scaler))
+        state.scaler.load_state_dict(dict(record.scaler))

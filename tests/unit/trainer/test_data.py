@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage
-from lora_foundry.trainer.draws import Draws, derive_seed, shuffle_tags
+from lora_foundry.trainer.data import NoiseSampler, derive_seed, shuffle_tags
 
 IMAGES = [TrainingImage(Path(f"{n}.png"), f"elara, a{n}, b{n}, c{n}, d{n}", 1 + n % 2) for n in range(5)]
 
 
-def draws(**settings: object) -> Draws:
-    return Draws(TrainSection.model_validate({"batch_size": 4, **settings}), IMAGES)
+def draws(**settings: object) -> NoiseSampler:
+    return NoiseSampler(TrainSection.model_validate({"batch_size": 4, **settings}), IMAGES)
 
 
 def test_a_step_is_the_same_whatever_was_drawn_before() -> None:
     worn, fresh = draws(shuffle_tags=True, caption_dropout=0.3), draws(shuffle_tags=True, caption_dropout=0.3)
     for step in range(9):
-        worn.samples(step), worn.noise(step, (4, 4, 8, 8)), worn.positions(step)
+        worn.samples(step), worn.noise(step, (4, 4, 8, 8)), worn.timesteps(step)
     assert worn.samples(9) == fresh.samples(9)
     assert torch.equal(worn.noise(9, (4, 4, 8, 8)), fresh.noise(9, (4, 4, 8, 8)))
-    assert torch.equal(worn.positions(9), fresh.positions(9))
+    assert torch.equal(worn.timesteps(9), fresh.timesteps(9))
 
 
 def test_steps_and_seeds_differ() -> None:
@@ -53,7 +53,7 @@ def test_batches_do_not_stop_at_the_end_of_an_epoch() -> None:
 
 def test_positions_are_spread_over_the_batch_and_uniform_over_time() -> None:
     stream = draws(batch_size=4)
-    drawn = torch.stack([stream.positions(step) for step in range(500)])
+    drawn = torch.stack([stream.timesteps(step) for step in range(500)])
     assert torch.equal((drawn.sort(dim=1).values * 4).long(), torch.tensor([[0, 1, 2, 3]]).expand(500, 4))
     assert abs(float(drawn[:, 0].mean()) - 0.5) < 0.05
 

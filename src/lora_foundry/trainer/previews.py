@@ -1,0 +1,110 @@
+"""What shows while a training runs where it goes: the loss on pictures that are never trained on, always with the same
+noise at the same timesteps, so that it can be compared from one time to the next; and pictures of the same prompts and
+seeds with every export that is kept. Both are of the weights as a file gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.family import FamilyModel
+from lora_foundry.files import storage
+from lora_foundry.files.paths import VALIDATION_LOSS, training_sample
+from lora_foundry.ports import TrainingJob
+from lora_foundry.trainer.data import TrainingDataset, derive_seed
+from lora_foundry.trainer.logging import TrainingLog
+from lora_foundry.trainer.state import TrainState
+
+TIMESTEPS = (0.125, 0.375, 0.625, 0.875)
+_HEADER = "step,loss\n"
+
+
+class Previews:
+    """Draws and measures in `job.workdir`; `held_out` are the pictures of the validation, by index."""
+
+    def __init__(
+        self,
+        model: FamilyModel,
+        dataset: TrainingDataset,
+        state: TrainState,
+        job: TrainingJob,
+        held_out: Sequence[int],
+    ) -> None:
+        self._model, self._dataset, self._state, self._job = model, dataset, state, job
+        self._held_out = held_out
+
+    def draw(self, step: int) -> list[Path]:
+        """Draws the sample prompts into training/samples/step-NNNN-K.png."""
+        settings, workdir = self._job.settings, self._job.workdir
+        texts = sample_texts(settings, self._job.trigger)
+        if not texts:
+            return []
+        conditions = [self._dataset.captions.one(text) for text in ["", *texts]]
+        with self._state.as_exported():
+            images = self._model.draw(
+                conditions,
+                self._dataset.bucket_sizes[0],
+                settings.seed,
+                settings.sample_steps,
+                settings.sample_cfg,
+            )
+        paths = [training_sample(workdir, step, number) for number in range(1, len(images) + 1)]
+        for path, image in zip(paths, images, strict=True):
+            storage.write_aside(path, lambda aside, picture=image: picture.save(aside, format="PNG"))  # type: ignore[misc]
+        return paths
+
+    def validate(self, step: int, log: TrainingLog) -> None:
+        """Writes the validation loss into validation.csv and the log, where pictures are held out."""
+        if not self._held_out:
+            return
+        with self._state.as_exported():
+            loss = self._validation_loss()
+        add_row(self._job.workdir / VALIDATION_LOSS, step, loss)
+        log.show(step, {"validation_loss": loss})
+        log.say(step, f"validation loss {loss:.4f}")
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """The mean loss over all held-out pictures and timesteps."""
+        losses, count = [], len(TIMESTEPS)
+        for index in self._held_out:
+            latent = self._dataset.latents((index, False))
+            seed = derive_seed(self._job.settings.seed, "validation", index)
+            noise = torch.randn(count, *latent.shape, generator=torch.Generator().manual_seed(seed))
+            condition = self._dataset.captions.one(self._job.images[index].caption)
+            mask = self._dataset.mask(index, latent)
+            losses.append(
+                self._model.losses(
+                    latent.expand(count, *latent.shape),
+                    self._model.stack([condition] * count),
+                    noise,
+                    torch.tensor(TIMESTEPS),
+                    None if mask is None else mask.expand(count, *mask.shape),
+                ).mean()
+            )
+        return float(torch.stack(losses).mean())
+
+
+def sample_texts(settings: TrainSection, trigger: str) -> list[str]:
+    """The sample prompts as they are drawn."""
+    return [prompt.replace("{trigger}", trigger) for prompt in settings.sample_prompts]
+
+
+def add_row(path: Path, step: int, loss: float) -> None:
+    """Puts a figure into the file at its step; figures of later steps, which are to come again, go."""
+    rows = {row[0]: row[1] for row in read_rows(path) if row[0] < step}
+    rows[step] = loss
+    text = "".join(f"{number},{rows[number]:.6g}\n" for number in sorted(rows))
+    storage.write_text(path, _HEADER + text)
+
+
+def read_rows(path: Path) -> list[tuple[int, float]]:
+    """The figures in the file, by step; none where there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    except FileNotFoundError:
+        return []
+    return [(int(line.split(",")[0]), float(line.split(",")[1])) for line in lines]
