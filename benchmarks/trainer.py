@@ -155,7 +155,7 @@ def child(side: str, job: dict[str, Any]) -> None:
     if side == "theirs":
         from lora_foundry.backends.kohya import trainer as kohya
 
-        kohya._NEWS_SECONDS = 0.0
+        kohya._PROGRESS_SECONDS = 0.0
         python = Path(job["python"]) if job["python"] else None
         made: Trainer = kohya.KohyaTrainer(base, Path(job["against"]), python, job["device"])
     else:

@@ -132,7 +132,7 @@ def stop(trainer: Trainer, job: TrainingJob, checkout: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_foundry.backends.kohya.trainer._NEWS_SECONDS", 0.0)
+    monkeypatch.setattr("lora_foundry.backends.kohya.trainer._PROGRESS_SECONDS", 0.0)
 
 
 def test_a_training_leaves_a_sound_lora_with_our_metadata(trainer: Trainer, job: TrainingJob) -> None:

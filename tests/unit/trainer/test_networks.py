@@ -12,8 +12,10 @@ from torch import Tensor
 from lora_foundry.backends.diffusers.lora import check_lora, lora_source
 from lora_foundry.backends.diffusers.lycoris import is_lycoris, put_on
 from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.drawing import make_drawing
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.sd import train as sd
+from lora_foundry.recipe_files import load_recipe
 from lora_foundry.trainer.export import kohya_tensors, write_lora
 from lora_foundry.trainer.lora import Adapter
 from tests.unit.trainer.conftest import short_section
@@ -50,15 +52,16 @@ def test_the_file_does_what_was_learned(network: str, base: Base, tmp_path: Path
     path = tmp_path / "lora.safetensors"
     write_lora(path, kohya_tensors(adapter, adapter.state(), model.export_name), {})
 
-    keys = check_lora(path, theirs)
+    drawing = make_drawing(theirs, base, load_recipe("mini").generate)
+    keys = check_lora(path, drawing)
     assert any(".alpha" in key for key in keys)
     applied = []
     if is_lycoris(keys):
-        applied = put_on(path, theirs, 1.0)
+        applied = put_on(path, drawing, 1.0)
         assert len(applied) == len(adapter.modules)
     else:
         with quiet_libraries():
-            theirs.load_lora_weights(lora_source(path, keys, theirs))
+            theirs.load_lora_weights(lora_source(path, keys, drawing))
     read = answer(theirs.unet, theirs.text_encoder)
     effect = float((learned - plain).norm())
     assert effect > 0.05 * float(plain.norm())

@@ -53,7 +53,7 @@ from lora_foundry.files.storage import (
 from lora_foundry.ports import ProgressCallback, TrainingJob
 from lora_foundry.stages.publish.soundness import check_numbers
 
-_NEWS_SECONDS = 0.4
+_PROGRESS_SECONDS = 0.4
 _KEYS = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _STATE_FILES = ("optimizer.bin", "random_states_0.pkl")
 
@@ -108,7 +108,7 @@ class _Training:
         self, job: TrainingJob, base: Base, checkout: Checkout, device: str, progress: ProgressCallback
     ) -> None:
         self._job, self._base, self._checkout, self._device = job, base, checkout, device
-        self._progress, self._told = progress, -math.inf
+        self._progress, self._reported = progress, -math.inf
         self.total = total_steps(job)
         self.folder = job.workdir / "kohya"
         self.output = self.folder / "output"
@@ -144,10 +144,10 @@ class _Training:
                     raise DivergedError("the loss is not a number any more")
                 self._loss, self._reached = step.mean_loss, number
                 rows_file.write(f"{number},{step.mean_loss:.6g},\n")
-                if monotonic() - self._told >= _NEWS_SECONDS or number == self.total:
+                if monotonic() - self._reported >= _PROGRESS_SECONDS or number == self.total:
                     rows_file.flush()
-                    self._told = monotonic()
-                    self._tell(number, loss=step.mean_loss)
+                    self._reported = monotonic()
+                    self._report(number, loss=step.mean_loss)
 
             script = self._checkout.script(self._base.family)
             words = command(
@@ -244,7 +244,7 @@ class _Training:
     def _say(self, done: int, message: str) -> None:
         self._progress(ProgressEvent(stage="train", done=done, total=self.total, message=message))
 
-    def _tell(self, done: int, loss: float) -> None:
+    def _report(self, done: int, loss: float) -> None:
         self._progress(ProgressEvent(stage="train", done=done, total=self.total, loss=round(loss, 5)))
 
 

@@ -108,7 +108,7 @@ class OptimizerSettings(Section):
     seed: int = Field(42, ge=0, description="Seed of noise, timesteps and order.")
 
 
-class MaterialSettings(Section):
+class DatasetSettings(Section):
     """What it is learned from: pictures, captions, noise and their weights."""
 
     AFFECTS: ClassVar[Affects] = "weights"
@@ -196,7 +196,7 @@ class MachineSettings(Section):
     export_precision: Literal["fp16", "bf16"] = Field("fp16", description="Number format of the LoRA file.")
 
 
-class KeepingSettings(Section):
+class SavingSettings(Section):
     """What is kept and shown on the way."""
 
     AFFECTS: ClassVar[Affects] = "nothing"
@@ -222,7 +222,7 @@ class KeepingSettings(Section):
     tensorboard: bool = Field(False, description="Also write TensorBoard events to training/tensorboard/.")
 
 
-class TrainSection(KeepingSettings, MachineSettings, MaterialSettings, OptimizerSettings, NetworkSettings):
+class TrainSection(SavingSettings, MachineSettings, DatasetSettings, OptimizerSettings, NetworkSettings):
     """[train]: the LoRA and how it is learned."""
 
     @property
