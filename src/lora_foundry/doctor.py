@@ -1,4 +1,4 @@
-"""Says what a run would find missing on this machine before it starts, each fault with its mend."""
+"""Says what a run would find missing on this machine before it starts, each fault with what to do about it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LEAST_DISK = 500 * 1024 * 1024  # what one SD1.5 character took in the system th
 
 
 class Finding(NamedTuple):
-    """One line of the examination; `mend` says what to do where `ok` is false."""
+    """One line of the examination; `fix` says what to do where `ok` is false."""
 
     subject: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
@@ -67,10 +67,10 @@ def _kohya(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     try:
         found = find_checkout(settings.kohya, settings.kohya_python)
     except FoundryError as error:
-        mend = (
+        fix = (
             "Set LORA_FOUNDRY_KOHYA to a checkout of sd-scripts, and LORA_FOUNDRY_KOHYA_PYTHON to its Python."
         )
-        yield Finding("sd-scripts (kohya)", False, str(error), mend)
+        yield Finding("sd-scripts (kohya)", False, str(error), fix)
         return
     yield Finding("sd-scripts (kohya)", True, f"{found.folder}, run by {found.python}")
 
@@ -82,7 +82,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
 
     subject = "task database"
-    mend = "Start the database, or set LORA_FOUNDRY_DATABASE_URL."
+    fix = "Start the database, or set LORA_FOUNDRY_DATABASE_URL."
     try:
         url = sync_url(parse_url(settings.task_database))
     except FoundryError as error:
@@ -97,7 +97,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         tables = sa.inspect(engine).get_table_names()
     except sa.exc.SQLAlchemyError as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        yield Finding(subject, False, f"{place}: {reason}", mend)
+        yield Finding(subject, False, f"{place}: {reason}", fix)
         return
     finally:
         engine.dispose()
@@ -116,8 +116,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     except ModuleNotFoundError as error:
         yield Finding("Redis", False, f"{error.name} is not installed", install_command("redis"))
     except (redis.RedisError, ValueError) as error:
-        mend = "Start Redis, or unset LORA_FOUNDRY_REDIS_URL: without it workers only wake up later."
-        yield Finding("Redis", False, " ".join(str(error).split())[:200], mend)
+        fix = "Start Redis, or unset LORA_FOUNDRY_REDIS_URL: without it workers only wake up later."
+        yield Finding("Redis", False, " ".join(str(error).split())[:200], fix)
     else:
         yield Finding("Redis", True, "answers")
 
@@ -135,8 +135,8 @@ def _torch(device: str) -> Finding:
         return Finding("torch", False, str(error), "Install it for your GPU; the README says how.")
     if not torch.cuda.is_available():
         wanted = device.startswith("cuda")
-        mend = "Install a CUDA build of torch (README), or set LORA_FOUNDRY_DEVICE=auto."
-        return Finding("torch", not wanted, f"{torch.__version__}, no GPU seen: the CPU computes", mend)
+        fix = "Install a CUDA build of torch (README), or set LORA_FOUNDRY_DEVICE=auto."
+        return Finding("torch", not wanted, f"{torch.__version__}, no GPU seen: the CPU computes", fix)
     index = torch.device(device).index or 0 if device.startswith("cuda") else 0
     free, total = torch.cuda.mem_get_info(index)
     name = torch.cuda.get_device_name(index)
@@ -149,10 +149,10 @@ def _base(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
         base = recipe_base(recipe, settings.model_folders, training=True)
     except FoundryError as error:
         places = " or ".join(str(folder) for folder in settings.model_folders)
-        mend = f"Put it into {places}, or name its path: --set model.base=PATH."
+        fix = f"Put it into {places}, or name its path: --set model.base=PATH."
         if recipe.model.source:
-            mend = f"Run: lora-foundry setup {recipe.name} (or put it into {places})."
-        yield Finding(subject, False, str(error), mend)
+            fix = f"Run: lora-foundry setup {recipe.name} (or put it into {places})."
+        yield Finding(subject, False, str(error), fix)
         return
     yield Finding(subject, True, f"{base.path} ({base.family}, {base.layout})")
     yield from _gpu_memory(base, settings, recipe)
@@ -174,9 +174,9 @@ def _gpu_memory(base: Base, settings: Settings, recipe: Recipe) -> Iterator[Find
     if free is None:
         return
     needed = needed_memory(base, recipe.train, settings.device)
-    mend = "Close other programs on this GPU, or train with less: train.gradient_checkpointing, train.batch_size."
+    fix = "Close other programs on this GPU, or train with less: train.gradient_checkpointing, train.batch_size."
     found = f"about {needed // MIB} MiB needed, {free // MIB} MiB free by the driver's count"
-    yield Finding("GPU memory for the training", free >= needed, found, mend)
+    yield Finding("GPU memory for the training", free >= needed, found, fix)
 
 
 def _folder(subject: str, folder: Path, variable: str) -> Iterator[Finding]:
@@ -186,8 +186,8 @@ def _folder(subject: str, folder: Path, variable: str) -> Iterator[Finding]:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        mend = f"Make {existing} writable, or set {variable} to a folder that you can write."
-        yield Finding(subject, False, f"{folder}: {error.strerror}", mend)
+        fix = f"Make {existing} writable, or set {variable} to a folder that you can write."
+        yield Finding(subject, False, f"{folder}: {error.strerror}", fix)
         return
     free = shutil.disk_usage(existing).free
     enough = free >= LEAST_DISK

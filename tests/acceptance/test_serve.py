@@ -92,4 +92,4 @@ def test_a_port_that_is_taken_is_one_sentence(home: Path) -> None:
         command = (sys.executable, "-m", "lora_foundry", "serve", "--port", port, "--home", str(home))
         second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 2
-    assert f"Port {port} of 127.0.0.1 cannot be had" in second.stderr
+    assert f"Port {port} of 127.0.0.1 is not free" in second.stderr

@@ -392,13 +392,13 @@ def test_the_doctor_names_what_is_wrong_and_its_mend(
     assert not folder.ok
     assert f"does not look in {tmp_path}" in folder.found
     assert "it looks in " in folder.found
-    assert folder.mend.startswith("Set LORA_FOUNDRY_LORAS=")
+    assert folder.fix.startswith("Set LORA_FOUNDRY_LORAS=")
     assert not workflow.ok
     ipadapter = examine_comfyui(options(server, workflow="ipadapter"), ASKED)[-1]
     assert "IPAdapterUnifiedLoader" in ipadapter.found
     (absent,) = examine_comfyui(ComfyUIOptions("http://127.0.0.1:9", CHECKPOINT))
     assert not absent.ok
-    assert "Start ComfyUI" in absent.mend
+    assert "Start ComfyUI" in absent.fix
 
 
 def test_the_shipped_sd15_workflow_passes_the_check_of_the_server(server: Server) -> None:

@@ -115,7 +115,7 @@ def test_doctor_ends_in_the_command_that_helps(command: Command) -> None:
     assert ill.returncode == 1
     missing = [line for line in json.loads(ill.stdout) if not line["ok"]]
     assert [line["subject"] for line in missing] == ["base model of recipe 'own'", "embedder dinov2"]
-    assert all("lora-foundry setup own" in line["mend"] for line in missing)
+    assert all("lora-foundry setup own" in line["fix"] for line in missing)
 
 
 def test_a_base_of_ones_own_does_not_come_from_the_recipes_place(command: Command) -> None:

@@ -1,4 +1,4 @@
-"""The doctor's lines on servers and programs that may be absent: each failing one has its mend."""
+"""The doctor's lines on servers and programs that may be absent: each failing one has its fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_foundry.testing.comfyui_stub import StubServer
 
 def lines(folder: Path, changes: list[str] | None = None, **settings: Any) -> dict[str, Finding]:
     found = examine(Settings(home=folder, device="cpu", **settings), load_recipe("mini", changes or []))
-    assert all(finding.ok or finding.mend for finding in found), "a fault without its mend"
+    assert all(finding.ok or finding.fix for finding in found), "a fault without its fix"
     return {finding.subject: finding for finding in found}
 
 
@@ -62,7 +62,7 @@ def test_a_database_that_cannot_be_reached_is_named_without_its_password(
     finding = lines(tmp_path, database_url=url)["task database"]
     assert not finding.ok
     assert words in finding.found
-    assert "secret" not in finding.found + finding.mend
+    assert "secret" not in finding.found + finding.fix
 
 
 def test_redis_answers_or_does_not(tmp_path: Path) -> None:

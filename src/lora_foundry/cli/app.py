@@ -127,7 +127,9 @@ def create(
         ),
     ] = None,
     tags: Annotated[str, typer.Option(help="Identity tags for captions; else the description's parts.")] = "",
-    trigger: Annotated[str, typer.Option(help="The word that calls the character; else the name.")] = "",
+    trigger: Annotated[
+        str, typer.Option(help="The word that makes prompts draw the character; else the name.")
+    ] = "",
     reference: Annotated[
         Path | None, typer.Option(help="A picture of the character, which the others are to resemble.")
     ] = None,
@@ -252,7 +254,7 @@ def setup(
 def doctor(
     recipe: RecipeOption = None, changes: SetOption = None, home: Home = None, as_json: JsonOption = False
 ) -> None:
-    """Check what a run needs on this machine, each failing line with its mend. Exit code 1 if a line fails."""
+    """Check what a run needs on this machine, and say what to do about each line that fails. Exit code 1 if a line fails."""
     from lora_foundry.api import Foundry
     from lora_foundry.doctor import examine
     from lora_foundry.recipe_files import load_recipe
@@ -268,7 +270,7 @@ def doctor(
             mark = "[green]ok[/green]  " if finding.ok else "[red]no[/red]  "
             _out.print(f"{mark}{finding.subject}: {_escape(finding.found)}", soft_wrap=True)
             if not finding.ok:
-                _out.print(f"    -> {_escape(finding.mend)}", soft_wrap=True)
+                _out.print(f"    -> {_escape(finding.fix)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
 

@@ -21,7 +21,7 @@ class Character(BaseModel):
     """Who is to be drawn.
 
     name: letters, digits, spaces and - _ ' . of any script, at most 64; becomes the dataset folder.
-    trigger: the word that calls the character in a prompt; defaults to the name in lower case.
+    trigger: the trigger word, which makes prompts draw the character; defaults to the name in lower case.
     description: comma-separated tags or a sentence; goes into every generation prompt. Own pictures need none.
     tags: identity features for captions; defaults to the description's comma-separated parts.
     reference_image: a picture of the character, which the generated ones are to resemble.

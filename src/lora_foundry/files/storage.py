@@ -43,7 +43,7 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno == errno.ENOENT:
         return StorageError(f"{path} is not there any more; put it back, or run the same command again.")
     return StorageError(
-        f"{path} could not be read or written ({error.strerror or error}); see to the disk and try again."
+        f"{path} could not be read or written ({error.strerror or error}); check the disk and try again."
     )
 
 

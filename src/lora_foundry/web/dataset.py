@@ -296,7 +296,9 @@ def change_tags(
     """
     new, old = [_tag(each) for each in add], {_tag(each).lower() for each in remove}
     if trigger and trigger.lower() in old:
-        raise InputError(f"{trigger!r} calls the character; without it in the captions the LoRA has no name.")
+        raise InputError(
+            f"{trigger!r} is the trigger word; without it in the captions nothing calls the LoRA."
+        )
     listed = {picture.name: picture for picture in list_set(paths).pictures}
     chosen = list(listed.values()) if names is None else [_listed(paths, listed, each) for each in names]
     changes: list[tuple[files.SetPicture, str]] = []

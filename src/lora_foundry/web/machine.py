@@ -53,7 +53,7 @@ class Finding(BaseModel):
     subject: str
     ok: bool
     found: str
-    mend: str
+    fix: str
 
 
 class _Kept(NamedTuple):

@@ -45,7 +45,7 @@ def run(
     with_worker: bool = False,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM. Raises InputError for an address that cannot be had."""
+    """Serves until SIGINT or SIGTERM. Raises InputError for an address that is not free."""
     listening = _listen(host, port)
     app = create_app(settings, token)
     config = uvicorn.Config(
@@ -95,7 +95,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise InputError(
-            f"Port {port} of {host} cannot be had ({error.strerror or error}); choose another with --port."
+            f"Port {port} of {host} is not free ({error.strerror or error}); choose another with --port."
         ) from error
     return listening
 

@@ -22,12 +22,12 @@ from lora_foundry.errors import FoundryError
 
 
 class ServerFinding(NamedTuple):
-    """One line of the examination; `mend` says what to do where `ok` is false."""
+    """One line of the examination; `fix` says what to do where `ok` is false."""
 
     subject: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine_comfyui(options: ComfyUIOptions, asked: Asked | None = None) -> list[ServerFinding]:
@@ -36,9 +36,9 @@ def examine_comfyui(options: ComfyUIOptions, asked: Asked | None = None) -> list
     try:
         found = asyncio.run(_examine(options, asked))
     except (httpx.HTTPError, FoundryError, ValueError) as error:
-        mend = "Start ComfyUI, or set LORA_FOUNDRY_COMFYUI_URL to its address."
+        fix = "Start ComfyUI, or set LORA_FOUNDRY_COMFYUI_URL to its address."
         return [
-            ServerFinding("ComfyUI", False, f"{_shown(options)}: {str(error) or type(error).__name__}", mend)
+            ServerFinding("ComfyUI", False, f"{_shown(options)}: {str(error) or type(error).__name__}", fix)
         ]
     return [*found, *_workflow(options, asked)] if asked is not None else found
 
@@ -75,8 +75,8 @@ async def _checkpoint(client: ComfyUIClient, options: ComfyUIOptions) -> ServerF
         classes = await classes_of(client, workflow)
         values, file = await models_for(client, workflow, options, classes, reference=False)
     except FoundryError as error:
-        mend = "Install it there, or name the one to draw with: --set generate.checkpoint=NAME."
-        return ServerFinding(subject, False, str(error), mend)
+        fix = "Install it there, or name the one to draw with: --set generate.checkpoint=NAME."
+        return ServerFinding(subject, False, str(error), fix)
     name = values.get("checkpoint", "the workflow's own")
     return ServerFinding(subject, True, f"{name} ({file})" if file else name)
 
@@ -86,8 +86,8 @@ async def _loras(client: ComfyUIClient, options: ComfyUIOptions) -> ServerFindin
     try:
         folder = await lora_folder(client, options.lora_dir, options.paths)
     except FoundryError as error:
-        found, _, mend = str(error).rpartition("; ")
-        return ServerFinding(subject, False, found, mend[:1].upper() + mend[1:])
+        found, _, fix = str(error).rpartition("; ")
+        return ServerFinding(subject, False, found, fix[:1].upper() + fix[1:])
     return ServerFinding(subject, True, str(folder))
 
 
@@ -100,6 +100,6 @@ def _workflow(options: ComfyUIOptions, asked: Asked | None) -> list[ServerFindin
         return [ServerFinding(subject, False, str(error), "Name another: --set generate.workflow=NAME.")]
     faults = [remark.text for remark in remarks if remark.level == "fault"]
     if faults:
-        mend = f"`lora-foundry workflows check {options.workflow}` says all."
-        return [ServerFinding(subject, False, f"{workflow.name}: {faults[0]}", mend)]
+        fix = f"`lora-foundry workflows check {options.workflow}` says all."
+        return [ServerFinding(subject, False, f"{workflow.name}: {faults[0]}", fix)]
     return [ServerFinding(subject, True, f"{workflow.name}, every node is there")]

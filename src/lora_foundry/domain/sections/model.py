@@ -48,7 +48,8 @@ class ModelSection(Section):
     )
     prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
         "auto",
-        description="What the base answers; `auto` reads it from the checkpoint's keys and metadata or its "
+        description="What the base predicts: noise (`epsilon`) or `v_prediction`; `auto` reads it from the "
+        "checkpoint's keys and metadata or its "
         "configuration.",
     )
     zero_terminal_snr: Literal["auto", "on", "off"] = Field(

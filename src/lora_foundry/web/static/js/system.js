@@ -20,7 +20,7 @@ function draw(system) {
     card("ComfyUI", comfyui?.reachable ? "up" : "down", comfyui?.detail ?? comfyui?.url ?? ""),
   );
   byId("workers").replaceChildren(workers.length
-    ? table(["worker", "lanes", "host", "last sign of life"], workers.map((each) => [each.name, each.lanes, each.host, ago(each.last_seen)]), "Workers")
+    ? table(["worker", "lanes", "host", "last heard from"], workers.map((each) => [each.name, each.lanes, each.host, ago(each.last_seen)]), "Workers")
     : el("p", { class: "soft" }, "No worker is alive. Start one with ", el("code", {}, "lora-foundry worker"), " or ", el("code", {}, "lora-foundry serve --with-worker"), "."));
   byId("devices").replaceChildren(
     ...gpus.map((gpu) => meter(gpu.name, gpu.used_bytes, gpu.total_bytes)),
@@ -39,7 +39,7 @@ function drawFindings(findings) {
   byId("findings").replaceChildren(...findings.map((finding) => el("li", {},
     el("span", { class: finding.ok ? "good" : "bad", "aria-hidden": "true" }, finding.ok ? "✓" : "✕"),
     el("div", {}, el("b", {}, finding.subject), el("span", { class: "sr" }, finding.ok ? " is fine: " : " is missing: "), el("p", { class: "soft small" }, finding.found),
-      finding.ok ? null : el("p", { class: "small" }, finding.mend)))));
+      finding.ok ? null : el("p", { class: "small" }, finding.fix)))));
 }
 
 function drawLoras(loras) {
