@@ -8,6 +8,7 @@ from lora_foundry.families._shared.names import clip_forms
 from lora_foundry.families._shared.targets import KOHYA
 from lora_foundry.families._shared.unet_names import checkpoint_names as comfyui_names
 from lora_foundry.families._shared.unet_targets import kohya_name as export_name
+from lora_foundry.families._shared.unet_targets import unet_targets as lora_targets
 
 FILE_FORMAT = KOHYA
 
@@ -17,4 +18,4 @@ def other_forms(part: str, path: str) -> Iterable[str]:
     return clip_forms(part, path)
 
 
-__all__ = ["FILE_FORMAT", "comfyui_names", "export_name", "other_forms"]
+__all__ = ["FILE_FORMAT", "comfyui_names", "export_name", "lora_targets", "other_forms"]

@@ -9,6 +9,7 @@ from lora_foundry.families._shared.names import clip_forms
 from lora_foundry.families._shared.targets import DENOISER, KOHYA, Target
 from lora_foundry.families._shared.unet_names import checkpoint_names as comfyui_names
 from lora_foundry.families._shared.unet_targets import kohya_name
+from lora_foundry.families._shared.unet_targets import unet_targets as lora_targets
 
 FILE_FORMAT = KOHYA
 _PLACES: tuple[tuple[str, str], ...] = (
@@ -59,4 +60,4 @@ def other_forms(part: str, path: str) -> Iterator[str]:
     yield from clip_forms(part, path)
 
 
-__all__ = ["FILE_FORMAT", "comfyui_names", "export_name", "original_name", "other_forms"]
+__all__ = ["FILE_FORMAT", "comfyui_names", "export_name", "lora_targets", "original_name", "other_forms"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from lora_foundry.families._shared.targets import PEFT, Target
+from torch import nn
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.targets import PEFT, Target, transformer_targets
 
 FILE_FORMAT = PEFT
 TARGETS = {
@@ -19,6 +22,11 @@ _SPLIT = {
     "attention.out": ("attention.to_out.0",),
 }
 _SAME = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
+
+
+def lora_targets(network: nn.Module, settings: TrainSection) -> list[Target]:
+    """The linear layers of the blocks that get a LoRA."""
+    return transformer_targets(network, settings, TARGETS)
 
 
 def export_name(target: Target) -> str:

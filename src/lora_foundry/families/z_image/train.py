@@ -16,8 +16,8 @@ from lora_foundry.families._shared.diffusion import FlowProcess, mean_error
 from lora_foundry.families._shared.frozen import FrozenModel
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.qwen import ChatPrompts
-from lora_foundry.families._shared.targets import Target, transformer_targets
-from lora_foundry.families.z_image.names import TARGETS
+from lora_foundry.families._shared.targets import Target
+from lora_foundry.families.z_image.names import lora_targets
 
 _PATCH = 2
 
@@ -52,7 +52,7 @@ class Model(FrozenModel):
 
     def lora_targets(self, settings: TrainSection) -> list[Target]:
         """Linear layers of the blocks. Raises InputError where the settings name none."""
-        return transformer_targets(self.network, settings, TARGETS)
+        return lora_targets(self.network, settings)
 
     def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
         """Captions keep their lengths, which the network is told."""

@@ -1,0 +1,122 @@
+"""Counts what a training step really takes, without a GPU and without computing anything: the trainer's own network, LoRA
+and loss at full size on torch's meta device, with every storage that comes and goes counted."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.family import load_family
+from lora_foundry.families._shared.loading import loader_of
+from lora_foundry.families._shared.parts import Parts
+from lora_foundry.trainer.adapter import Adapter
+
+META = torch.device("meta")
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of the storages that live now, and the most there were at once; `known` ones do not count."""
+
+    def __init__(self, known: Iterator[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+class _Attention(torch.autograd.Function):
+    """What a GPU's fused attention keeps: query, key, value, the result, and one number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        ctx.save_for_backward(
+            query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32)
+        )
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@contextmanager
+def fused_attention(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **given: Any) -> Tensor:
+        return _Attention.apply(query, key, value)  # type: ignore[no-any-return, no-untyped-call]
+
+    with patch.context() as inner:
+        inner.setattr(functional, "scaled_dot_product_attention", attention)
+        yield
+
+
+def full_size(family: str, configuration: str) -> Base:
+    """A file of the family's real size that is not there: nothing but our configurations is read."""
+    return Base(
+        path=Path("/nowhere.safetensors"), layout="file", family=family, name=family, identity="0" * 64,
+        configuration=configuration,
+    )  # fmt: skip
+
+
+def meta_network(base: Base) -> Any:
+    """The denoiser of a base at its full size, without numbers."""
+    import diffusers
+
+    loader = loader_of(base)
+    kind = getattr(diffusers, loader.denoiser_class)
+    with META:
+        return kind.from_config(kind.load_config(loader.configuration(base), subfolder=loader.denoiser))
+
+
+def step_bytes(
+    base: Base, settings: TrainSection, condition: dict[str, Tensor], channels: int, scale: int
+) -> tuple[int, int]:
+    """Bytes of the weights that lie on the device (base, LoRA, gradients), and the most that a step's forward and backward
+    pass takes beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "load_denoiser", lambda self: meta_network(base).requires_grad_(False))
+        model = load_family(base, settings, META)
+        adapter = Adapter(model.networks, model.lora_targets(settings), settings, 0)
+        side = settings.resolution // scale
+        latents = torch.empty(settings.batch_size, channels, side, side, device=META)
+        weights = sum(tensor.nbytes for tensor in model.network.parameters())
+        gradients = sum(tensor.nbytes for tensor in adapter.parameters())
+        known = [*model.network.parameters(), *model.network.buffers(), *condition.values(), latents]
+        known += [buffer.grad for buffer in adapter.buffers.values() if buffer.grad is not None]
+        with fused_attention(patch), Meter(iter(known)) as meter:
+            positions = torch.full((settings.batch_size,), 0.5)
+            model.losses(latents, condition, latents, positions).sum().backward()
+        return weights + gradients, meter.peak

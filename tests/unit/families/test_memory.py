@@ -1,0 +1,48 @@
+"""The one estimate is true: within a tenth of what the trainer's own step takes at full size on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.memory import footprint
+from tests.unit.families.meter import META, full_size, step_bytes
+
+
+def condition(count: int, tokens: int, width: int, **others: int) -> dict[str, torch.Tensor]:
+    named = {name: torch.empty(count, size, device=META) for name, size in others.items()}
+    return named | {
+        "text": torch.empty(count, tokens, width, device=META),
+        "lengths": torch.tensor([tokens] * count),
+    }
+
+
+CASES: dict[str, tuple[str, str, int, dict[str, Any], dict[str, Any]]] = {
+    "sd 512": ("sd", "sd", 4, {"resolution": 512}, {"tokens": 77, "width": 768}),
+    "sdxl 1024 checkpointed": (
+        "sdxl", "sdxl", 4, {"resolution": 1024, "gradient_checkpointing": True},
+        {"tokens": 77, "width": 2048, "pooled": 1280},
+    ),
+    "z_image 1024 checkpointed": (
+        "z_image", "base", 16,
+        {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
+        {"tokens": 128, "width": 2560},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_estimate_is_what_the_meta_device_counts(case: str) -> None:
+    family, configuration, channels, chosen, text = CASES[case]
+    base = full_size(family, configuration)
+    settings = TrainSection.model_validate(
+        {"precision": "bf16", "rank": 16, "min_snr_gamma": 0.0, "batch_size": 1} | chosen
+    )
+    resident, peak = step_bytes(base, settings, condition(1, **text), channels, 8)
+    estimated = footprint(base, settings)
+    moments = estimated.learned // 2  # AdamW's two, which no step has made yet
+    ours = estimated.weights + estimated.learned - moments + estimated.activations
+    assert ours == pytest.approx(resident + peak, rel=0.1)
