@@ -35,21 +35,26 @@ class Need:
 
 def needs_of(recipe: Recipe, settings: Settings) -> list[Need]:
     """Everything that a run of `recipe` reads beside what a person brings, in the order of its use."""
-    return [_base(recipe, settings), *_vocabulary(recipe, settings), *_instruments(recipe, settings)]
+    model = recipe.model
+    bases = [_base("base model", "base", model.base, model.source, recipe, settings)]
+    if model.train_base:
+        what = "base model for training"
+        bases.append(_base(what, "train_base", model.train_base, model.train_source, recipe, settings))
+    return [*bases, *_vocabulary(recipe, settings), *_instruments(recipe, settings)]
 
 
-def _base(recipe: Recipe, settings: Settings) -> Need:
-    model, name = recipe.model, Path(recipe.model.base).name
-    source = parse_source(model.source, name, model.licence) if model.source else Source(name, model.licence)
-    advice = f"Put it into {settings.model_folders[0]}, or name its path: --set model.base=PATH."
+def _base(what: str, key: str, wanted: str, place: str, recipe: Recipe, settings: Settings) -> Need:
+    licence, name = recipe.model.licence, Path(wanted).name
+    source = parse_source(place, name, licence) if place else Source(name, licence)
+    advice = f"Put it into {settings.model_folders[0]}, or name its path: --set model.{key}=PATH."
     try:
-        found = find_base(model.base, settings.model_folders).path
+        found = find_base(wanted, settings.model_folders).path
     except FoundryError as error:
         target = settings.model_folders[0] / name
         if target.exists():  # damaged, or of a kind that cannot be used: the inspection's sentence says what
-            return Need("base model", Source(name), None, None, str(error))
-        return Need("base model", source, None, target, advice)
-    return Need("base model", source, found)
+            return Need(what, Source(name), None, None, str(error))
+        return Need(what, source, None, target, advice)
+    return Need(what, source, found)
 
 
 def _vocabulary(recipe: Recipe, settings: Settings) -> Iterator[Need]:

@@ -159,3 +159,46 @@ def z_image_folder(folder: Path, shift: float = 6.0) -> Path:
             transformer=network,
         ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def klein_folder(folder: Path, distilled: bool = False) -> Path:
+    """FLUX.2 Klein: a transformer of one double and two single blocks, a Qwen language model of 28 thin layers."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    words.chat_template = "{% for message in messages %}<user> {{ message.content }} {% endfor %}"
+    text = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(words), hidden_size=8, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=4, max_position_embeddings=512, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    network = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    for (
+        tensor
+    ) in network.parameters():  # random weights of the usual size hardly listen to prompt and reference
+        tensor.data.mul_(3 if tensor.ndim > 1 else 1)
+    coder = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=8, sample_size=64, latent_channels=4,
+    )  # fmt: skip
+    coder.bn.running_mean.normal_(0, 0.1)
+    coder.bn.running_var.uniform_(0.5, 1.5)
+    with quiet_libraries():
+        Flux2KleinPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, shift=3.0,
+                max_image_seq_len=4096, time_shift_type="exponential",
+            ),
+            vae=coder, text_encoder=text, tokenizer=words, transformer=network, is_distilled=distilled,
+        ).save_pretrained(folder)  # fmt: skip
+    return folder

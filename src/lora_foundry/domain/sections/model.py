@@ -29,6 +29,7 @@ class ModelSection(Section):
         description="Base that the LoRA is trained on, where it is not `base`: the undistilled model of a distilled "
         "(Turbo) one that draws. Empty trains on `base`.",
     )
+    train_source: str = Field("", description="Where `lora-foundry setup` gets `train_base`, as in `source`.")
     vae: BaseModelPath = Field(
         "",
         description="A VAE's .safetensors file that is used in place of the base's own, or that belongs to a transformer "

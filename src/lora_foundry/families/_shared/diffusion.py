@@ -68,11 +68,12 @@ class FlowProcess:
     def __init__(self, shift: float) -> None:
         self.shift = shift
 
-    def noise_shares(self, positions: Tensor) -> Tensor:
-        """Positions in 0..1 (n,), evenly spread, as shares of noise in 0..1."""
+    def noise_shares(self, positions: Tensor, shift: float | None = None) -> Tensor:
+        """Positions in 0..1 (n,), evenly spread, as shares of noise in 0..1; `shift` in the place of the base's own."""
+        shift = self.shift if shift is None else shift
         normal = math.sqrt(2) * torch.erfinv((2 * positions - 1).clamp(-_EDGE, _EDGE))
         share = torch.sigmoid(normal)
-        return self.shift * share / (1 + (self.shift - 1) * share)
+        return shift * share / (1 + (shift - 1) * share)
 
     @staticmethod
     def add_noise(latents: Tensor, noise: Tensor, shares: Tensor) -> Tensor:

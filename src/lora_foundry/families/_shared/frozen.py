@@ -119,15 +119,25 @@ class FrozenModel:
         """Latents by the mean of the VAE's distribution: its spread is far below what training could
         notice. On a GPU one picture at a time (in fp32 one of 1024 pixels takes 2.5 GiB), in tiles where the memory
         does not hold it whole. Raises torch.OutOfMemoryError where it holds not even a small tile."""
-        config = self._vae.config
         count = 1
         if self._device.type == "cpu":
             count = max(1, _ENCODED_ON_CPU // pixels[0, 0].numel())
         parts = torch.split(pixels, count)
         with freed_memory_kept(self._device):
             mean = torch.cat([self._in_tiles_if_needed(self._encode, part).cpu() for part in parts])
+        return self._from_vae(mean)
+
+    def _from_vae(self, mean: Tensor) -> Tensor:
+        """What the VAE gives, as the network wants it."""
+        config = self._vae.config
         latents: Tensor = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
         return latents
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """Latents as the pipeline gives them, as the VAE wants them."""
+        config = self._vae.config
+        plain: Tensor = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return plain
 
     def _encode(self, pixels: Tensor) -> Tensor:
         mean: Tensor = self._vae.encode(pixels.to(self._device)).latent_dist.mean
@@ -183,11 +193,10 @@ class FrozenModel:
     def _decode(self, latents: Tensor, processor: Any) -> list[Image.Image]:
         """Pictures of latents, one after another, by the VAE in its own type."""
         vae = self._vae
-        config = vae.config
-        given = latents.to(self._device, vae.dtype) / config.scaling_factor + (config.shift_factor or 0.0)
+        given: Tensor = self._to_vae(latents.to(self._device, vae.dtype))
         pixels = [
             self._in_tiles_if_needed(lambda part: vae.decode(part, return_dict=False)[0], part)
-            for part in given.split(1)
+            for part in torch.split(given, 1)
         ]
         images: list[Image.Image] = processor.postprocess(torch.cat(pixels), output_type="pil")
         vae.cpu()

@@ -63,6 +63,9 @@ class Loader:
     configurations: Path
     left_out: Mapping[str, Any] = field(default_factory=dict)
     vae_class: str = "AutoencoderKL"
+    vae_tensors: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, torch.Tensor]] | None = (
+        None
+    )
     text_class: str = ""
     denoiser_prefixes: tuple[str, ...] = ("model.diffusion_model.", "diffusion_model.")
     scheduler: Callable[[Base], dict[str, Any]] = _nothing
@@ -185,18 +188,23 @@ def load_denoiser(base: Base, dtype: torch.dtype, tensors: Mapping[str, torch.Te
 def _in_own_layout(kind: Any, loader: Loader, base: Base, tensors: Mapping[str, torch.Tensor]) -> Any:
     """The denoiser of a file that has diffusers' own names already, which the library's converters would rename; None
     for any other file."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-
     if base.layout != "split":
         return None
-    with init_empty_weights():
-        network = kind.from_config(kind.load_config(loader.configuration(base), subfolder=loader.denoiser))
+    config = kind.load_config(loader.configuration(base), subfolder=loader.denoiser)
     plain = dict(tensors)
     for prefix in loader.denoiser_prefixes:
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    if set(network.state_dict()) - set(plain):
-        return None
-    network.load_state_dict(plain, strict=False, assign=True)
+    network = _with_tensors(kind, config, plain)
+    return None if any(tensor.is_meta for tensor in network.parameters()) else network
+
+
+def _with_tensors(kind: Any, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+    """A network of the library with these weights; those that are missing are left without numbers."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+    with init_empty_weights():
+        network = kind.from_config(dict(config))
+    network.load_state_dict(dict(tensors), strict=False, assign=True)
     return network
 
 
@@ -221,6 +229,9 @@ def load_vae(base: Base, dtype: torch.dtype) -> Any:
                 base.path, subfolder="vae", torch_dtype=dtype, variant=_variant(base, "vae"),
                 local_files_only=True, use_safetensors=True,
             )  # fmt: skip
+        elif loader.vae_tensors is not None:
+            tensors = loader.vae_tensors(read_tensors(base.parts.get("vae", base.path), "", dtype), config)
+            vae = _with_tensors(kind, config, tensors)
         else:
             vae = kind.from_single_file(
                 str(base.parts.get("vae", base.path)), config=str(folder), subfolder="vae", torch_dtype=dtype,

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import FlowProcess, mean_error
+from lora_foundry.families._shared.flow import refuse_unet_settings
 from lora_foundry.families._shared.frozen import FrozenModel
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.qwen import ChatPrompts
@@ -25,20 +25,7 @@ _PATCH = 2
 def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
     """Loads `base` frozen, its transformer in the precision of `settings`. Raises InputError for settings that mean
     nothing here."""
-    for wrong, sentence in (
-        (
-            settings.min_snr_gamma > 0,
-            "train.min_snr_gamma weighs noise levels that a flow-matching model has not",
-        ),
-        (
-            settings.text_encoder_rate > 0,
-            "train.text_encoder_rate is for CLIP; Z-Image's language model stays as it is",
-        ),
-        (settings.conv_rank > 0, "train.conv_rank is for convolutions, of which a transformer has none"),
-        (settings.noise_offset > 0, "train.noise_offset is for bases that cannot reach black; Z-Image can"),
-    ):
-        if wrong:
-            raise InputError(f"{sentence}; set it to 0.")
+    refuse_unet_settings(settings, "Z-Image")
     return Model(base, settings, device)
 
 

@@ -1,0 +1,56 @@
+"""Tells FLUX.2 Klein: a diffusers folder, or ComfyUI's split files of the 4B model. The distilled model and the base have
+the same layers: a folder's index says which it is, a file's name does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_foundry.families._shared.kinds import Kind, PartFile
+from lora_foundry.families._shared.split import language_model
+from lora_foundry.files.safetensors import Header
+
+SUPPORTED = "FLUX.2 Klein (a diffusers folder, or ComfyUI's 4B transformer file with its VAE and text encoder beside it)"
+PIPELINES = {"Flux2KleinPipeline": "a FLUX.2 Klein model"}
+FAMILY = "klein"
+_MARK = "double_stream_modulation_img."
+_WIDTH = 3072  # of the 4B model's transformer
+_TEXT_WIDTH, _TEXT_LAYERS = 2560, 36  # of Qwen3-4B
+
+
+def flux2_vae(header: Header) -> bool:
+    """Whether a file is the VAE of FLUX.2: 32 channels, and the statistics by which its latents are normalised."""
+    first = header.shapes.get("decoder.conv_in.weight")
+    return first is not None and first[1] == 32 and "bn.running_mean" in header.shapes
+
+
+NEEDS = (
+    PartFile("vae", "VAE", ("vae",), "flux2-vae.safetensors", flux2_vae),
+    PartFile("text_encoder", "text encoder", ("text_encoders", "clip"), "qwen_3_4b.safetensors",
+             lambda header: language_model(header, _TEXT_WIDTH, _TEXT_LAYERS)),
+)  # fmt: skip
+
+
+def look(header: Header, name: str) -> Kind | None:
+    """A FLUX.2 transformer, in ComfyUI's layout or in diffusers'."""
+    if not any(_MARK in key for key in header.shapes):
+        return None
+    first = next(
+        (
+            shape
+            for key, shape in header.shapes.items()
+            if key.endswith(("img_in.weight", "x_embedder.weight"))
+        ),
+        (),
+    )
+    if not first or first[0] != _WIDTH:
+        return Kind(
+            "a FLUX.2 transformer of another size than Klein 4B; give its diffusers folder if it is Klein"
+        )
+    distilled = "base" not in name.lower()
+    return Kind("a FLUX.2 Klein transformer", FAMILY, "distilled" if distilled else "base", NEEDS, distilled)
+
+
+def examine(path: Path, index: Mapping[str, object]) -> Kind | None:
+    """The index of a distilled model's folder says so."""
+    return Kind(PIPELINES["Flux2KleinPipeline"], FAMILY, distilled=bool(index.get("is_distilled")))
