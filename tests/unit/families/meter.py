@@ -21,7 +21,7 @@ from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import load_family
 from lora_foundry.families._shared.loading import loader_of
 from lora_foundry.families._shared.parts import Parts
-from lora_foundry.trainer.adapter import Adapter
+from lora_foundry.trainer.lora import Adapter
 
 META = torch.device("meta")
 
