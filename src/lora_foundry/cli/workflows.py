@@ -60,7 +60,7 @@ def check(
     asked = asked_of(chosen, options, reference is not None) if known else None
     workflow, remarks = checked(file, options, asked)
     _out.print(escape(describe(workflow)), soft_wrap=True)
-    for remark in dict.fromkeys(remarks):
+    for remark in sorted(dict.fromkeys(remarks), key=lambda remark: remark.level):  # faults first
         _out.print(f"{remark.level}: {escape(remark.text)}", soft_wrap=True)
     if any(remark.level == "fault" for remark in remarks):
         raise SystemExit(2)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from lora_foundry.backends.comfyui.address import address_of
-from lora_foundry.backends.comfyui.bindings import Values
+from lora_foundry.backends.comfyui.bindings import Values, with_defaults
 from lora_foundry.backends.comfyui.checks import Asked, Remark, check_alone, check_nodes, refuse_faults
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Patience
 from lora_foundry.backends.comfyui.options import ComfyUIOptions, options_for
@@ -63,7 +63,8 @@ def checked(
             workflow = load_workflow(name, (lambda: classes) if classes else None)
             remarks = check_alone(workflow, asked)
             if classes:
-                remarks += check_nodes(workflow.graph, classes)
+                graph = with_defaults(workflow.graph) if asked is None else workflow.graph
+                remarks += check_nodes(graph, classes)
                 if asked is not None and all(remark.level == "note" for remark in remarks):
                     remarks += await _with_models(client, workflow, options, asked)
         return workflow, remarks

@@ -3,6 +3,7 @@ whose title says so, "prompt" or "steps, cfg"."""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -170,3 +171,14 @@ def left_out(graph: Graph, values: Values) -> list[str]:
         and (found := _LEFT_OUT.search(value))
         and getattr(values, found.group(1), None) is None
     ]
+
+
+def with_defaults(graph: Graph) -> Graph:
+    """The graph with what each placeholder says itself, where it says something."""
+    changed = copy.deepcopy(graph)
+    for node in changed.values():
+        for name, value in node["inputs"].items():
+            found = PLACEHOLDER.fullmatch(value.strip()) if isinstance(value, str) else None
+            if found is not None and found.group(2):
+                node["inputs"][name] = found.group(2)
+    return changed
