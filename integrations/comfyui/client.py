@@ -92,7 +92,10 @@ class Foundry:
         """Writes a run's LoRA into a file; its SHA-256, or "" where the run has none."""
         digest = hashlib.sha256()
         try:
-            with self._open("GET", f"/api/v1/pipelines/{quote(run, safe='')}/lora") as answer, aside.open("wb") as file:
+            with (
+                self._open("GET", f"/api/v1/pipelines/{quote(run, safe='')}/lora") as answer,
+                aside.open("wb") as file,
+            ):
                 while chunk := answer.read(_CHUNK):
                     digest.update(chunk)
                     file.write(chunk)
@@ -111,7 +114,9 @@ class Foundry:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            return self._opener.open(Request(self.address + path, body, headers, method=method), timeout=SECONDS)
+            return self._opener.open(
+                Request(self.address + path, body, headers, method=method), timeout=SECONDS
+            )
         except HTTPError as error:
             raise FoundryError(_said(error)) from error
         except (URLError, OSError) as error:

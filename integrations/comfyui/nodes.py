@@ -61,8 +61,14 @@ class TrainCharacter:
             "required": {
                 "name": ("STRING", {"default": "Elara"}),
                 "description": ("STRING", {**words, "tooltip": "What the character looks like."}),
-                "recipe": ("STRING", {"default": "", "tooltip": "A recipe of lora-foundry; its default if empty."}),
-                "settings": ("STRING", {**words, "tooltip": "Changes to the recipe, one a line: train.rank=8"}),
+                "recipe": (
+                    "STRING",
+                    {"default": "", "tooltip": "A recipe of lora-foundry; its default if empty."},
+                ),
+                "settings": (
+                    "STRING",
+                    {**words, "tooltip": "Changes to the recipe, one a line: train.rank=8"},
+                ),
                 "use": (("references", "own set"), {"tooltip": "What the pictures are for."}),
                 "wait": ("BOOLEAN", {"default": False, "tooltip": "Hold the queue until the run is over."}),
             },
@@ -70,7 +76,7 @@ class TrainCharacter:
             "hidden": {"node": "UNIQUE_ID"},
         }
 
-    def train(
+    def train(  # noqa: PLR0917 - ComfyUI gives the inputs by name
         self,
         name: str,
         description: str,
@@ -89,7 +95,9 @@ class TrainCharacter:
         if wait:
             run = watch(foundry, str(run["id"]), node, _interrupted)
             if run["status"] != "completed":
-                raise FoundryError(f"The run {run['id']} is {run['status']}: {run.get('error') or 'see its page'}")
+                raise FoundryError(
+                    f"The run {run['id']} is {run['status']}: {run.get('error') or 'see its page'}"
+                )
         else:
             threading.Thread(target=watch, args=(foundry, str(run["id"]), node), daemon=True).start()
         told = describe(foundry, run)
@@ -100,7 +108,9 @@ def request(
     name: str, description: str, recipe: str, settings: str, use: str, pictures: tuple[str, ...]
 ) -> dict[str, Any]:
     """What the server is asked for."""
-    changes = [line.strip() for line in settings.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    changes = [
+        line.strip() for line in settings.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
     wanted: dict[str, Any] = {"name": name.strip(), "description": description.strip(), "settings": changes}
     if recipe.strip():
         wanted["recipe"] = recipe.strip()
@@ -108,7 +118,9 @@ def request(
         wanted["pictures"] = list(pictures)
     elif pictures:
         if len(pictures) > _MOST_REFERENCES:
-            raise FoundryError(f"At most {_MOST_REFERENCES} pictures can be references; use them as an own set.")
+            raise FoundryError(
+                f"At most {_MOST_REFERENCES} pictures can be references; use them as an own set."
+            )
         wanted["reference"] = pictures[0]
         if pictures[1:]:
             wanted["more_references"] = list(pictures[1:])
@@ -118,7 +130,12 @@ def request(
 def refuse_to_wait_for_oneself(foundry: Foundry, wanted: dict[str, Any]) -> None:
     """Raises FoundryError where a run needs this ComfyUI's queue, which the waiting node itself would hold."""
     backend = next(
-        (each.partition("=")[2].strip(" \"'") for each in wanted["settings"] if each.startswith("generate.backend")), None
+        (
+            each.partition("=")[2].strip(" \"'")
+            for each in wanted["settings"]
+            if each.startswith("generate.backend")
+        ),
+        None,
     )
     if backend is None and "recipe" in wanted:
         backend = foundry.recipe_value(wanted["recipe"], "generate.backend")
@@ -196,7 +213,13 @@ class LoadCharacter:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        strength = {"default": 0.0, "min": -2.0, "max": 2.0, "step": 0.05, "tooltip": "0 takes the measured one."}
+        strength = {
+            "default": 0.0,
+            "min": -2.0,
+            "max": 2.0,
+            "step": 0.05,
+            "tooltip": "0 takes the measured one.",
+        }
         return {
             "required": {
                 "model": ("MODEL",),
@@ -215,17 +238,23 @@ class LoadCharacter:
             return "unknown"
         return json.dumps([found["name"], found["sha256"]]) if found else "none"
 
-    def load(self, model: Any, character: str, strength: float, clip: Any = None) -> tuple[Any, Any, str, float]:
+    def load(
+        self, model: Any, character: str, strength: float, clip: Any = None
+    ) -> tuple[Any, Any, str, float]:
         import comfy.sd
         import comfy.utils
 
         foundry = Foundry()
         found = foundry.newest_lora(character)
         if found is None:
-            raise FoundryError(f"{foundry.address} has no LoRA of {character.strip() or 'any character'} yet.")
+            raise FoundryError(
+                f"{foundry.address} has no LoRA of {character.strip() or 'any character'} yet."
+            )
         used = strength or float(found.get("recommended_strength") or 1.0)
         weights = comfy.utils.load_torch_file(str(lora_file(foundry, found)), safe_load=True)
-        model, clip = comfy.sd.load_lora_for_models(model, clip, weights, used, used if clip is not None else 0.0)
+        model, clip = comfy.sd.load_lora_for_models(
+            model, clip, weights, used, used if clip is not None else 0.0
+        )
         return model, clip, str(found["trigger"]), used
 
 

@@ -44,6 +44,15 @@ class PipelineIn(PlanRequest):
     reference: str | None = Field(
         default=None, max_length=80, description="A picture of the character, as `POST /references` named it."
     )
+    more_references: list[Annotated[str, Field(max_length=80)]] = Field(
+        default=[], max_length=2, description="Further ones, for a workflow that takes several."
+    )
+    pictures: list[Annotated[str, Field(max_length=80)]] = Field(
+        default=[],
+        max_length=1000,
+        description="Own pictures, as `POST /references` named them: these alone are trained on, unless the settings say "
+        "another `dataset.source`.",
+    )
 
 
 class RetryIn(RequestModel):

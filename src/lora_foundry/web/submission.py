@@ -3,6 +3,10 @@ machine may besides name no file of this one outside the folders that the settin
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +15,10 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
+from lora_foundry.files.importing import Imported, import_pictures
+from lora_foundry.files.locks import FolderLock
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
@@ -34,6 +42,11 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
         more["output_name"] = asked.output_name or None
         if asked.reference is not None:
             more["reference_image"] = str(jailed(settings.home / REFERENCES, asked.reference))
+        if asked.more_references:
+            paths = [str(jailed(settings.home / REFERENCES, name)) for name in asked.more_references]
+            _section(values, "generate")["references"] = paths
+        if asked.pictures:
+            _section(values, "dataset").setdefault("source", "own")
     try:
         character = Character(
             name=asked.name, description=asked.description, trigger=trigger, tags=tuple(asked.tags)
@@ -47,3 +60,21 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
 def checked_run(settings: Settings, asked: PlanRequest) -> Run:
     """The run that a request would become. Raises PermanentError kinds; writes nothing."""
     return prepare("stage", pipeline_tasks(pipeline_request(settings, asked))[0].payload, settings).run
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of nested settings that belongs to a recipe's section. Raises InputError for what is none."""
+    part = values.setdefault(name, {})
+    if not isinstance(part, dict):
+        raise InputError(f"{name} is a section of the recipe; set a value of it, such as {name}.key=value.")
+    return part
+
+
+def take_pictures(settings: Settings, run: Run, names: Sequence[str]) -> Imported:
+    """Copies uploaded pictures into the run's set, where its workers find them. Raises InputError, StorageError."""
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    make_folder(run.dataset_dir)
+    with TemporaryDirectory(prefix="lora-foundry-") as place, FolderLock(paths.lock):
+        for name in dict.fromkeys(names):
+            shutil.copyfile(jailed(settings.home / REFERENCES, name), Path(place) / name)
+        return import_pictures([Path(place)], paths)

@@ -18,7 +18,7 @@ from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site
-from lora_foundry.web.submission import checked_run, pipeline_request
+from lora_foundry.web.submission import checked_run, pipeline_request, take_pictures
 from lora_foundry.web.views import address, pipeline_view
 
 router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
@@ -29,7 +29,10 @@ MOST_LISTED = 1000
 async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineView:
     """Checks everything as a worker would, then puts six tasks into the table."""
     request = await asyncio.to_thread(pipeline_request, here.settings, asked)
-    await asyncio.to_thread(lambda: check_ahead(checked_run(here.settings, asked), here.settings))
+    run = await asyncio.to_thread(checked_run, here.settings, asked)
+    await asyncio.to_thread(check_ahead, run, here.settings)
+    if asked.pictures:
+        await asyncio.to_thread(take_pictures, here.settings, run, asked.pictures)
     made = await engine.submit(here.ledger, here.settings, request)
     response.headers["location"] = address(made.id)
     return await show(here, made)
