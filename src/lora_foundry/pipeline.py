@@ -7,7 +7,7 @@ running it. The two loops of the pipeline stand here, too: rounds before the set
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from time import perf_counter
@@ -98,15 +98,23 @@ def evaluate(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
 _LOOPS: dict[str, StageFunction] = {"generate": generate, "evaluate": evaluate}
 
 
+STAGE_NAMES = tuple(stage.name for stage in PIPELINE)
+
+
 def run_pipeline(
     run: Run,
     ports: Ports,
     progress: ProgressCallback,
     finished: Callable[[Stage, BaseModel, float], None] = lambda stage, result, seconds: None,
+    *,
+    begins: Callable[[Stage], None] = lambda stage: None,
+    names: Sequence[str] = STAGE_NAMES,
 ) -> dict[str, float]:
-    """Runs all stages in this process, one after another, and returns the seconds that each took."""
+    """Runs stages in this process, one after another, and returns the seconds that each took: all of them for the
+    Python API, those of a task for its child process."""
     seconds: dict[str, float] = {}
-    for stage in PIPELINE:
+    for stage in (stage for stage in PIPELINE if stage.name in names):
+        begins(stage)
         started = perf_counter()
         result = stage.load()(run, ports, progress)
         seconds[stage.name] = round(perf_counter() - started, 3)

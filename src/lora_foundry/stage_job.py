@@ -19,7 +19,7 @@ from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder
-from lora_foundry.pipeline import PIPELINE
+from lora_foundry.pipeline import Stage, run_pipeline
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.logs import speak_of
 
@@ -43,26 +43,25 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     paths = RunPaths(job.run.dataset_dir, job.run.character.slug)
     make_folder(job.run.dataset_dir)
     base = recipe_base(job.run.recipe, job.settings.model_folders)
-    results: dict[str, Any] = {}
 
     def progress(event: ProgressEvent) -> None:
         tell({"progress": event.model_dump(mode="json")})
+
+    def begins(stage: Stage) -> None:
+        speak_of(stage=stage.name)
+        logger.info("Stage %s of %s begins", stage.name, job.run.character.name)
+
+    def finished(stage: Stage, result: BaseModel, seconds: float) -> None:
+        logger.info("Stage %s of %s is done", stage.name, job.run.character.name)
 
     with ExitStack() as stack:
         stack.push(_wait_for(paths.lock))
         claim(paths, job.run)
         ports = RecipePorts(job.run.recipe, base, job.settings)
         stack.callback(ports.close)
-        for stage in PIPELINE:
-            if stage.name in job.stages:
-                speak_of(stage=stage.name)
-                logger.info("Stage %s of %s begins", stage.name, job.run.character.name)
-                started = time.perf_counter()
-                stage.load()(job.run, ports, progress)
-                logger.info("Stage %s of %s is done", stage.name, job.run.character.name)
-                results[stage.name] = {"seconds": round(time.perf_counter() - started, 3)}
+        seconds = run_pipeline(job.run, ports, progress, finished, begins=begins, names=job.stages)
     return {
-        "stages": results,
+        "stages": {name: {"seconds": taken} for name, taken in seconds.items()},
         "dataset_dir": str(job.run.dataset_dir),
         "output_name": job.run.output_name,
         "lora_dir": str(job.run.lora_dir),
