@@ -132,8 +132,8 @@ def test_errors_are_json_where_json_was_asked_for(home: Path) -> None:
     ("content", "words"),
     [
         (b"PK\x03\x04 a zip with a pickle in it" + bytes(100), "pickle"),
-        (b"\x00\x01\x00\x00\x00\x00\x00\x00{}", "damaged"),
-        (b"", "damaged"),
+        (b"\x00\x01\x00\x00\x00\x00\x00\x00{}", "not a whole safetensors file (10 bytes)"),
+        (b"", "not a whole safetensors file (0 bytes)"),
     ],
 )
 def test_bases_that_cannot_be_used_are_told_apart(
@@ -143,7 +143,7 @@ def test_bases_that_cannot_be_used_are_told_apart(
     base.write_bytes(content)
     done = lora_foundry(home, "create", "Elara", "-d", "1girl", settings=(f"model.base={base}",))
     assert done.returncode == 2
-    assert words in done.stderr.lower() or "safetensors" in done.stderr
+    assert words in done.stderr.lower()
     assert done.stderr.strip().count("\n") == 0
     assert not home.exists()
 

@@ -69,6 +69,7 @@ def test_a_killed_create_is_gone_on_with_and_the_same_pipeline_is_finished(home:
     wait(lambda: len(list(images.glob("*.png"))) >= 3)
     first.kill()
     first.communicate()
+    assert first.returncode == -signal.SIGKILL
     kept = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     second = start(home, "--json")
     out, err = second.communicate(timeout=200)

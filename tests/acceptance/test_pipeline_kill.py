@@ -69,7 +69,8 @@ class Workers:
     def end(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(60)
+            ended = self._process.wait(60)
+            assert number != signal.SIGKILL or ended == -number, "it had ended before it was killed"
 
     def rows(self) -> dict[str, Task]:
         """The pipeline's rows by stage."""

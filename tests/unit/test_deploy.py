@@ -48,6 +48,7 @@ def test_every_service_comes_from_an_image_and_every_volume_is_declared() -> Non
 
 def test_nothing_but_the_loopback_address_is_opened_and_no_password_is_written_down() -> None:
     ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert "${POSTGRES_PASSWORD:?" in COMPOSE["services"]["postgres"]["environment"]["POSTGRES_PASSWORD"]
 

@@ -128,7 +128,9 @@ def test_the_reader_reads_what_was_drawn_and_leaves_out_what_is_not_there() -> N
     assert np.mean(right) > 0.9
     behind = [row for scene, row in zip(scenes, readings, strict=True) if scene.view == "back view"]
     assert sum(bool({"eye_color", "expression"} & set(row)) for row in behind) <= 1
-    assert all("pose" not in row for row in readings if row["framing"] == "close-up portrait")
+    close = [row for row in readings if row["framing"] == "close-up portrait"]
+    assert close
+    assert all("pose" not in row for row in close)
 
 
 def test_the_embedder_tells_characters_apart() -> None:

@@ -116,6 +116,7 @@ def test_labels_point_at_the_scenes_values() -> None:
         labels = attributes(scene)
         assert list(labels) == list(ATTRIBUTES)
         for attribute, index in labels.items():
+            assert (index != -1) == is_visible(scene, attribute)
             assert index == -1 or ATTRIBUTES[attribute][index] == value_of(scene, attribute)
 
 

@@ -25,6 +25,8 @@ from mini_world.render import render
 from mini_world.scene import Scene, sample_scene
 from tests.painted import PaintedPorts, make_run, quiet
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ("curate.budget=1", "curate.fill=0")
 DUPLICATES, BLANKS, BLURRED, STRANGERS = (5, 11, 17, 23, 29), (2, 20, 33), (8, 26), (1, 14, 30, 38)
 

@@ -18,6 +18,8 @@ from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families.sd import load as sd_load
 from lora_foundry.mini import MODEL_DIR
 
+pytestmark = pytest.mark.slow
+
 
 def draw(pipeline: Any) -> np.ndarray[Any, Any]:
     generator = torch.Generator().manual_seed(3)

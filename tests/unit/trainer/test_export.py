@@ -22,6 +22,8 @@ from lora_foundry.trainer.export import kohya_tensors, lora_bytes, write_lora
 from lora_foundry.trainer.lora import UP, Adapter
 from tests.unit.trainer.conftest import short_section
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

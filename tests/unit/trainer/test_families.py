@@ -31,6 +31,8 @@ from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
 
+pytestmark = pytest.mark.slow
+
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sdxl": tiny_bases.sdxl_folder,
     "z_image": tiny_bases.z_image_folder,

@@ -27,6 +27,8 @@ from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 from tests.unit.trainer.toy import BASE, ToyModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def images(tmp_path: Path) -> tuple[TrainingImage, ...]:

@@ -20,6 +20,8 @@ from lora_foundry.trainer.export import kohya_tensors, write_lora
 from lora_foundry.trainer.lora import Adapter
 from tests.unit.trainer.conftest import short_section
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lycoris")
 
 

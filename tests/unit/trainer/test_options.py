@@ -22,6 +22,8 @@ from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 from tests.unit.trainer.toy import BASE, ToyModel
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pytorch_optimizer")
 pytest.importorskip("lycoris")
 

@@ -19,6 +19,8 @@ from lora_foundry.trainer import metadata
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.families.conftest import own_configuration, tiny_file, tiny_folder
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["own_configuration", "tiny_file", "tiny_folder"]
 
 

@@ -26,6 +26,8 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.stages.train import step as train
 from lora_foundry.trainer.trainer import InProcessTrainer
 
+pytestmark = pytest.mark.slow
+
 
 class CountingTrainer(InProcessTrainer):
     """The real one, which also remembers its jobs."""

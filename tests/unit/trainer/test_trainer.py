@@ -19,6 +19,8 @@ from lora_foundry.families.sd import train as sd
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.trainer.trainer import InProcessTrainer
 
+pytestmark = pytest.mark.slow
+
 MakeJob = Callable[..., TrainingJob]
 
 
@@ -171,6 +173,7 @@ def test_latents_and_captions_are_encoded_once(
 ) -> None:
     job = make_job(tmp_path)
     train(base, job)
+    first = outcome(job)
 
     def never(self: sd.Model, *arguments: Any) -> Tensor:
         raise AssertionError("encoded again")
@@ -178,6 +181,7 @@ def test_latents_and_captions_are_encoded_once(
     monkeypatch.setattr(sd.Model, "encode_images", never)
     monkeypatch.setattr(sd.Model, "encode_captions", never)
     train(base, make_job(tmp_path, seed=99))
+    assert outcome(job) != first, "nothing was trained"
 
 
 def test_an_edited_caption_or_picture_is_encoded_again(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
