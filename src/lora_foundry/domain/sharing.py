@@ -52,7 +52,8 @@ def _shareable(model: Model) -> Model:
         if isinstance(extra, dict) and extra.get("private"):
             changes[name] = type(value)()
         elif any(isinstance(mark, LocalPath) for mark in field.metadata):
-            changes[name] = bare_name(value)
+            listed = isinstance(value, tuple)
+            changes[name] = tuple(map(bare_name, value)) if listed else bare_name(value)
     return model.model_copy(update=changes)
 
 
