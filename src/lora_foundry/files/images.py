@@ -129,8 +129,8 @@ def _opened(
     allowed = [each for each in formats or _formats() if each in _formats()]
     try:
         with warnings.catch_warnings():
-            # Pillow warns of what it thinks large; the limit is ours.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of what it thinks large, where the limit is ours, and of damaged notes beside a whole picture.
+            warnings.simplefilter("ignore")
             with Image.open(
                 BytesIO(source) if isinstance(source, bytes) else source, formats=allowed
             ) as file:
