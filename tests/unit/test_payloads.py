@@ -115,6 +115,7 @@ def test_a_payload_becomes_a_run(settings: Settings) -> None:
         ("generation", {**GENERATION, "recipe": "x" * 100_000}, "There is no recipe"),
         ("generation", {**GENERATION, "character_name": "x" * 100_000}, "100000"),
         ("generation", {**GENERATION, "settings": {"x" * 100_000: 1}}, "no"),
+        ("training", {**TRAINING, "epochs": 10**400}, "epochs is larger"),
         ("training", {**TRAINING, "network_alpha": float("inf")}, "network_alpha"),
         ("generation", {**GENERATION, "settings": {"train.alpha": float("inf")}}, "alpha"),
     ],

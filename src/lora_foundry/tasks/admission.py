@@ -32,6 +32,9 @@ RUNNING = TaskStatus.RUNNING
 _TYPE = sa.func.lower(sa.cast(tasks.c.task_type, sa.Text))
 _PAYLOAD = sa.cast(tasks.c.payload, sa.Text)
 # The last word on a user_request row is `recognise`; this only keeps a table full of others from being read.
+# SQLite keeps whatever was written as a time; what is none would never be due.
+_IS_TIME = sa.cast(tasks.c.scheduled_for, sa.Text).like("____-__-__%")
+_WHEN = sa.case((_IS_TIME, tasks.c.scheduled_for), else_=sa.null())
 _MAYBE_OURS = _TYPE.in_(OUR_TYPES) | (
     _TYPE.in_([TaskType.USER_REQUEST.value])
     & (_PAYLOAD.like("%character_name%") | sa.func.lower(_PAYLOAD).like("%lora_%"))
@@ -80,12 +83,10 @@ async def take_in(ledger: Ledger, inbox: Inbox | None = None) -> None:
     """Holds the rows of ours that were written since, and looks up their dependencies."""
     inbox = inbox or Inbox()
     whole = inbox.sweeps()
-    first = 0 if whole else max(0, inbox.seen - WINDOW)
+    near = sa.true() if whole else tasks.c.id > inbox.seen - WINDOW
     async with ledger.reading() as connection:
         newest = (await connection.execute(sa.select(sa.func.max(tasks.c.id)))).scalar() or 0
-        pending = sa.select(tasks.c.id).where(
-            tasks.c.status == TaskStatus.PENDING, tasks.c.id > first, _MAYBE_OURS
-        )
+        pending = sa.select(tasks.c.id).where(tasks.c.status == TaskStatus.PENDING, near, _MAYBE_OURS)
         ids = (await connection.execute(pending.order_by(tasks.c.id))).scalars().all()
         unlinked = (
             await connection.execute(sa.select(ours.c.id).where(ours.c.queue == NEW).limit(1))
@@ -184,16 +185,12 @@ async def _follow_hands(ledger: Ledger) -> None:
     """What people and other programs did to rows of ours that wait or run: a row that was ended, taken or deleted in
     the shared table is so for us too, and so are its priority and time."""
     async with ledger.writing() as connection:
-        changed = sa.or_(
-            ours.c.priority != tasks.c.priority, ours.c.due.is_distinct_from(tasks.c.scheduled_for)
-        )
+        changed = sa.or_(ours.c.priority != tasks.c.priority, ours.c.due.is_distinct_from(_WHEN))
         same = (tasks.c.id == ours.c.id) & ours.c.queue.is_not(None) & changed
         priority = sa.case(
             (tasks.c.priority.between(0, MOST_PRIORITY), tasks.c.priority), else_=ours.c.priority
         )
-        await connection.execute(
-            ours.update().where(same).values(priority=priority, due=tasks.c.scheduled_for)
-        )
+        await connection.execute(ours.update().where(same).values(priority=priority, due=_WHEN))
         stamp = moment(await ledger.now(connection))
         differs = (
             sa.select(ours.c.id, tasks.c.status)

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LARGEST = 2**53  # what every JSON reader and every library of numbers still holds exactly
 Place = Literal["models", "pictures", "workflows"]
 Affects = Literal["pictures", "captions", "weights", "scores", "nothing"]
 LEVELS: tuple[Affects, ...] = get_args(Affects)
@@ -28,6 +29,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     AFFECTS: ClassVar[Affects] = "pictures"
+
+    @model_validator(mode="after")
+    def _refuse_endless_numbers(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"{name} is larger than {LARGEST}, which nothing here counts to")
+        return self
 
     def deciding(self, *levels: Affects) -> dict[str, Any]:
         """The fields that affect one of `levels`, as JSON-like values for a fingerprint."""
