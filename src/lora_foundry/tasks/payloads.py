@@ -185,7 +185,9 @@ def _prepare(kind: Kind, payload: object, settings: Settings) -> Work:
 def parse(kind: Kind, payload: object) -> Payload:
     """The payload as its model. Raises InputError with the first fault."""
     if not isinstance(payload, dict):
-        raise InputError(f"The payload of a {kind} task must be a JSON object, not {type(payload).__name__}.")
+        raise InputError(
+            f"The payload of a {kind} task must be a JSON object of few levels, not {type(payload).__name__}."
+        )
     _check_texts(payload)
     if kind == "unknown":
         marker = str(payload.get("task_type", payload.get("type")))

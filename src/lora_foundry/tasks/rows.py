@@ -15,6 +15,7 @@ from lora_foundry.tasks.payloads import Kind, lane_of, recognise
 from lora_foundry.tasks.schema import NEW, OURS_SHOWN, ours, tasks
 
 LONGEST_UUID = 64
+LARGEST_ID = 2**63 - 1
 MOST_PRIORITY = 1000
 MOST_VERSIONS = 100_000
 _NUMBERS = (("priority", 3), ("retries", 0), ("max_retries", 3), ("timeout", 300), ("resumes", 0))
@@ -120,6 +121,7 @@ def newest_of(status: str, limit: int) -> sa.Select[Any]:
 def refers_to(references: Sequence[int | str]) -> sa.ColumnElement[bool]:
     """The rows that one of these ids or uuids means."""
     names = [str(each) for each in references]
-    numbers = [int(each) for each in names if each.isascii() and each.isdigit() and len(each) < 19]
+    digits = [int(each) for each in names if each.isascii() and each.isdigit() and len(each) < 20]
+    numbers = [number for number in digits if number <= LARGEST_ID]
     words = [word for each in names if (word := _uuid_of(each))]
     return tasks.c.id.in_(numbers) | tasks.c.id.in_(sa.select(ours.c.id).where(ours.c.uuid.in_(words)))

@@ -17,7 +17,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from lora_foundry.domain.task import HELD, TaskStatus
 
 _LONE_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-MOST_ERROR = 480
+# Escapes that make NUL or half a surrogate pair; most JSON has none, and is then not looked at again.
+_ODD_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+DEEPEST = 100
 
 
 class Uncast(UserDefinedType[Any]):
@@ -50,7 +52,8 @@ class Word(TypeDecorator[str]):
 
 class Json(TypeDecorator[Any]):
     """JSON in a json, jsonb or text column, read as text and decoded row by row: what is no JSON, or is nested deeper
-    than Python reads, is handed on as that text, and no row stops the reading of another."""
+    than DEEPEST, is handed on as that text, NUL and half characters are replaced, and so no row stops the reading or the
+    showing of another."""
 
     impl = sa.Text
     cache_ok = True
@@ -67,10 +70,14 @@ class Json(TypeDecorator[Any]):
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         if not isinstance(value, str | bytes):
             return value
+        text = value if isinstance(value, str) else value.decode("utf-8", "replace")
         try:
-            return json.loads(value)
+            read = json.loads(text)
+            if text.count("[") + text.count("{") > DEEPEST and _is_deep(read):
+                return text
+            return clean_json(read) if _ODD_ESCAPE.search(text) else read
         except (ValueError, RecursionError):
-            return value if isinstance(value, str) else value.decode("utf-8", "replace")
+            return text
 
 
 class Moment(TypeDecorator[datetime]):
@@ -216,10 +223,17 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
-def clean_error(text: str) -> str:
-    """What may stand in a row's `error`: one paragraph of under 500 characters that any database holds."""
-    plain = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-    return plain if len(plain) <= MOST_ERROR else plain[: MOST_ERROR - 1] + "…"
+def _is_deep(value: Any) -> bool:
+    """Whether JSON is nested deeper than those who show it can follow."""
+    level = [value]
+    for _ in range(DEEPEST):
+        parts = (
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        )
+        level = [inner for part in parts for inner in part]
+    return bool(level)
 
 
 def clean_json(value: Any) -> Any:

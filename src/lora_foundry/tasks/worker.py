@@ -23,7 +23,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID, _workflow_commands
 from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.domain.task import Task, TaskPriority
-from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.errors import FoundryError, InputError, brief
 from lora_foundry.files.leftovers import take_back
 from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
@@ -39,7 +39,6 @@ from lora_foundry.tasks.logs import speak_of
 from lora_foundry.tasks.payloads import Work, prepare, stage_name
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
-from lora_foundry.tasks.schema import clean_error
 
 logger = logging.getLogger(__name__)
 LOOK = 0.5
@@ -352,7 +351,7 @@ def prepared(admitted: Admitted, settings: Settings) -> Work:
     except FoundryError:
         raise
     except Exception as error:
-        why = clean_error(str(error))[:200]
+        why = brief(str(error))[:200]
         raise InputError(f"The payload cannot be used ({type(error).__name__}: {why}).") from error
 
 
