@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_foundry.domain.recipe import Recipe, field_paths, parse_recipe
+from lora_foundry.domain.sharing import shareable_recipe
 from lora_foundry.errors import InputError
 from lora_foundry.recipe_files import load_recipe, recipe_names, recipe_toml
 
@@ -207,3 +208,14 @@ def test_an_exported_recipe_is_the_same_recipe(own_recipes: Path, name: str) -> 
     recipe = load_recipe(name, ['caption.keep=["a \\"b\\" \\\\ é\\u007f"]'])
     (own_recipes / "copy.toml").write_text(recipe_toml(recipe), encoding="utf-8")
     assert load_recipe("copy", folders=[own_recipes]) == recipe.model_copy(update={"name": "copy"})
+
+
+def test_paths_of_every_kind_of_field_are_not_shared() -> None:
+    changes = [
+        'generate.references=["/home/me/a.png", "C:\\\\me\\\\b.png"]',
+        "generate.workflow=/home/me/w.json",
+    ]
+    shared = shareable_recipe(load_recipe("mini", changes))
+    assert shared.generate.references == ("a.png", "b.png")
+    assert shared.generate.workflow == "w.json"
+    assert "/me" not in shared.model_dump_json()
