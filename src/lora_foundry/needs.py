@@ -61,9 +61,13 @@ def _vocabulary(recipe: Recipe, settings: Settings) -> Iterator[Need]:
     """A checkpoint file has no tokenizer; where its family reads prompts with CLIP, its vocabulary is needed beside it."""
     if Path(recipe.model.base).suffix != ".safetensors":
         return
-    from lora_foundry.families._shared.loading import CLIP_VOCABULARY, VOCABULARY_VARIABLE
+    from lora_foundry.families._shared.loading import (
+        CLIP_VOCABULARY,
+        VOCABULARY_VARIABLE,
+        comfyui_vocabulary,
+    )
 
-    given = os.environ.get(VOCABULARY_VARIABLE)
+    given = os.environ.get(VOCABULARY_VARIABLE) or comfyui_vocabulary(settings.comfyui)
     for file in ("vocab.json", "merges.txt"):
         source = Source(file, "MIT", CLIP_VOCABULARY, file)
         own = Path(given) / file if given else None

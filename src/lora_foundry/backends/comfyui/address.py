@@ -28,8 +28,8 @@ def address_of(written: str | Address, token: str = "") -> Address:
     if isinstance(written, Address):
         return written
     text = written.strip()
-    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
     except ValueError as error:
         raise InputError(f"{written!r} is no address of a server: {error}.") from error

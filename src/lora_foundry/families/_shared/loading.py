@@ -7,12 +7,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -24,6 +27,7 @@ from lora_foundry.families._shared.tensors import has_scales, read_tensors
 
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
+_HUB_SECONDS = 3.0
 _SMALLEST_VOCABULARY = 256
 FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, NotImplementedError)
 
@@ -278,14 +282,43 @@ def load_clip_vocabulary(pad: str = "") -> Any:
     from transformers import CLIPTokenizer
 
     options = {"pad_token": pad} if pad else {}
-    return load_vocabulary(CLIPTokenizer, CLIP_VOCABULARY, VOCABULARY_VARIABLE, "CLIP", **options)
+    own = comfyui_vocabulary(os.environ.get("LORA_FOUNDRY_COMFYUI"))
+    return load_vocabulary(CLIPTokenizer, CLIP_VOCABULARY, VOCABULARY_VARIABLE, "CLIP", own, **options)
 
 
-def load_vocabulary(kind: Any, repository: str, variable: str, words: str, **options: Any) -> Any:
-    """A tokenizer: from the folder in the environment variable, from the Hugging Face cache, or fetched into it once.
-    Raises BaseModelError where none of them has it."""
+def comfyui_vocabulary(comfyui: str | Path | None) -> Path | None:
+    """CLIP's vocabulary as a ComfyUI's own folder holds it; None where there is none."""
+    folder = Path(comfyui).expanduser() / "comfy" / "sd1_tokenizer" if comfyui else None
+    return folder if folder is not None and (folder / "vocab.json").is_file() else None
+
+
+def hub_answers() -> bool:
+    """Whether the model hub can be reached at all: its client tries for minutes where there is no network."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies().get("https"):
+        return True
+    place = urlsplit(constants.ENDPOINT)
+    try:
+        port = place.port or (80 if place.scheme == "http" else 443)
+        with socket.create_connection((place.hostname or "", port), timeout=_HUB_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def load_vocabulary(
+    kind: Any, repository: str, variable: str, words: str, own: Path | None = None, **options: Any
+) -> Any:
+    """A tokenizer: from the folder in the environment variable, from `own`, from the Hugging Face cache, or fetched into
+    it once. Raises BaseModelError where none of them has it."""
     given = os.environ.get(variable)
-    for source, offline in ((given, True),) if given else ((repository, True), (repository, False)):
+    places: list[tuple[str, bool]] = [(str(own), True)] if own else []
+    for source, offline in ((given, True),) if given else (*places, (repository, True), (repository, False)):
+        if not offline and not hub_answers():
+            break
         try:
             tokenizer = kind.from_pretrained(source, local_files_only=offline, **options)
             if len(tokenizer) >= _SMALLEST_VOCABULARY:  # a folder without its files gives an empty one
