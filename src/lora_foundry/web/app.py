@@ -29,6 +29,7 @@ from lora_foundry.web.routes import (
     results,
     system,
     tasks,
+    uploads,
 )
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
@@ -41,6 +42,7 @@ ROUTERS = (
     dataset.router,
     results.router,
     references.router,
+    uploads.router,
     tasks.router,
     system.router,
 )

@@ -23,10 +23,12 @@ from lora_foundry.web.sessions import COOKIE, GuessLimit, Sessions
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/login", "/api/v1/health", "/favicon.ico"})
 OPEN_FOLDER = "/static/"
-UPLOADS = "/api/v1/references"
 BODY_BYTES = 1_000_000
-UPLOAD_BYTES = MOST_UPLOAD + 65_536  # the form around the picture
-_TOO_LARGE = "The request is too large: a picture may have 20 MiB, anything else 1 MB."
+# What may be larger: a reference picture with the form around it, and a part of somebody's own pictures.
+LARGE_BODIES = {"/api/v1/references": MOST_UPLOAD + 65_536, "/api/v1/uploads": (256 << 20) + 65_536}
+_TOO_LARGE = (
+    "The request is too large: a reference picture may have 20 MiB, own pictures 256 MiB, anything else 1 MB."
+)
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
     "connect-src 'self'; frame-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -55,7 +57,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         answer = self._refusal(scope)
-        most = UPLOAD_BYTES if scope["path"] == UPLOADS else BODY_BYTES
+        most = LARGE_BODIES.get(scope["path"], BODY_BYTES)
         await (answer or self._app)(scope, _limited(receive, most), _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
@@ -68,7 +70,7 @@ class Guard:
             )
         if scope["method"] not in READS and not same_origin(headers, host):
             return problem(403, "A write must come from this server's own pages.", path)
-        if _length(headers) > (UPLOAD_BYTES if path == UPLOADS else BODY_BYTES):
+        if _length(headers) > LARGE_BODIES.get(path, BODY_BYTES):
             return problem(413, _TOO_LARGE, path)
         if not self._sessions.needed or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return None

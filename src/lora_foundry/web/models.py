@@ -23,7 +23,12 @@ class PlanRequest(RequestModel):
     """A character, a recipe and changes to it."""
 
     name: str = Field(max_length=200, description="Becomes the dataset folder.", examples=["Elara"])
-    description: str = Field(max_length=4000, examples=["1girl, brown hair, red dress"])
+    description: str = Field(
+        default="",
+        max_length=4000,
+        examples=["1girl, brown hair, red dress"],
+        description="Own pictures need none.",
+    )
     tags: list[Annotated[str, Field(max_length=200)]] = Field(
         default=[], max_length=100, description="Identity tags for captions; else the description's parts."
     )
@@ -41,6 +46,11 @@ class PipelineIn(PlanRequest):
 
     trigger: str = Field(default="", max_length=200, description="Calls the character; else the name.")
     output_name: str | None = Field(default=None, max_length=200, description="The LoRA's file name.")
+    upload: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Own pictures, as `POST /uploads` named them; nothing is drawn then.",
+    )
     reference: str | None = Field(
         default=None, max_length=80, description="A picture of the character, as `POST /references` named it."
     )

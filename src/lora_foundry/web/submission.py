@@ -45,7 +45,7 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
         if asked.more_references:
             paths = [str(jailed(settings.home / REFERENCES, name)) for name in asked.more_references]
             _section(values, "generate")["references"] = paths
-        if asked.pictures:
+        if asked.pictures or asked.upload is not None:
             _section(values, "dataset").setdefault("source", "own")
     try:
         character = Character(

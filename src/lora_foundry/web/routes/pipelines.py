@@ -11,10 +11,12 @@ from lora_foundry.composition import check_ahead
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskStatus
+from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.tasks import pipelines as engine
 from lora_foundry.tasks.pipelines import Pipeline
+from lora_foundry.web import uploads
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site
@@ -33,6 +35,9 @@ async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineV
     await asyncio.to_thread(check_ahead, run, here.settings)
     if asked.pictures:
         await asyncio.to_thread(take_pictures, here.settings, run, asked.pictures)
+    if asked.upload is not None:
+        paths = RunPaths(run.dataset_dir, run.character.slug)
+        await asyncio.to_thread(uploads.take, here.settings, asked.upload, paths)
     made = await engine.submit(here.ledger, here.settings, request)
     response.headers["location"] = address(made.id)
     return await show(here, made)

@@ -5,8 +5,14 @@ import { get, path, post, upload } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { plural } from "./format.js";
 import { coalesced } from "./live.js";
+import { startOwnPictures, uploadedId } from "./own_pictures.js";
 import { control, valueOf } from "./recipe_form.js";
 
+const DOORS = {
+  words: "Describe the character; its pictures are drawn, looked at and captioned by themselves.",
+  reference: "Describe the character and add one picture of it; the drawn pictures follow it.",
+  pictures: "Bring 15 to 60 pictures of the character; nothing is drawn, and no description is needed.",
+};
 const form = byId("new");
 let recipe = null;
 let controls = [];
@@ -74,9 +80,23 @@ const showPlan = coalesced(async () => {
   }
 }, { pause: 300 });
 
+/** Shows what the chosen way to begin needs, and hides the rest. */
+function showDoor() {
+  const door = form.door.value;
+  say(byId("door-about"), DOORS[door]);
+  byId("own").hidden = door !== "pictures";
+  byId("plan-panel").hidden = door === "pictures";
+  byId("reference-field").hidden = door !== "reference";
+  byId("reference-shown").hidden = door !== "reference" || !form.reference.files.length;
+  form.description.required = door !== "pictures";
+  shown();
+}
+
 async function start() {
   const body = { ...asked(), trigger: form.trigger.value.trim() };
-  const [picture] = form.reference.files;
+  if (form.door.value === "pictures") body.upload = await uploadedId();
+  const [picture] = form.door.value === "reference" ? form.reference.files : [];
+  if (form.door.value === "reference" && !picture) throw new Error("Choose the reference picture first.");
   if (picture) {
     const parts = new FormData();
     parts.append("file", picture);
@@ -87,6 +107,9 @@ async function start() {
 }
 
 startChrome();
+startOwnPictures(complain);
+showDoor();
+for (const each of form.elements.door) each.addEventListener("change", showDoor);
 form.addEventListener("input", () => {
   showChanges();
   showPlan();

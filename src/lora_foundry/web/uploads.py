@@ -1,0 +1,111 @@
+"""A person's own pictures on their way from a browser to a set: kept under an id until a run is started that names it,
+then copied into its folder and forgotten. What is in them is looked at by the same reader that the stages use."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from uuid import uuid4
+
+from lora_foundry.errors import InputError
+from lora_foundry.files.importing import Imported, import_pictures
+from lora_foundry.files.locks import FolderLock
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder, remove_tree, storage_errors
+from lora_foundry.files.training_set import pictures_in
+from lora_foundry.settings import Settings
+from lora_foundry.web.jail import is_plain_name
+from lora_foundry.web.problems import NotFoundError
+
+MOST_FILES = 5000
+KEPT_SECONDS = 7 * 24 * 3600.0  # what nobody has started a run with after that is removed
+_PIECE = 1 << 20
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Uploaded(NamedTuple):
+    """What lies under an id: pictures, zip files that are opened when the run starts, and what cannot be used and why."""
+
+    id: str
+    pictures: int
+    zips: int
+    left_out: list[tuple[str, str]]
+
+
+def add(settings: Settings, upload: str | None, files: Iterable[tuple[str, BinaryIO]]) -> Uploaded:
+    """Keeps files under a new id, or beside those of `upload`. Names may hold folders, as a dropped folder has them.
+
+    Raises NotFoundError for an unknown id, InputError for names that lead elsewhere or too many files, StorageError.
+    """
+    _remove_old(_root(settings))
+    folder = _root(settings) / uuid4().hex if upload is None else _folder(settings, upload)
+    make_folder(folder)
+    count = sum(1 for path in folder.rglob("*") if path.is_file())
+    for name, content in files:
+        count += 1
+        if count > MOST_FILES:
+            raise InputError(
+                f"More than {MOST_FILES} files were sent; put them into a zip file, or use --pictures."
+            )
+        _keep(folder, name, content)
+    return look(settings, folder.name)
+
+
+def look(settings: Settings, upload: str) -> Uploaded:
+    """What lies under an id. Raises NotFoundError."""
+    folder = _folder(settings, upload)
+    found = pictures_in(folder)
+    zips = [path for path in folder.rglob("*") if path.suffix.lower() == ".zip"]
+    left_out = [(each.name, each.reason) for each in found.left_out]
+    return Uploaded(upload, len(found.pictures), len(zips), left_out)
+
+
+def take(settings: Settings, upload: str, paths: RunPaths) -> Imported:
+    """Copies what lies under an id into a run's set and forgets the id. Raises NotFoundError, InputError, StorageError."""
+    folder = _folder(settings, upload)
+    zips = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".zip")
+    sources = [*([folder] if pictures_in(folder).pictures else []), *zips]
+    if not sources:
+        raise InputError("No picture was sent; add some, or choose another way to begin.")
+    make_folder(paths.root)
+    with FolderLock(paths.lock):
+        taken = import_pictures(sources, paths)
+    remove_tree(folder)
+    return taken
+
+
+def forget(settings: Settings, upload: str) -> None:
+    """Removes what lies under an id. Raises NotFoundError."""
+    remove_tree(_folder(settings, upload))
+
+
+def _root(settings: Settings) -> Path:
+    return settings.home.expanduser().absolute() / "uploads"
+
+
+def _folder(settings: Settings, upload: str) -> Path:
+    folder = _root(settings) / upload
+    if not _ID.fullmatch(upload) or not folder.is_dir():
+        raise NotFoundError("These pictures are no longer here; send them again.")
+    return folder
+
+
+def _keep(folder: Path, name: str, content: BinaryIO) -> None:
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or len(parts) > 8 or not all(is_plain_name(part) for part in parts):
+        return  # hidden and system files, which a dropped folder brings along
+    target = folder.joinpath(*parts)
+    make_folder(target.parent)
+    with storage_errors(target), target.open("wb") as file:
+        while piece := content.read(_PIECE):
+            file.write(piece)
+
+
+def _remove_old(root: Path) -> None:
+    if root.is_dir():
+        for folder in root.iterdir():
+            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                remove_tree(folder)

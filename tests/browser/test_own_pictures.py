@@ -1,0 +1,74 @@
+"""My pictures, as a person brings them: dropped on the page of a new character, sixty at once, with one that is no picture."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PATIENCE, WIDE, Server, settled
+from tests.painted import paint
+
+expect.set_options(timeout=PATIENCE)
+pytestmark = pytest.mark.timeout(600)
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(
+        tmp_path_factory.mktemp("own")
+    )  # no worker: what is looked at is how pictures come to a set
+    server.start()
+    yield server
+    server.stop()
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    paint(seed, (96, 96)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_sixty_pictures_are_dropped_and_become_a_set(
+    server: Server, open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = open_page(f"{server.url}/new", viewport=WIDE)
+    settled(page)
+    page.get_by_label("My pictures").check()
+    expect(page.get_by_role("heading", name="Your pictures")).to_be_visible()
+    expect(page.get_by_role("heading", name="The planned pictures")).to_be_hidden()
+    page.get_by_label("Name").fill("Mira")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_contain_text("Add your pictures first")
+
+    drop(page, [(f"{index:02d}.png", png(index)) for index in range(COUNT)] + [("photo.cr2", b"layers")])
+    about = page.locator("#own-about")
+    expect(about).to_contain_text(f"{COUNT} pictures")
+    page.get_by_text("1 file cannot be used").click()
+    expect(page.locator("#own-left li")).to_contain_text("photo.cr2")
+    page.screenshot(path=tmp_path / "own.png", full_page=True)
+
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    images = server.home / "datasets" / "Mira" / "images"
+    assert len(list(images.glob("*.png"))) == COUNT
+    assert (images / "07.png").read_bytes() == png(7)
+    assert not list((server.home / "uploads").iterdir())
+
+
+def drop(page: Page, files: list[tuple[str, bytes]]) -> None:
+    """Drops files on the panel as a file manager would."""
+    transfer = page.evaluate_handle(
+        """(files) => {
+            const transfer = new DataTransfer();
+            for (const [name, bytes] of files) transfer.items.add(new File([new Uint8Array(bytes)], name));
+            return transfer;
+        }""",
+        [[name, list(data)] for name, data in files],
+    )
+    page.dispatch_event("#own", "drop", {"dataTransfer": transfer})

@@ -1,0 +1,83 @@
+"""Own pictures by way of the REST API: sent in parts, named by a pipeline, copied into its set."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from lora_foundry.settings import Settings
+from tests.painted import paint
+
+
+def picture_bytes(seed: int) -> bytes:
+    out = io.BytesIO()
+    paint(seed, (64, 64)).save(out, "PNG")
+    return out.getvalue()
+
+
+Files = list[tuple[str, tuple[str, bytes]]]
+
+
+def files(*named: tuple[str, bytes]) -> Files:
+    return [("files", (name, data)) for name, data in named]
+
+
+def zipped(**named: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in named.items():
+            archive.writestr(f"{name}.png", data)
+    return out.getvalue()
+
+
+def test_pictures_are_sent_in_parts_and_become_a_pipelines_set(
+    client: TestClient, settings: Settings
+) -> None:
+    first = client.post("/api/v1/uploads", files=files(
+        ("front.png", picture_bytes(1)), ("front.txt", b"elara, smiling"), ("10_side/left.png", picture_bytes(2)),
+        (".DS_Store", b"x"), ("photo.cr2", b"no picture"),
+    ))  # fmt: skip
+    assert first.status_code == 201, first.text
+    upload = first.json()["id"]
+    assert first.json()["pictures"] == 2
+    assert [each["name"] for each in first.json()["left_out"]] == ["photo.cr2"]
+    more = client.post("/api/v1/uploads", data={"upload": upload},
+                       files=files(("more.zip", zipped(back=picture_bytes(3)))))  # fmt: skip
+    assert (more.json()["id"], more.json()["pictures"], more.json()["zips"]) == (upload, 2, 1)
+
+    made = client.post("/api/v1/pipelines", json={"name": "Elara", "recipe": "mini", "upload": upload})
+    assert made.status_code == 201, made.text
+    images = settings.datasets_dir / "Elara" / "images"
+    found = sorted(str(path.relative_to(images)) for path in images.rglob("*") if path.is_file())
+    assert found == ["10_side/left.png", "back.png", "front.png", "front.txt"]
+    assert (images / "front.png").read_bytes() == picture_bytes(1)
+
+    again = client.post("/api/v1/pipelines", json={"name": "Nyx", "recipe": "mini", "upload": upload})
+    assert again.status_code == 404
+    assert "send them again" in again.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil.png", "a\0b.png"]
+)
+def test_no_name_leads_out_of_the_upload(client: TestClient, settings: Settings, name: str) -> None:
+    before = set(Path(settings.home).rglob("*evil*"))
+    answer = client.post("/api/v1/uploads", files=files((name, picture_bytes(1))))
+    assert answer.status_code in (201, 400, 422)
+    outside = [
+        path for path in Path(settings.home).rglob("*evil*") if settings.home / "uploads" not in path.parents
+    ]
+    assert set(outside) <= before
+
+
+def test_an_upload_without_pictures_starts_nothing(client: TestClient) -> None:
+    upload = client.post("/api/v1/uploads", files=files(("only.txt", b"words"))).json()["id"]
+    made = client.post("/api/v1/pipelines", json={"name": "Elara", "recipe": "mini", "upload": upload})
+    assert made.status_code == 422, made.text
+    assert client.get("/api/v1/pipelines").json()["total"] == 0
+    assert client.delete(f"/api/v1/uploads/{upload}").status_code == 204
+    assert client.get(f"/api/v1/uploads/{upload}").status_code == 404
