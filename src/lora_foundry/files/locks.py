@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+
+from filelock import FileLock, Timeout
 
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import FoundryError, InputError
@@ -24,25 +24,22 @@ class FolderLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor: int | None = None
+        self._lock = FileLock(path, timeout=0)
 
     def __enter__(self) -> FolderLock:
         with storage_errors(self._path):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(self._descriptor)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise InputError(
-                f"Another run is at work in {self._path.parent}; wait for it or stop it first."
-            ) from error
+            try:
+                self._lock.acquire()
+            except Timeout as error:
+                raise InputError(
+                    f"Another run is at work in {self._path.parent}; wait for it or stop it first."
+                ) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        self._lock.release()
 
 
 @contextmanager
@@ -96,16 +93,3 @@ def _owner(lora: Path) -> str:
             return str(json.loads(said)["name"])
         return str(json.loads(published_metadata(lora.parent, lora.stem).read_bytes())["character"])
     return ""
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
+from lora_foundry.processes import when_asked_to_end
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.worker import Worker, WorkerOptions
@@ -18,9 +18,7 @@ def serve(url: str, settings: Settings, options: WorkerOptions) -> None:
 async def _serve(url: str, settings: Settings, options: WorkerOptions) -> None:
     ledger = Ledger(url)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    when_asked_to_end(stop.set)
     try:
         await Worker(ledger, settings, options).run(stop)
     finally:

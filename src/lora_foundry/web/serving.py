@@ -17,6 +17,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from lora_foundry.errors import InputError
+from lora_foundry.processes import STOP_SIGNALS, ask_to_end, kill_group, own_group
 from lora_foundry.settings import Settings
 from lora_foundry.web.app import create_app
 from lora_foundry.web.guard import is_loopback
@@ -68,9 +69,7 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises the signal again at the end, which would end this process before its worker."""
-        before = {
-            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        before = {number: signal.signal(number, self.handle_exit) for number in STOP_SIGNALS}
         try:
             yield
         finally:
@@ -117,8 +116,8 @@ async def _keep_worker(settings: Settings) -> None:
     while True:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lora_foundry", "worker", "--home", str(settings.home)),
-            start_new_session=True,  # Ctrl-C is for this process, which then stops that one
             env=_environment(settings),
+            **own_group(),  # Ctrl-C is for this process, which then stops that one
         )
         try:
             code = await process.wait()
@@ -132,19 +131,18 @@ async def _keep_worker(settings: Settings) -> None:
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
     """Asks, waits, and kills. Rows of a killed worker are given back by the next one."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+    ask_to_end(process)
     try:
         await asyncio.wait_for(process.wait(), WORKER_GRACE)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process.pid)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
     """The settings as the worker reads them, also those that this process was given by its caller."""
     values = settings.model_dump(exclude={"home", "token"}, exclude_none=True)
-    return os.environ | {f"LORA_FOUNDRY_{name.upper()}": _as_text(value) for name, value in values.items()}
+    others = {name: text for name, text in os.environ.items() if not name.upper().startswith("LORA_FOUNDRY_")}
+    return others | {f"LORA_FOUNDRY_{name.upper()}": _as_text(value) for name, value in values.items()}
 
 
 def _as_text(value: object) -> str:

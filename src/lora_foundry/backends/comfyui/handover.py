@@ -22,6 +22,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError, FoundryError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.memory import MIB, driver_free, needed_memory
+from lora_foundry.processes import own_group
 from lora_foundry.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def _start_again(command: Sequence[str], url: str | Address, seconds: float) -> 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            **own_group(),
         )
         Thread(target=process.wait, daemon=True).start()  # or its end would leave a zombie
         if not asyncio.run(_answers(url, seconds)):

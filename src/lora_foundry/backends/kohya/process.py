@@ -3,9 +3,7 @@ come, so neither can fill up and block it; and whatever ends us ends all of its 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from lora_foundry.backends.kohya.checkout import Checkout
 from lora_foundry.backends.kohya.output import Output, Step
 from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.devices import available_cores
+from lora_foundry.processes import kill_group, own_group
 
 _CHUNK = 65_536
 
@@ -52,7 +51,7 @@ def run(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            **own_group(),
         )
     except OSError as error:
         raise BackendError(f"sd-scripts could not be started ({error.strerror or error}).") from error
@@ -78,6 +77,5 @@ def run(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the whole group. It is not asked first: sd-scripts saves nothing on a signal."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_group(process.pid)
     process.wait()
