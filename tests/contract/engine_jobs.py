@@ -51,6 +51,10 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
             event = {"stage": "generate", "done": number, "total": int(value), "unit": "image"}
             tell({"progress": event | {"image": f"picture_{number}.png"}})
         tell({"progress": event | {"image": None, "message": "looking"}})
+    elif order == "stuck":
+        for done in (0, int(value)):
+            tell({"progress": {"stage": "train", "done": done, "total": 100}})
+        os.kill(os.getpid(), 9)
     elif order == "steps":
         _steps(folder, int(value), tell)
     return {"pid": os.getpid(), "attempts": number}

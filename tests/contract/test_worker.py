@@ -157,6 +157,20 @@ def test_an_attempt_that_made_progress_resumes_and_burns_no_retry(
     work(database_url, settings, scenario)
 
 
+def test_an_attempt_that_dies_at_the_same_place_each_time_is_given_up(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first got further than any before it; the others did not, and have their retries."""
+    monkeypatch.setattr(ledger_module, "FIRST_PAUSE", 0.05)
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("stuck", "stuck 3", max_retries=1))
+        done = await until(ledger, task, "completed", "failed")
+        assert (done.status, done.retries, attempts(settings, "stuck")) == ("failed", 1, 3)
+
+    work(database_url, settings, scenario)
+
+
 def test_cancel_kills_the_whole_process_group_within_two_seconds(
     database_url: str, settings: Settings
 ) -> None:

@@ -24,6 +24,7 @@ from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import BackendError, FoundryError, InputError
 from lora_foundry.files.importing import Imported, import_pictures
 from lora_foundry.files.locks import FolderLock
+from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, write_bytes
 from lora_foundry.files.versions import folder_of
@@ -179,7 +180,7 @@ def decided(wanted: Wanted, settings: Settings, asks: bool) -> PipelineRequest:
 
 def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -> None:
     """Puts the rows into the table and stays until the LoRA is published. Raises what the failed stage raised."""
-    from lora_foundry.cli.terminal import RunDisplay, print_result
+    from lora_foundry.cli.terminal import RunDisplay, print_result, print_use
 
     settings = settings_of(home)
     wanted, run = wanted.prepare(settings)
@@ -217,6 +218,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
         print(result.model_dump_json())
     else:
         print_result(_out, result)
+        print_use(_out, result, find_base(run.recipe.model.base, settings.model_folders))
 
 
 def _error_of(pipeline: Pipeline) -> FoundryError:

@@ -13,6 +13,7 @@ from rich.table import Table
 from lora_foundry.api import CreateResult
 from lora_foundry.domain.recipe import Recipe, help_of
 from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.families._shared.base import Base
 from lora_foundry.pipeline import PIPELINE
 
 
@@ -96,6 +97,32 @@ def print_result(console: Console, result: CreateResult) -> None:
     console.print(f"seconds: {times}  total {sum(result.seconds.values()):.1f}", soft_wrap=True)
     console.print(f"pictures: {escape(str(result.dataset_dir))}", soft_wrap=True)
     console.print(f"report: {escape(str(result.report_path))}", soft_wrap=True)
+
+
+def print_use(console: Console, result: CreateResult, base: Base) -> None:
+    """How to draw with the LoRA: in ComfyUI and, where one line of diffusers loads the base, in Python."""
+    if not result.published or result.lora_path is None:
+        return
+    console.print(
+        f"\nDraw with it in ComfyUI: add the node [bold]Load LoRA[/bold] with {escape(result.lora_path.name)} after the "
+        f"checkpoint, and begin the prompt with [bold]{escape(result.trigger)}[/bold].",
+        soft_wrap=True,
+    )
+    if base.layout == "folder":
+        console.print(
+            "Or in Python:", *python_lines(result, base), sep="\n    ", soft_wrap=True, markup=False
+        )
+
+
+def python_lines(result: CreateResult, base: Base) -> tuple[str, ...]:
+    """A program that draws one picture with the LoRA, for a base that is a diffusers folder."""
+    prompt = f"{result.trigger}, standing, smile, in a forest"
+    return (
+        "from diffusers import DiffusionPipeline",
+        f"pipeline = DiffusionPipeline.from_pretrained({str(base.path)!r})",
+        f"pipeline.load_lora_weights({str(result.lora_path)!r})",
+        f"pipeline({prompt!r}).images[0].save('picture.png')",
+    )
 
 
 def _share(value: float | None) -> str:

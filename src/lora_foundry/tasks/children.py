@@ -75,7 +75,8 @@ class Outcome:
 
 @dataclass
 class Child:
-    """One running attempt. `process` may be one that an earlier attempt left; `environment` is for a new one."""
+    """One running attempt. `process` may be one that an earlier attempt left; `environment` is for a new one; `reached`
+    has the units, by stage, that earlier attempts got to."""
 
     log: Path
     on_progress: Callable[[dict[str, Any]], None]
@@ -83,7 +84,7 @@ class Child:
     process: Process | None = None
     outcome: Outcome = field(default_factory=Outcome)
     killed_for: str = ""
-    _first: dict[str, int] = field(default_factory=dict)
+    reached: dict[str, int] = field(default_factory=dict)
     _heard: float = 0.0
 
     async def run(self, job: Job) -> Outcome:
@@ -189,9 +190,10 @@ class Child:
             self.killed_for = f"The attempt's process wrote what is no message of ours: {line[:80]!r}."
 
     def _note(self, event: dict[str, Any]) -> None:
-        """Passes progress on; units beyond the first that was heard of are this attempt's own work."""
+        """Passes progress on. This attempt's own work are the units beyond the first that was heard of, if no earlier
+        attempt got as far: one that dies at the same place each time makes no progress."""
         checked = ProgressEvent.model_validate(event)
-        first = self._first.setdefault(checked.stage, checked.done)
+        first = self.reached.setdefault(checked.stage, checked.done)
         self.outcome.progressed = self.outcome.progressed or checked.done > first
         self.on_progress(event)
 

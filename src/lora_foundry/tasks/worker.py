@@ -157,6 +157,8 @@ class Worker:
             log = task_log(self._settings.home, admitted.task.id or 0)
             environment = self._devices.take(admitted.ticket, admitted.lane)
             child = Child(log, lambda event: None, environment, self._spare)
+            if isinstance(earlier := admitted.task.progress, dict) and "done" in earlier:
+                child.reached[str(earlier.get("stage"))] = int(earlier["done"])
             self._spare = None
             running = Running(admitted, child)
             child.on_progress = running.hear
