@@ -33,7 +33,9 @@ def run(program: str) -> None:
 @pytest.fixture
 def result(finished: Path) -> CreateResult:
     made, _ = Foundry(finished).prepare(ELARA, "mini", settings=SMALL)
-    there = {"lora_path": finished / "loras" / "elara_mini.safetensors"}  # the home is a copy of the one it was made in
+    there = {
+        "lora_path": finished / "loras" / "elara_mini.safetensors"
+    }  # the home is a copy of the one it was made in
     return result_of(made, {}).model_copy(update=there)
 
 

@@ -22,9 +22,9 @@ from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import BackendError, FoundryError, InputError
+from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.importing import Imported, import_pictures
 from lora_foundry.files.locks import FolderLock
-from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, write_bytes
 from lora_foundry.files.versions import folder_of
@@ -218,7 +218,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
         print(result.model_dump_json())
     else:
         print_result(_out, result)
-        print_use(_out, result, find_base(run.recipe.model.base, settings.model_folders))
+        print_use(_out, result, recipe_base(run.recipe, settings.model_folders))
 
 
 def _error_of(pipeline: Pipeline) -> FoundryError:
