@@ -6,6 +6,7 @@ their rounding differs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,12 +39,11 @@ class FusedLora(torch.autograd.Function):
     def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, low, high, narrow = context.saved_tensors
         back = grad @ high
-        back *= context.scale
         to_input = None
         if context.needs_input_grad[0]:
-            to_input = (grad @ widened(weight, grad.dtype)).addmm_(back, low)
+            to_input = (grad @ widened(weight, grad.dtype)).addmm_(back, low, alpha=context.scale)
         to_down, to_up = context.gradients
-        _add_product(to_down, back.T, x, 1.0)
+        _add_product(to_down, back.T, x, context.scale)
         _add_product(to_up, grad.T, narrow, context.scale)
         return to_input, None, None, None, None, None
 
@@ -59,9 +59,10 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> No
 _apply: Any = FusedLora.apply  # untyped in the library
 
 
-def fuse(network: nn.Module, name: str) -> int:
+def fuse(network: nn.Module, name: str, twins: Mapping[nn.Parameter, nn.Parameter] | None = None) -> int:
     """Gives every plain LoRA on a linear layer of `network` (peft's adapter `name`) the fused form; returns how many
-    there were. Others (DoRA, convolutions, dropout) stay as they are."""
+    there were. Others (DoRA, convolutions, dropout) stay as they are. `twins` are the weights in the type that the
+    network computes in, where it is another (`lora.HalfCopies`)."""
     from peft.tuners.lora import Linear
 
     count = 0
@@ -71,7 +72,7 @@ def fuse(network: nn.Module, name: str) -> int:
         base = layer.get_base_layer()
         plain = type(base) is nn.Linear and isinstance(layer.lora_dropout[name], nn.Identity)
         if plain and list(layer.active_adapters) == [name]:
-            compute_by(layer, _Forward(layer, base, name))
+            compute_by(layer, _Forward(layer, base, name, twins or {}))
             count += 1
     return count
 
@@ -79,13 +80,16 @@ def fuse(network: nn.Module, name: str) -> int:
 class _Forward:
     """What stands in for peft's forward of one layer."""
 
-    def __init__(self, layer: Any, base: Any, name: str) -> None:
+    def __init__(self, layer: Any, base: Any, name: str, twins: Mapping[nn.Parameter, nn.Parameter]) -> None:
         self._base, self._scale = base, float(layer.scaling[name])
-        self._down, self._up = layer.lora_A[name], layer.lora_B[name]
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        self._weights = {down.dtype: (down, up)}
+        if down in twins:
+            self._weights[twins[down].dtype] = twins[down], twins[up]
+        self._dtype = down.dtype
 
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        result: Tensor = _apply(
-            flat, self._base.weight, self._base.bias, self._down.weight, self._up.weight, self._scale
-        )
+        down, up = self._weights.get(x.dtype) or self._weights[self._dtype]
+        result: Tensor = _apply(flat, self._base.weight, self._base.bias, down, up, self._scale)
         return result.view(*x.shape[:-1], -1)

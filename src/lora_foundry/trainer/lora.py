@@ -65,6 +65,7 @@ class Adapter:
                     modules.append(module)
                     self._owned.append(owner)
         self.modules = tuple(modules)
+        self.half: HalfCopies | None = None
         self.buffers = {
             part: flatten(tensors) for part in (DENOISER, ENCODERS) if (tensors := self.parameters(part))
         }
@@ -102,6 +103,25 @@ class Adapter:
         """Puts back what `state` gave. Raises KeyError for a missing module."""
         for name, tensor in self.named().items():
             tensor.copy_(state[name])
+        self.weights_changed()
+
+    def keep_half_copies(self, dtype: torch.dtype) -> Mapping[nn.Parameter, nn.Parameter]:
+        """Copies of the denoiser's LoRA in the 16-bit type that the network computes in, by their originals; nothing for
+        fp32."""
+        if dtype == torch.float32 or DENOISER not in self.buffers:
+            return {}
+        self.half = HalfCopies(self.buffers[DENOISER], self.parameters(DENOISER), dtype)
+        return self.half.twins
+
+    def weights_changed(self) -> None:
+        """Is to be called after every change of the weights, before they are computed with."""
+        if self.half:
+            self.half.refresh()
+
+    def gradients_added(self) -> None:
+        """Is to be called after every backward pass, before the gradients are read."""
+        if self.half:
+            self.half.collect()
 
     @torch.no_grad()
     def clip_norms(self, largest: float) -> None:
@@ -127,6 +147,40 @@ class Adapter:
         for buffer in self.buffers.values():
             assert buffer.grad is not None
             buffer.grad.zero_()
+
+
+class HalfCopies:
+    """A 16-bit copy of a buffer of weights, and another of its gradients. Computing in 16 bits with fp32 weights casts
+    every matrix on its way in and adds every gradient on its way out, four small kernels a module and step; of a whole
+    buffer that is one kernel each. `twins` are the parts of the copy, by the parameters they are copies of: the fused
+    form (`fused`) computes with them, and adds their gradients to the copy's."""
+
+    def __init__(self, buffer: nn.Parameter, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
+        assert buffer.grad is not None
+        self._weights, self._gradients = buffer.data, buffer.grad
+        self._half, self._half_gradients = (
+            self._weights.to(dtype),
+            torch.zeros_like(self._weights, dtype=dtype),
+        )
+        self.twins: dict[nn.Parameter, nn.Parameter] = {}
+        for parameter in parameters:
+            first = parameter.data.storage_offset()
+            part = slice(first, first + parameter.numel())
+            twin = nn.Parameter(self._half[part].view(parameter.shape))
+            twin.grad = self._half_gradients[part].view(parameter.shape)
+            self.twins[parameter] = twin
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Takes over the weights."""
+        self._half.copy_(self._weights)
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Adds the copy's gradients to the buffer's, in fp32, and forgets them: those of the next micro-batch are not
+        to be added to them in 16 bits."""
+        self._gradients.add_(self._half_gradients)
+        self._half_gradients.zero_()
 
 
 class _CastLinear(nn.Linear):

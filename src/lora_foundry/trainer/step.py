@@ -63,7 +63,10 @@ class OptimizerStep:
         state, optimizer, scaler = self.state, self.state.optimizer, self.state.scaler
         factor = rate_factor(self.settings, step, self.total)
         set_rate(optimizer, factor)
-        losses = [self.forward_backward(batch) for batch in self.dataset.micro_batches(step)]
+        losses = []
+        for batch in self.dataset.micro_batches(step):
+            losses.append(self.forward_backward(batch))
+            state.adapter.gradients_added()
         scaler.unscale_(optimizer)
         limit = self.settings.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(state.adapter.buffers.values(), limit)
@@ -72,6 +75,7 @@ class OptimizerStep:
         state.adapter.zero_gradients()
         if self.settings.max_norm > 0:
             state.adapter.clip_norms(self.settings.max_norm)
+        state.adapter.weights_changed()
         if state.ema:
             state.ema.update(step + 1)
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -167,15 +167,16 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     dataset = _make_dataset(job, base, model, device, hashes, held_out, reporter)
     targets = model.lora_targets(settings)
     adapter = Adapter(model.networks, targets, settings, derive_seed(settings.seed, "lora"))
+    dtype = choose_dtype(settings.precision, device)
+    twins = adapter.keep_half_copies(dtype)
     for network in model.networks.values():
-        fuse(network, NAME)
+        fuse(network, NAME, twins)
     if settings.start_from:
         load_lora(Path(settings.start_from).expanduser(), adapter, model)
-    half = choose_dtype(settings.precision, device) == torch.float16
     state = TrainState(
         adapter,
         build_optimizer(settings, adapter),
-        torch.amp.GradScaler(device.type, enabled=half),
+        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         EMA(adapter, settings.ema) if settings.ema else None,
     )
     previews = Previews(model, dataset, state, job, held_out)

@@ -23,7 +23,9 @@ class Small(nn.Module):
         return answer
 
 
-def gradients(kind: torch.dtype, fused: bool, **settings: object) -> tuple[list[Tensor], int]:
+def gradients(
+    kind: torch.dtype, fused: bool, half: bool = False, **settings: object
+) -> tuple[list[Tensor], int]:
     torch.manual_seed(0)
     network = Small().requires_grad_(False).to(kind)
     section = TrainSection.model_validate({"rank": 4, "alpha": 2.0} | settings)
@@ -32,10 +34,13 @@ def gradients(kind: torch.dtype, fused: bool, **settings: object) -> tuple[list[
     with torch.no_grad():
         for tensor in adapter.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-    count = fuse(network, NAME) if fused else 0
+    adapter.weights_changed()
+    twins = adapter.keep_half_copies(kind) if half else {}
+    count = fuse(network, NAME, twins) if fused else 0
     x = torch.randn(2, 5, 12, generator=generator).to(kind).requires_grad_()
     answer = network(x)
     answer.float().square().sum().backward()
+    adapter.gradients_added()
     assert x.grad is not None
     return [
         answer,
@@ -57,6 +62,37 @@ def test_the_result_and_every_gradient_are_those_of_the_plain_form(
         assert torch.allclose(
             one.float(), other.float(), rtol=tolerance, atol=tolerance * one.abs().max().item()
         )
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_copies_learn_what_casting_each_matrix_does(kind: torch.dtype) -> None:
+    cast, _ = gradients(kind, fused=True)
+    copied, count = gradients(kind, fused=True, half=True)
+    assert count == 2
+    for one, other in zip(cast, copied, strict=True):
+        assert one.dtype == other.dtype
+        scale = one.abs().max().item()
+        assert torch.allclose(one.float(), other.float(), rtol=0.01, atol=0.01 * scale)
+    assert gradients(torch.float32, fused=True, half=True)[1] == 2  # nothing to copy
+
+
+def test_copies_follow_the_weights_and_gradients_add_up_in_fp32() -> None:
+    """Many small gradients after a large one would be lost in bf16."""
+    network = Small().requires_grad_(False).to(torch.bfloat16)
+    section = TrainSection.model_validate({"rank": 4, "alpha": 2.0})
+    adapter = Adapter({"unet": network}, [Target("unet", "first"), Target("unet", "second")], section, 3)
+    twins = adapter.keep_half_copies(torch.bfloat16)
+    assert set(twins) == set(adapter.parameters())
+    for parameter, twin in twins.items():
+        assert torch.equal(parameter.to(torch.bfloat16), twin)
+        for value in (256.0, *[0.5] * 8):
+            twin.grad.fill_(value)
+            adapter.gradients_added()
+        assert torch.equal(parameter.grad, torch.full_like(parameter.grad, 260.0))
+        assert not twin.grad.any()
+        adapter.zero_gradients()
+    adapter.load({name: torch.full_like(tensor, 0.25) for name, tensor in adapter.named().items()})
+    assert all(bool((twin == 0.25).all()) for twin in twins.values())
 
 
 def test_dora_keeps_its_own_form() -> None:

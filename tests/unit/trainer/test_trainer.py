@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import DivergedError, InputError
+from lora_foundry.families._shared import devices
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families.sd import train as sd
 from lora_foundry.ports import TrainingImage, TrainingJob
@@ -81,6 +82,20 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     log = (stopped.workdir / "log.txt").read_text()
     assert [log.count(f"[step {step}] checkpoint") for step in (2, 4, 6)] == [1, 1, 1]
     assert log.count("going on") == 2
+
+
+def test_in_bf16_a_stopped_training_goes_on_to_the_same_bytes(
+    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, the LoRA is computed with in a 16-bit copy, which a checkpoint does not hold."""
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    given: dict[str, object] = {"precision": "bf16", "max_norm": 0.5, "steps": 4, "saves": 0}
+    whole, stopped = (make_job(tmp_path / name, **given, accumulation=2, batch_size=1) for name in ("a", "b"))
+    train(base, whole)
+    with pytest.raises(Stopped):
+        train(base, stopped, stop_at(3))
+    assert train(base, stopped).resumed_from == 2
+    assert outcome(stopped) == outcome(whole)
 
 
 def test_exports_are_kept_on_the_way_and_the_last_of_them_is_the_result(

@@ -207,6 +207,7 @@ def _base_options(base: Base) -> dict[str, Any]:
         "no_half_vae": base.family == "sdxl",  # SDXL's own VAE overflows fp16
         "v2": base.family == "sd" and parts.denoiser_config.get("cross_attention_dim") == _WIDTH_OF_V2,
         "v_parameterization": prediction == "v_prediction",
+        "clip_skip": base.clip_skip if base.clip_skip > 1 else None,
         "zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr")),
     }
 

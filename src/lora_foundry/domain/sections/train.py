@@ -43,7 +43,9 @@ class NetworkSettings(Section):
         ("attention", "feed_forward", "projection"), description="Which modules of the denoiser get a LoRA."
     )
     conv_rank: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0, description="Rank for the 3x3 convolutions too (LoCon); 0 leaves them alone."
+        0,
+        description="Rank for the 3x3 convolutions too (LoCon), with `rank` for the other layers of their blocks; 0 leaves "
+        "these blocks alone.",
     )
     conv_alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="Alpha of the convolutions' LoRA.")
     lokr_factor: int = Field(-1, ge=-1, description="LoKr's factor; -1 takes the most even split.")

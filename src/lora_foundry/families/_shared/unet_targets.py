@@ -15,11 +15,12 @@ TARGETS = {
 }
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _CONVOLUTIONS = (".resnets.", ".downsamplers.", ".upsamplers.")
+_TIME = ".time_emb_proj"  # the one linear layer of a resnet, which sd-scripts trains with its convolutions
 
 
 def unet_targets(network: nn.Module, settings: TrainSection) -> list[Target]:
-    """Layers of the attention blocks whose names belong to `train.targets`, and convolutions where the settings ask for
-    them. Raises InputError where that is none."""
+    """Layers of the attention blocks whose names belong to `train.targets`; with `train.conv_rank` also the layers of the
+    resnets and samplers. Raises InputError where that is none."""
     endings = tuple("." + ending for group in settings.targets for ending in TARGETS[group])
     found = [
         Target(DENOISER, name)
@@ -27,7 +28,7 @@ def unet_targets(network: nn.Module, settings: TrainSection) -> list[Target]:
         if (".attentions." in name and name.endswith(endings) and isinstance(module, nn.Linear | nn.Conv2d))
         or (
             settings.conv_rank
-            and isinstance(module, nn.Conv2d)
+            and (isinstance(module, nn.Conv2d) or name.endswith(_TIME))
             and any(mark in name for mark in _CONVOLUTIONS)
         )
     ]
