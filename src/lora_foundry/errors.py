@@ -12,6 +12,7 @@
     └── RetryableError            the same call may succeed later; exit code 1
         ├── BackendError          a generator, tagger or trainer stopped working
         ├── StageError            a stage ended without its result
+        ├── FolderBusyError       another process still holds the run's folder
         └── StopRequested         the run was asked to stop at the next safe place, and did
 
 A message is one sentence or two: what happened, where, and what to do next. `exit_code` is the CLI's.
@@ -76,6 +77,10 @@ class BackendError(RetryableError):
 
 class StageError(RetryableError):
     """A stage ended without leaving its result."""
+
+
+class FolderBusyError(RetryableError):
+    """Another process holds the run's folder, such as one on a host that froze. Waiting for it counts as no attempt."""
 
 
 class StopRequested(RetryableError):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.run import ProgressEvent, Run
-from lora_foundry.errors import BackendError, InputError
+from lora_foundry.errors import FolderBusyError, InputError
 from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
@@ -76,5 +76,5 @@ def _wait_for(lock: Path) -> FolderLock:
             return FolderLock(lock).__enter__()
         except InputError as error:
             if time.monotonic() > until:
-                raise BackendError(str(error)) from error
+                raise FolderBusyError(str(error)) from error
             time.sleep(0.3)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_foundry.errors import PermanentError
+from lora_foundry.errors import FolderBusyError, PermanentError
 
 
 class GivenUp(PermanentError):
@@ -39,6 +39,8 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
         time.sleep(600)
     elif order == "flaky" and number < int(value):
         raise RuntimeError(f"attempt {number} failed")
+    elif order == "busy" and number < int(value):
+        raise FolderBusyError("Another run is at work in the folder.")
     elif order == "permanent":
         raise GivenUp("The model is gone.")
     elif order == "crash" and number < int(value):

@@ -171,6 +171,17 @@ def test_an_attempt_that_dies_at_the_same_place_each_time_is_given_up(
     work(database_url, settings, scenario)
 
 
+def test_waiting_for_a_folder_that_another_holds_burns_no_retry(
+    database_url: str, settings: Settings
+) -> None:
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        (task,) = await ledger.add(order("busy", "busy 4", max_retries=0))
+        done = await until(ledger, task, "completed", "failed")
+        assert (done.status, done.retries, attempts(settings, "busy")) == ("completed", 0, 4)
+
+    work(database_url, settings, scenario)
+
+
 def test_cancel_kills_the_whole_process_group_within_two_seconds(
     database_url: str, settings: Settings
 ) -> None:

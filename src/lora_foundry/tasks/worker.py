@@ -19,11 +19,11 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSConfig, SetWorkflowID, _workflow_commands
+from dbos import DBOS, DBOSConfig, SetWorkflowID
 from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.domain.task import Task, TaskPriority
-from lora_foundry.errors import FoundryError, InputError, brief
+from lora_foundry.errors import FolderBusyError, FoundryError, InputError, brief
 from lora_foundry.files.leftovers import take_back
 from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
@@ -42,7 +42,6 @@ from lora_foundry.tasks.redis_hints import RedisHints
 
 logger = logging.getLogger(__name__)
 LOOK = 0.5
-DBOS_CHORES = 30.0
 LONGEST_TIMEOUT = 30 * 24 * 3600
 
 # DBOS wants functions that are registered at import; each finds its attempt here, by ticket.
@@ -256,7 +255,10 @@ class Worker:
             return "cancelled" if await self._ledger.cancelled(number, ticket) else "lost"
         if running.starved or (self._stopping and not outcome.permanent):
             return "handed back" if await self._ledger.hand_back(number, ticket) else "lost"
-        failure = Failure(outcome.error, outcome.permanent, outcome.progressed, outcome.kind)
+        waited = (
+            outcome.kind == FolderBusyError.__name__
+        )  # no attempt: nothing was done, and nothing was wrong
+        failure = Failure(outcome.error, outcome.permanent, outcome.progressed or waited, outcome.kind)
         return await self._ledger.fail(task, ticket, failure) or "lost"
 
     async def _report(self, running: Running) -> None:
@@ -383,12 +385,8 @@ def _launch(ledger: Ledger, name: str) -> None:
         beside = url.set(database=f"{url.database}.engine")
         config["system_database_engine"] = sa.create_engine(beside, connect_args=connect_arguments(beside))
     config["system_database_url"] = url.render_as_string(hide_password=False)
-    engine = DBOS(config=config)
+    DBOS(config=config)
     DBOS.listen_queues([])
-    # Its own queue, delays and deadlines, of which we use none, are looked at every second: a hundredth of a core for
-    # nothing. No public setting says otherwise in the version that pyproject.toml pins.
-    engine._registry.get_internal_queue()._polling_interval_sec = DBOS_CHORES
-    _workflow_commands._BACKGROUND_JOBS_INTERVAL_SEC = DBOS_CHORES
     with alone(ledger.url):
         DBOS.launch()
 
