@@ -100,7 +100,7 @@ class Chaos:
         for worker in self.workers:
             try:
                 await asyncio.to_thread(worker.wait, 120)
-            except subprocess.TimeoutExpired:  # on a machine that computes for others; what it left is counted
+            except subprocess.TimeoutExpired:  # a busy machine; what it left is counted
                 worker.kill()
 
 
