@@ -1,0 +1,84 @@
+"""Every module that gets a LoRA, at full size, under the name that our files give it: ComfyUI derives that name from its
+own file of the model, and diffusers' loader ends at that module. Nothing is lost on either side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lora_foundry.backends.comfyui.keys import loaded_modules
+from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.targets import Target
+from tests.unit.families.meter import full_size, meta_network
+
+ALL = TrainSection(targets=("attention", "feed_forward", "projection"))
+# How many modules the published model of each family has for a LoRA.
+COUNTS = {"sd": ("sd", 192), "sdxl": ("sdxl", 722), "z_image": ("base", 238), "klein": ("base", 100)}
+
+
+def names_of(family: str) -> list[tuple[Target, str]]:
+    network = meta_network(full_size(family, COUNTS[family][0]))
+    names = family_part(family, "names")
+    return [(target, names.export_name(target)) for target in names.lora_targets(network, ALL)]
+
+
+def z_image_file(layers: int = 30, refiners: int = 2) -> list[str]:
+    """The matrices of Z-Image's file as ComfyUI keeps it: query, key and value are one."""
+    blocks = [f"layers.{n}" for n in range(layers)]
+    blocks += [f"{kind}_refiner.{n}" for kind in ("noise", "context") for n in range(refiners)]
+    parts = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+    return [f"{block}.{part}.weight" for block in blocks for part in parts]
+
+
+def klein_file(double: int = 5, single: int = 20) -> list[str]:
+    """The matrices of FLUX.2 Klein's file as ComfyUI keeps it."""
+    sides = [
+        f"{side}_{part}" for side in ("img", "txt") for part in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")
+    ]
+    found = [f"double_blocks.{n}.{part}.weight" for n in range(double) for part in sides]
+    return found + [f"single_blocks.{n}.linear{part}.weight" for n in range(single) for part in (1, 2)]
+
+
+def checkpoint(family: str) -> list[str]:
+    """The UNet's names in a checkpoint file of the real model, by the names that our files use for its modules."""
+    from tests.unit.families.conftest import unet_name
+    from tests.unit.trainer.tiny_bases import xl_unet_name
+
+    rename = xl_unet_name if family == "sdxl" else unet_name
+    return [rename(name) for name in meta_network(full_size(family, family)).state_dict()]
+
+
+FILES: dict[str, Any] = {
+    "sd": lambda: checkpoint("sd"),
+    "sdxl": lambda: checkpoint("sdxl"),
+    "z_image": z_image_file,
+    "klein": klein_file,
+}
+
+
+@pytest.mark.parametrize("family", COUNTS)
+def test_comfyui_knows_every_name(family: str) -> None:
+    names = [name for _, name in names_of(family)]
+    assert len(names) == len(set(names)) == COUNTS[family][1]
+    assert set(names) - loaded_modules(FILES[family]()) == set()
+
+
+@pytest.mark.parametrize("family", ["z_image", "klein"])
+def test_diffusers_ends_at_the_same_module(family: str) -> None:
+    """The library's own reader of LoRA files, on matrices without numbers."""
+    import diffusers
+
+    pipeline = getattr(diffusers, family_part(family, "load").LOADER.pipeline)
+    named = names_of(family)
+    state = {
+        f"{name}.{side}": torch.zeros(1, 1)
+        for _, name in named
+        for side in family_part(family, "names").FILE_FORMAT[:2]
+    }
+    read = pipeline.lora_state_dict(dict(state), return_lora_metadata=False)
+    found = {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in read}
+    assert found == {target.module for target, _ in named}
+    assert len(read) == len(state)
