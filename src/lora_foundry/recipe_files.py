@@ -97,7 +97,7 @@ def _resolved(name_or_file: str, folders: tuple[Path, ...], above: tuple[str, ..
     if extended is None:
         return values
     if not isinstance(extended, str):
-        raise InputError(f'In the recipe {source}, extends must be one name, as in extends = "sdxl".')
+        raise InputError(f'In the recipe {source}, extends must be one name, as in extends = "mini".')
     known = own_recipe(extended, folders) is not None or extended in _shipped()
     if not known and beside is not None and (beside / extended).is_file():
         extended = str(beside / extended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -167,3 +168,22 @@ def test_importing_the_package_and_its_command_line_loads_nothing_heavy() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_outside_names_a_family_or_guesses_it() -> None:
+    """What is special about a base model stands in its family's folder. Only the table of other programs' names for
+    published files has a word that is also a family's."""
+    families = sorted(path.name for path in (SOURCE / "families").iterdir() if (path / "detect.py").is_file())
+    quoted = re.compile(rf"""["']({"|".join(families)})["']""")
+    guessed = re.compile(r"hasattr\([^)]*(transformer|unet|text_encoder)")
+    found = []
+    for path in SOURCE.rglob("*.py"):
+        inside = path.relative_to(SOURCE).parts
+        if (inside[0] == "families" and inside[1] != "_shared") or inside == ("domain", "publication.py"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        found += [
+            f"{path}: {hit.group(0)}" for pattern in (quoted, guessed) for hit in pattern.finditer(text)
+        ]
+    assert len(families) >= 4
+    assert not found

@@ -33,7 +33,7 @@ from lora_foundry.ports import GeneratedImage
 logger = logging.getLogger(__name__)
 
 _MOST_PROMPTS_KEPT = 512
-_DECODED_PIXELS = 1 << 20  # at once: what the VAE needs for one picture of SDXL's size
+_DECODED_PIXELS = 1 << 20  # at once: what the VAE needs for one picture of 1024 pixels
 _DECODED_ON_CPU = 1 << 16  # where more, side by side, are slower than one by one
 _BLACK = 8  # a picture without a brighter value than this, of 255, shows nothing
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_foundry.errors import InputError
+from lora_foundry.families._shared.registry import families_with, family_part
 
-SCRIPTS = {"sd": "train_network.py", "sdxl": "sdxl_train_network.py"}
+_PROOF = "train_network.py"  # a file that every checkout has
 _ENVIRONMENTS = ("venv/bin/python", ".venv/bin/python", "venv/Scripts/python.exe", ".venv/Scripts/python.exe")
 
 
@@ -22,12 +23,13 @@ class Checkout:
 
     def script(self, family: str) -> Path:
         """The training script for a family of base models. Raises InputError where there is none."""
-        if family not in SCRIPTS:
+        known = families_with("kohya")
+        if family not in known:
             raise InputError(
-                f"train.backend = 'kohya' trains {' and '.join(sorted(SCRIPTS))} models only, and the base is "
+                f"train.backend = 'kohya' trains {' and '.join(known)} models only, and the base is "
                 f"of the family {family!r}; set train.backend to 'inprocess'."
             )
-        path = self.folder / SCRIPTS[family]
+        path = self.folder / str(family_part(family, "kohya").SCRIPT)
         if not path.is_file():
             raise InputError(f"{self.folder} has no {path.name}; update the sd-scripts checkout there.")
         return path
@@ -42,9 +44,9 @@ def find_checkout(folder: Path | None, python: Path | None) -> Checkout:
             "train.backend to 'inprocess'."
         )
     folder = folder.expanduser().absolute()
-    if not (folder / SCRIPTS["sd"]).is_file():
+    if not (folder / _PROOF).is_file():
         raise InputError(
-            f"LORA_FOUNDRY_KOHYA={folder} is no checkout of sd-scripts (it has no {SCRIPTS['sd']}); set it to the "
+            f"LORA_FOUNDRY_KOHYA={folder} is no checkout of sd-scripts (it has no {_PROOF}); set it to the "
             "folder that holds that file."
         )
     found = [python.expanduser()] if python else [folder / place for place in _ENVIRONMENTS]

@@ -23,6 +23,7 @@ from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import PREDICTIONS
 from lora_foundry.families._shared.parts import Parts
+from lora_foundry.families._shared.registry import family_part
 from lora_foundry.files.storage import make_folder, remove_tree, storage_errors, write_json, write_text
 from lora_foundry.ports import TrainingImage, TrainingJob
 
@@ -42,7 +43,6 @@ _VOCABULARY_CONFIG = {
 }
 _LONG_CAPTION = 220  # characters; about the 75 tokens of one window
 _SMALLEST_BUCKET = 64
-_WIDTH_OF_V2 = 1024  # of the text's states: Stable Diffusion 2.x has OpenCLIP's encoder
 
 # Handed on, or without meaning for another program. Every other field must have its default.
 _HANDED_ON = {
@@ -204,8 +204,7 @@ def _base_options(base: Base) -> dict[str, Any]:
             f"The base predicts {prediction!r}, which sd-scripts does not train; it trains {' and '.join(PREDICTIONS)}."
         )
     return {
-        "no_half_vae": base.family == "sdxl",  # SDXL's own VAE overflows fp16
-        "v2": base.family == "sd" and parts.denoiser_config.get("cross_attention_dim") == _WIDTH_OF_V2,
+        **family_part(base.family, "kohya").options(parts.denoiser_config),
         "v_parameterization": prediction == "v_prediction",
         "clip_skip": base.clip_skip if base.clip_skip > 1 else None,
         "zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr")),

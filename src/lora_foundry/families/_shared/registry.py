@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
 
@@ -41,6 +42,11 @@ def family_part(family: str, part: str) -> Any:
             f"There is no family {family!r} of base models; {did_you_mean(family, packages)}"
         )
     return import_module(f"{packages[family]}.{part}")
+
+
+def families_with(part: str) -> tuple[str, ...]:
+    """The families that have the module `part`, which not all need."""
+    return tuple(name for name, package in _packages().items() if find_spec(f"{package}.{part}") is not None)
 
 
 def _packages() -> dict[str, str]:
