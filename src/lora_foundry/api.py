@@ -24,7 +24,7 @@ from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.domain.run import Again, Run
+from lora_foundry.domain.run import Again, ProgressEvent, Run
 from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.failures import as_ours
 from lora_foundry.families._shared.base import Base
@@ -115,7 +115,12 @@ class Foundry:
         with FolderLock(paths.lock), told:
             run = numbered(run, again)
             claim(paths, run)
-            import_pictures(pictures, paths)
+            for left in import_pictures(pictures, paths).left_out:
+                progress(
+                    ProgressEvent(
+                        stage="generate", done=0, total=0, message=f"left out: {left.name}: {left.reason}"
+                    )
+                )
             ports = RecipePorts(run.recipe, base, self.settings)
             try:
                 seconds = run_pipeline(run, ports, progress, finished)

@@ -1,0 +1,227 @@
+"""Own pictures as a job of their own: copied and never changed, looked at before the training, captioned, and nothing
+drawn for them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from lora_foundry import pipeline
+from lora_foundry.backends.plan_captions import PlanCaptioner
+from lora_foundry.domain.dataset import TaggingResults
+from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.domain.triage import Triage
+from lora_foundry.errors import InputError
+from lora_foundry.files.importing import import_pictures
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import read_model, require_model
+from lora_foundry.ports import FloatArray
+from lora_foundry.stages.caption import step as caption
+from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.train.step import collect_images
+from tests.painted import PaintedPorts, make_run, paint, quiet, tree
+
+
+def own_run(folder: Path, *settings: str) -> Run:
+    return make_run(folder, "dataset.source=own", "curate.min_sharpness=0", *settings)
+
+
+def album(folder: Path, count: int = 12) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        paint(number, (80, 64)).save(folder / f"p{number:02d}.png")
+    return folder
+
+
+class Faces:
+    """Sees two faces in pictures that are wider than high by much."""
+
+    def count(self, images: Sequence[Image.Image]) -> list[int]:
+        return [2 if image.width > 1.8 * image.height else 1 for image in images]
+
+
+class Eye:
+    """Takes pictures with a red corner for somebody else's."""
+
+    same = 0.8
+
+    def embed(self, images: Sequence[Image.Image]) -> FloatArray:
+        rows = [[0.0, 1.0] if image.getpixel((0, 0)) == (255, 0, 0) else [1.0, 0.0] for image in images]
+        return np.array(rows, np.float32)
+
+
+class OwnPorts(PaintedPorts):
+    """What a set of own pictures needs, and no generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.generator
+        self.detector, self.embedder = Faces(), Eye()  # type: ignore[assignment]
+        self.captioner = PlanCaptioner()
+
+
+def test_a_folder_is_copied_with_what_belongs_to_it_and_only_once(tmp_path: Path) -> None:
+    source = album(tmp_path / "photos", 3)
+    (source / "p00.caption").write_text("words")
+    (source / "p01.png.txt").write_text("more words")
+    Image.new("L", (80, 64), 255).save(source / "p02-masklabel.png")
+    (source / "10_close").mkdir()
+    paint(9, (64, 64)).save(source / "10_close" / "near.jpg")
+    (source / ".hidden.png").write_bytes(b"x")
+    before = tree(source)
+    paths = RunPaths(tmp_path / "set", "zoë_van_dijk")
+    done = import_pictures([source], paths)
+    assert (done.copied, done.present) == (4, 0)
+    whole = tree(paths.images)
+    assert set(whole) == {"p00.png", "p00.caption", "p01.png", "p01.png.txt", "p02.png", "p02-masklabel.png",
+                          "10_close/near.jpg"}  # fmt: skip
+    assert import_pictures([source], paths).present == 4
+    assert tree(paths.images) == whole
+    assert tree(source) == before, "where they come from nothing is changed"
+    assert not (paths.images / "p00.png").samefile(source / "p00.png"), "a copy, not a second name"
+
+
+def test_names_that_are_taken_get_a_number(tmp_path: Path) -> None:
+    first, second = album(tmp_path / "a", 1), tmp_path / "b"
+    second.mkdir()
+    paint(50, (64, 64)).save(second / "p00.png")
+    (second / "p00.txt").write_text("the second")
+    paint(51, (64, 64)).save(second / "zoë_van_dijk_001.png")
+    paths = RunPaths(tmp_path / "set", "zoë_van_dijk")
+    assert import_pictures([first, second], paths).copied == 3
+    assert set(tree(paths.images)) == {"p00.png", "p00-2.png", "p00-2.txt", "zoë_van_dijk_001-2.png"}
+
+
+def packed(path: Path, names: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in names.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_a_zip_file_is_unpacked_and_nothing_leads_out_of_it(tmp_path: Path) -> None:
+    data = (album(tmp_path / "a", 1) / "p00.png").read_bytes()
+    paths = RunPaths(tmp_path / "set", "zoë")
+    good = packed(
+        tmp_path / "good.zip",
+        {"in/p.png": data, "in/p.txt": b"words", "__MACOSX/._p.png": b"x", "run.exe": b"x"},
+    )
+    assert import_pictures([good], paths).copied == 1
+    assert set(tree(paths.images)) == {"in/p.png", "in/p.txt"}
+    for name in ("../out.png", "/abs.png", "a\\..\\..\\b.png"):
+        with pytest.raises(InputError, match="leads out of it"):
+            import_pictures([packed(tmp_path / "bad.zip", {name: data})], paths)
+    (tmp_path / "broken.zip").write_bytes(good.read_bytes()[:-30])
+    for source, words in ((tmp_path / "broken.zip", "neither"), (tmp_path / "none", "not there")):
+        with pytest.raises(InputError, match=words):
+            import_pictures([source], paths)
+    with pytest.raises(InputError, match="no picture"):
+        import_pictures([packed(tmp_path / "empty.zip", {"a.txt": b"x"})], paths)
+
+
+def test_ten_planted_faults_are_reported_and_nothing_is_thrown_out(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "set", "train.resolution=128", "model.detector=yunet")
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    source = album(tmp_path / "photos")
+    (source / "cut.png").write_bytes((source / "p01.png").read_bytes()[:300])
+    paint(60, (40, 40)).save(source / "small.png")
+    paint(61, (80, 64)).filter(ImageFilter.GaussianBlur(9)).save(source / "blurred.png")
+    Image.new("RGB", (80, 64), "grey").save(source / "blank.png")
+    Image.open(source / "p03.png").save(source / "twin.jpg", quality=92)
+    paint(62, (160, 64)).save(source / "two.png")
+    stranger = paint(63, (80, 64))
+    stranger.putpixel((0, 0), (255, 0, 0))
+    stranger.save(source / "stranger.png")
+    (source / "p04.txt").write_text("1girl, smile")
+    (source / "p05.txt").write_bytes(bytes([0, 1, 0, 0, 255, 0]))
+    (source / "drawing.svg").write_text("<svg/>")
+    imported = import_pictures([source], paths)
+    assert [each.name for each in imported.left_out] == ["drawing.svg"]
+    (paths.images / "put there by hand.svg").write_text("<svg/>")
+    before = tree(paths.images)
+    told: list[str] = []
+    pipeline.generate(run, OwnPorts(), quiet)
+    curate.run(run, OwnPorts(), lambda event: told.append(event.message))
+    triage = require_model(paths.triage, Triage, "curate")
+    found = {each.name: {one.code for one in each.findings} - {"caption_missing"} for each in triage.pictures}
+    expected = {"cut.png": "unreadable", "small.png": "too_small", "blurred.png": "blurred", "blank.png": "blank",
+                "two.png": "several_people", "stranger.png": "other_person", "p04.png": "trigger_missing",
+                "p05.png": "caption_foreign"}  # fmt: skip
+    assert all(code in found[name] for name, code in expected.items()), found
+    twins = [each for each in triage.pictures if any(one.code == "near_duplicate" for one in each.findings)]
+    assert [each.name for each in twins] == ["twin.jpg"]
+    assert twins[0].findings[0].other == "p03.png"
+    assert [name for name, _ in triage.left_out] == ["put there by hand.svg"]
+    clean = {f"p{number:02d}.png" for number in range(12)} - {"p04.png", "p05.png"}
+    assert not [name for name in clean if found[name]], found
+    assert tree(paths.images) == before
+    text = paths.triage_report.read_text(encoding="utf-8")
+    assert all(name in text for name in expected)
+    assert text.count("<img") >= 8
+    assert any("by hand.svg" in each for each in told)
+    assert any("stranger.png" in each for each in told)
+
+
+def test_own_pictures_are_captioned_and_trained_and_nothing_is_drawn(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "set")
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    source = album(tmp_path / "photos", 6)
+    (source / "p00.txt").write_text("1girl, waving")
+    (source / "p01.png").write_bytes(b"broken")
+    import_pictures([source], paths)
+    ports = OwnPorts()
+    made = pipeline.generate(run, ports, quiet)
+    assert made.pictures == ()
+    result = curate.run(run, ports, quiet)
+    assert (result.wanted, len(result.own)) == (0, 6)
+    tagged = caption.run(run, ports, quiet)
+    trained = {image.path.name: image.caption for image in collect_images(run, paths, tagged)}
+    trigger = run.character.trigger
+    assert set(trained) == {"p00.png", "p02.png", "p03.png", "p04.png", "p05.png"}, (
+        "what cannot be read is left out"
+    )
+    assert trained["p00.png"] == f"{trigger}, 1girl, waving"
+    assert all(text.startswith(trigger) for text in trained.values())
+    assert (paths.images / "p00.txt").read_text() == "1girl, waving"
+    as_written = own_run(tmp_path / "set", "caption.kept=as_written")
+    assert {image.caption for image in collect_images(as_written, paths, tagged)} >= {"1girl, waving"}
+
+
+def test_a_changed_trigger_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "set")
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    source = album(tmp_path / "photos", 2)
+    (source / "p00.txt").write_text("zoë van dijk, waving")
+    import_pictures([source], paths)
+    ports, told = OwnPorts(), list[str]()
+    pipeline.generate(run, ports, quiet)
+    curate.run(run, ports, quiet)
+    caption.run(run, ports, quiet)
+    later = run.model_copy(update={"character": run.character.model_copy(update={"trigger": "zvd"})})
+    for _ in range(2):  # the second run knows the old word as well as the first
+        curate.run(later, ports, lambda event: told.append(event.message))
+        tagged = caption.run(later, ports, quiet)
+        trained = [image.caption for image in collect_images(later, paths, tagged)]
+        assert trained[0] == "zvd, waving"
+        assert all(text.startswith("zvd") for text in trained)
+    assert any("earlier trigger" in each and "p00.png" in each for each in told)
+    assert read_model(paths.tagging_results, TaggingResults).former == ("zoë van dijk",)  # type: ignore[union-attr]
+
+
+def test_a_set_without_pictures_is_refused(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "set")
+    with pytest.raises(InputError, match=r"no picture to train on.*--pictures"):
+        pipeline.generate(run, OwnPorts(), quiet)
+
+
+def test_events_count_the_own_pictures(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "set")
+    import_pictures([album(tmp_path / "photos", 3)], RunPaths(run.dataset_dir, run.character.slug))
+    events: list[ProgressEvent] = []
+    pipeline.generate(run, OwnPorts(), events.append)
+    assert [(event.done, event.total) for event in events] == [(3, 3)]
