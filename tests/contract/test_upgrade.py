@@ -196,6 +196,29 @@ def test_a_table_that_lacks_a_column_or_a_status_is_refused_with_the_way_out(dat
         asyncio.run(Ledger(database_url).upgrade())
 
 
+def test_many_workers_that_start_at_once_make_all_tables(database_url: str, tmp_path: Path) -> None:
+    """The engine's own, too, whose indexes wait for all that is busy in the database."""
+    home = str(tmp_path / "home")
+    code = f"""
+import asyncio
+from pathlib import Path
+from lora_foundry.settings import Settings
+from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.worker import Worker, WorkerOptions
+
+async def start():
+    ledger, stop = Ledger({database_url!r}), asyncio.Event()
+    stop.set()
+    await Worker(ledger, Settings(home=Path({home!r})), WorkerOptions("none:none")).run(stop)
+    await ledger.close()
+
+asyncio.run(start())
+"""
+    starts = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
+    said = [start.communicate(timeout=240)[1].decode() for start in starts]
+    assert [start.returncode for start in starts] == [0] * 3, said
+
+
 def test_many_first_starts_at_once(database_url: str) -> None:
     code = f"import asyncio; from lora_foundry.tasks.ledger import Ledger; asyncio.run(Ledger({database_url!r}).upgrade())"
     starts = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from lora_foundry.files.locks import waiting_lock
 from lora_foundry.files.storage import make_folder
 
 BUSY_SECONDS = 30
+LOCK_SECONDS = 120.0
 _FORMS = "sqlite:////folder/tasks.db or postgresql://user:password@host/database"
 
 
@@ -121,8 +123,14 @@ def alone(url: sa.URL) -> Iterator[None]:
         return
     engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
     try:
-        with engine.connect() as connection:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(740112)"))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            # Asked again and again, not waited for: the engine makes indexes CONCURRENTLY, which waits for every
+            # statement that began before, and one that waits for this lock would never end.
+            until = time.monotonic() + LOCK_SECONDS
+            while not connection.scalar(sa.text("SELECT pg_try_advisory_lock(740112)")):
+                if time.monotonic() > until:
+                    raise BackendError("Another process has been making the tables for minutes; try again.")
+                time.sleep(0.1)
             yield
     finally:
         engine.dispose()

@@ -255,9 +255,7 @@ class Worker:
             return "cancelled" if await self._ledger.cancelled(number, ticket) else "lost"
         if running.starved or (self._stopping and not outcome.permanent):
             return "handed back" if await self._ledger.hand_back(number, ticket) else "lost"
-        waited = (
-            outcome.kind == FolderBusyError.__name__
-        )  # no attempt: nothing was done, and nothing was wrong
+        waited = outcome.kind == FolderBusyError.__name__  # no attempt: nothing was done or went wrong
         failure = Failure(outcome.error, outcome.permanent, outcome.progressed or waited, outcome.kind)
         return await self._ledger.fail(task, ticket, failure) or "lost"
 
