@@ -2,6 +2,7 @@
 # make test    the test suite         make test PYTEST_ARGS="-k shots -x"
 # make quick   the unit tests that take no longer than a moment, for the loop of daily work; no browser, no server, no pipeline
 # make check   formatting, lint, types
+# make gpu     what only a GPU shows: right or wrong, memory, speed; figures in benchmarks/results/gpu/   make gpu GPU_ARGS=--rehearse
 # Each makes .venv by itself, and again only when pyproject.toml or constraints.txt changed.
 #
 # PYTHON=/path/to/python   the interpreter to build .venv with, instead of the first suitable one
@@ -18,6 +19,7 @@ PYTHONS      := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 pytho
 PIP_ARGS     ?=
 DEMO_ARGS    ?=
 PYTEST_ARGS  ?=
+GPU_ARGS     ?=
 # Two workers of one torch thread each suit two cores: a second thread beside a busy process is slower, not faster.
 TEST_WORKERS ?= 2
 
@@ -32,7 +34,7 @@ SOURCES := $(wildcard src mini_world tests benchmarks examples)
 TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
             OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
-.PHONY: help demo test quick check format clean
+.PHONY: help demo test quick check gpu format clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -53,6 +55,9 @@ check: $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+
+gpu: $(DEV)
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff format $(SOURCES)
