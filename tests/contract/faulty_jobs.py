@@ -30,7 +30,7 @@ def run(work: dict[str, Any], tell: Tell) -> dict[str, Any]:
 def _order_of(work: dict[str, Any]) -> str:
     """The fault that a pipeline's description orders for this stage, as in "train killed"."""
     stage, _, fault = work["run"]["character"]["description"].partition(" ")
-    return str(fault) if stage in work["stages"] else ""
+    return str(fault) if stage in work["stages"] and fault != "none" else ""
 
 
 def _raise(error: BaseException) -> Callable[[Tell], None]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_foundry.domain.character import Character
+from lora_foundry.domain.task import Task
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import foreground, pipelines
 from lora_foundry.tasks import ledger as ledger_module
+from lora_foundry.tasks import worker as worker_module
 from lora_foundry.tasks.foreground import Watcher
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
@@ -63,3 +66,33 @@ def test_a_stage_whose_process_fails_ends_the_pipeline(
             await asyncio.sleep(0.05)
 
     assert SAID[fault] in (failed_stage(asyncio.run(wait())).error or "")
+
+
+def test_a_look_for_cancelled_rows_that_comes_late_ends_no_kept_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A completed row has no ticket any more, as one that somebody took away; its process is at the next stage."""
+    complete = Ledger.complete
+
+    async def slowly(self: Ledger, number: int, ticket: str, result: dict[str, Any]) -> bool:
+        done = await complete(self, number, ticket, result)
+        await asyncio.sleep(0.5)
+        return done
+
+    monkeypatch.setattr(Ledger, "complete", slowly)
+    monkeypatch.setattr(worker_module, "LOOK", 0.05)
+    settings = Settings(home=tmp_path, device="cpu")
+    options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
+
+    async def create() -> list[Task]:
+        ledger = Ledger(settings.task_database)
+        try:
+            await ledger.upgrade()
+            made = await foreground.create(ledger, settings, request("none"), options, Watcher())
+            return [await ledger.get(stage.task_id) for stage in made.stages]
+        finally:
+            await ledger.close()
+
+    rows = asyncio.run(create())
+    assert [row.status for row in rows] == ["completed"] * 6
+    assert len({row.result["pid"] for row in rows if isinstance(row.result, dict)}) == 1

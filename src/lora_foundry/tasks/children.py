@@ -204,8 +204,10 @@ class Child:
         elif self.outcome.result is None:
             code = self.process.returncode if self.process is not None else None
             said = self.killed_for or f"The attempt's process died ({cause_of_death(code)})."
+            if not self.killed_for and cause_of_death(code) == "signal SIGKILL":
+                said += " The system does that where memory runs out."
             tail = _tail(self.log)
-            self.outcome.error = f"{said} End of its log: {tail}" if tail else said
+            self.outcome.error = f"{said} Its log {self.log} ends with: {tail}" if tail else said
         return self.outcome
 
 
@@ -228,5 +230,5 @@ def _tail(log: Path) -> str:
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - TAIL_BYTES))
-        return file.read().decode("utf-8", "replace").strip()[-600:]
+        return " / ".join(file.read().decode("utf-8", "replace").strip().splitlines()[-3:])[-600:]
     return ""

@@ -230,7 +230,8 @@ class Worker:
             return Outcome(error="The row was cancelled or taken away before its attempt began.")
         outcome = await running.child.run(job)
         if running.child.is_kept(job):
-            self._spare = running.child.process
+            # Given away: a look for cancelled rows that comes late finds this one's ticket gone, and must not end it.
+            self._spare, running.child.process = running.child.process, None
         return outcome
 
     async def _settle(self, running: Running, outcome: Outcome) -> str:
