@@ -19,7 +19,7 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
 from lora_foundry.tasks.admission import Admitted, admit
 from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
-from lora_foundry.tasks.ledger import MAX_RESUMES, Failure, Ledger
+from lora_foundry.tasks.ledger import MAX_RESUMES, Failure, Ledger, pause
 from lora_foundry.tasks.recovery import Own, beat, is_served, take_over, this_process, workers
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
@@ -285,6 +285,15 @@ def test_retries_are_counted_with_pauses_and_then_end(database_url: str) -> None
         assert (await ledger.get(admitted.task.id or 0)).completed_at is not None
 
     run(database_url, scenario)
+
+
+@pytest.mark.parametrize(
+    ("retries", "seconds"), [(0, 2), (1, 4), (2, 8), (5, 64), (7, 256), (8, 300), (50, 300)]
+)
+def test_pauses_double_up_to_a_limit_and_tasks_do_not_return_in_step(retries: int, seconds: float) -> None:
+    drawn = [pause(retries) for _ in range(100)]
+    assert all(0.75 * seconds <= each <= 1.25 * seconds for each in drawn)
+    assert max(drawn) - min(drawn) > 0.2 * seconds
 
 
 def test_permanent_errors_are_not_retried_and_progress_burns_no_retry(database_url: str) -> None:

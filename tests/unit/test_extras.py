@@ -68,6 +68,7 @@ def needed(requirements: list[str]) -> set[str]:
     return {name for name, _ in found}
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_with_the_runtime_packages_or_names_its_extra() -> None:
     allowed = needed(PROJECT["dependencies"]) | {"lora-foundry"}
     modules = metadata.packages_distributions().items()
