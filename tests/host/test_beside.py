@@ -146,3 +146,23 @@ def test_a_pipeline_of_stages_never_stands_in_the_hosts_way(host: Any, shared: S
         await ledger.close()
 
     asyncio.run(scenario())
+
+
+def test_a_host_that_hands_rows_over_while_our_worker_starts_holds_nobody_up(shared: Shared) -> None:
+    """The engine's first start builds indexes and waits for every statement that runs; none may wait for it meanwhile."""
+
+    async def upgrade_for(seconds: float) -> None:
+        ledger = Ledger(shared.url)
+        for _ in range(int(seconds / 0.2)):
+            await ledger.upgrade()
+            await asyncio.sleep(0.2)
+        await ledger.close()
+
+    async def scenario() -> None:
+        others = [asyncio.create_task(upgrade_for(4)) for _ in range(3)]
+        async with shared.our_worker():
+            shared.insert("user_request", {"character_name": "Dora", "description": "sleep 0"})
+            await shared.until_ended("id > 0", seconds=60)
+        await asyncio.gather(*others)
+
+    asyncio.run(scenario())
