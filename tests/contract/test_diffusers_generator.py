@@ -61,7 +61,7 @@ def apart(first: np.ndarray, second: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory, generator: DiffusersGenerator) -> Path:
     """A LoRA with random weights in kohya's names on the UNet and, as kohya does it, the whole text encoder."""
-    pipeline = generator._pipeline()
+    pipeline = generator._drawing().pipeline
     path = tmp_path_factory.mktemp("lora") / "random lora.safetensors"
     save_file(kohya_tensors(pipeline), path)
     return path
@@ -123,8 +123,8 @@ def test_a_mixed_batch_keeps_its_order(generator: DiffusersGenerator) -> None:
 def test_it_is_the_pipelines_own_picture(generator: DiffusersGenerator) -> None:
     """Plain diffusers, asked the plain way, gives what the generator gives."""
     asked = request(5, negative="blurry")
-    pipeline = generator._pipeline()
-    pipeline.scheduler = make_scheduler(generator._base_schedule, "dpmpp_2m", "normal")
+    pipeline = generator._drawing().pipeline
+    pipeline.scheduler = make_scheduler(generator._drawing()._schedule, "dpmpp_2m", "normal")
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(asked.seed))
     plain = pipeline(
         asked.prompt, negative_prompt=asked.negative, latents=noise, num_inference_steps=3, guidance_scale=4.0,
@@ -148,7 +148,7 @@ def test_a_long_negative_prompt_is_filled_up_to(generator: DiffusersGenerator) -
 
 def test_prompts_are_encoded_once(generator: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = make_generator()
-    pipeline = fresh._pipeline()
+    pipeline = fresh._drawing().pipeline
     calls: list[int] = []
     pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     batches = [[request(number, prompt="1girl", negative="blurry") for number in range(3)] for _ in range(2)]
@@ -167,9 +167,9 @@ def test_every_sampler_draws(generator: DiffusersGenerator, sampler: str, schedu
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_bases_own_schedule_is_kept(generator: DiffusersGenerator, sampler: str) -> None:
-    generator._pipeline()
+    generator._drawing().pipeline
     for spacing in ("normal", "karras"):
-        made = make_scheduler(generator._base_schedule, sampler, spacing)
+        made = make_scheduler(generator._drawing()._schedule, sampler, spacing)
         assert made.config.prediction_type == "v_prediction"
         assert made.config.rescale_betas_zero_snr is True
         assert made.config.timestep_spacing == "trailing"
@@ -236,19 +236,19 @@ def test_cfg_rescale_and_cfg_one(generator: DiffusersGenerator) -> None:
 def test_a_lora_is_put_on_and_taken_off_again(generator: DiffusersGenerator, lora: Path) -> None:
     asked = request(0)
     before = pixels(generator, asked)
-    loaded = generator._pipeline()
+    loaded = generator._drawing().pipeline
     half = pixels(generator, asked, lora=LoraUse(path=lora, strength=0.5))
     full = pixels(generator, asked, lora=LoraUse(path=lora, strength=1.0))
     assert apart(before, half) > 0.5
     assert apart(before, full) > apart(before, half)
     assert np.array_equal(before, pixels(generator, asked, lora=LoraUse(path=lora, strength=0.0)))
     assert np.array_equal(before, pixels(generator, asked)), "the base is as it was"
-    assert generator._pipeline() is loaded, "and was not loaded again"
+    assert generator._drawing().pipeline is loaded, "and was not loaded again"
 
 
 def test_the_lora_acts_as_in_plain_diffusers(generator: DiffusersGenerator, lora: Path) -> None:
     asked = request(1)
-    pipeline = make_generator()._pipeline()
+    pipeline = make_generator()._drawing().pipeline
     pipeline.load_lora_weights(str(lora), adapter_name="plain")
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, "dpmpp_2m", "normal")
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(asked.seed))
@@ -327,7 +327,7 @@ def test_two_generations_at_once_do_not_mix_their_loras(generator: DiffusersGene
 def test_a_lora_for_another_base_is_refused_by_name(
     generator: DiffusersGenerator, tmp_path: Path, strange: str
 ) -> None:
-    tensors = {**kohya_tensors(generator._pipeline()), strange: torch.zeros(4, 4)}
+    tensors = {**kohya_tensors(generator._drawing().pipeline), strange: torch.zeros(4, 4)}
     save_file(tensors, tmp_path / "other.safetensors")
     before = pixels(generator, request(0))
     with pytest.raises(VerificationError, match=strange.replace(".", r"\.")):
@@ -338,7 +338,7 @@ def test_a_lora_for_another_base_is_refused_by_name(
 def test_a_lora_of_other_sizes_is_refused(generator: DiffusersGenerator, tmp_path: Path) -> None:
     tensors = {
         key: value.repeat(1, 2).contiguous() if key.endswith("lora_down.weight") else value
-        for key, value in kohya_tensors(generator._pipeline()).items()
+        for key, value in kohya_tensors(generator._drawing().pipeline).items()
     }
     save_file(tensors, tmp_path / "wide.safetensors")
     before = pixels(generator, request(0))
@@ -360,7 +360,7 @@ def test_what_is_no_lora_file_is_refused(
 
 def test_nan_is_an_error_and_never_a_picture() -> None:
     broken = make_generator()
-    pipeline = broken._pipeline()
+    pipeline = broken._drawing().pipeline
     with torch.no_grad():
         pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(BackendError, match=r"mini gives NaN .*picture 007\.0, seed 1007"):
@@ -371,7 +371,7 @@ def test_one_nan_picture_among_good_ones_comes_out_black(caplog: pytest.LogCaptu
     broken = make_generator()
     pixels(broken, request(0))
     with torch.no_grad():
-        broken._pipeline().vae.decoder.conv_out.bias.fill_(float("nan"))
+        broken._drawing().pipeline.vae.decoder.conv_out.bias.fill_(float("nan"))
     with caplog.at_level(logging.WARNING, "lora_foundry"):
         assert pixels(broken, request(3)).max() == 0
     assert "picture 003.0 (seed 1003) came out as NaN" in caplog.text
@@ -380,7 +380,7 @@ def test_one_nan_picture_among_good_ones_comes_out_black(caplog: pytest.LogCaptu
 def test_black_pictures_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     broken = make_generator()
     with torch.no_grad():
-        broken._pipeline().vae.decoder.conv_out.bias.fill_(-100.0)
+        broken._drawing().pipeline.vae.decoder.conv_out.bias.fill_(-100.0)
     with caplog.at_level(logging.WARNING, "lora_foundry"):
         pixels(broken, request(2))
     assert "picture 002.0 (seed 1002) came out black" in caplog.text
@@ -391,7 +391,7 @@ def test_a_vae_that_overflows_half_precision_is_widened_for_that_picture(
 ) -> None:
     """As the VAE of Stable Diffusion 1.5 does on some pictures; afterwards its weights are as they were."""
     narrow = make_generator()
-    pipeline = narrow._pipeline()
+    pipeline = narrow._drawing().pipeline
     vae = pipeline.vae.to(torch.bfloat16)
     kept = {name: value.clone() for name, value in vae.state_dict().items()}
     whole = type(vae).decode
@@ -408,7 +408,7 @@ def test_a_vae_that_overflows_half_precision_is_widened_for_that_picture(
 
 def test_only_the_picture_that_overflowed_is_decoded_anew(generator: DiffusersGenerator) -> None:
     narrow = make_generator()
-    vae = narrow._pipeline().vae.to(torch.bfloat16)
+    vae = narrow._drawing().pipeline.vae.to(torch.bfloat16)
     whole, decoded = type(vae).decode, []
 
     def overflowing(self: Any, latent: torch.Tensor, **options: Any) -> Any:
@@ -520,5 +520,5 @@ def test_half_precision_on_a_gpu_gives_nearly_the_same_picture(
         for sampler in SAMPLERS:
             asked = request(0, steps=12, sampler=sampler)
             assert apart(pixels(gpu, asked, lora=use), pixels(generator, asked, lora=use)) < 6
-    assert gpu._pipeline().unet.dtype == torch.float16
+    assert gpu._drawing().pipeline.unet.dtype == torch.float16
     gpu.close()

@@ -86,7 +86,7 @@ def test_encoders_come_with_the_vae_where_nothing_is_read_ahead(tiny_folder: Pat
     base = Parts(find_base(str(tiny_folder)), torch.float32)
     assert base.encoders.vae is base.vae
     first = base.vae
-    base.release()
+    base.release(text=True, vae=True)
     assert base.vae is not first
     assert all(
         torch.equal(one, other)
@@ -96,8 +96,8 @@ def test_encoders_come_with_the_vae_where_nothing_is_read_ahead(tiny_folder: Pat
 
 def test_the_vae_alone_can_be_let_go_of(tiny_file: Path) -> None:
     base = Parts(find_base(str(tiny_file)), torch.float32)
-    first = base.vae
-    base.release_vae()
+    first = base.encoders.vae
+    base.release(text=False, vae=True)
     assert base.encoders.vae is None
     assert base.encoders.text_encoder is not None
     assert base.vae is not first

@@ -235,7 +235,7 @@ class DiffusersGenerator:
         """Latents (n, c, h, w) as pictures (n, 3, H, W) in fp32 on the CPU."""
         drawing = self._drawing()
         pixels = drawing.decode(latents).float()
-        if drawing.pipeline.vae.dtype == torch.float16:
+        if drawing.pipeline.vae.dtype != torch.float32:
             self._mend(pixels, latents)
         return pixels.cpu()
 

@@ -15,7 +15,6 @@ from lora_foundry import families
 from lora_foundry.errors import BaseModelError, did_you_mean
 
 ENTRY_POINTS = "lora_foundry.families"
-EXAMPLE = "example"  # is there to be read and copied; only its test registers it
 _registered: dict[str, str] = {}
 
 
@@ -56,9 +55,7 @@ def _packages() -> dict[str, str]:
 @cache
 def _installed() -> dict[str, str]:
     ours = sorted(
-        module.name
-        for module in iter_modules(families.__path__)
-        if not module.name.startswith("_") and module.name != EXAMPLE
+        module.name for module in iter_modules(families.__path__) if not module.name.startswith("_")
     )
     theirs = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
     return {name: f"{families.__name__}.{name}" for name in ours} | theirs
