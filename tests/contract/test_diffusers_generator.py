@@ -167,7 +167,7 @@ def test_every_sampler_draws(generator: DiffusersGenerator, sampler: str, schedu
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_bases_own_schedule_is_kept(generator: DiffusersGenerator, sampler: str) -> None:
-    generator._drawing().pipeline
+    generator._drawing()
     for spacing in ("normal", "karras"):
         made = make_scheduler(generator._drawing()._schedule, sampler, spacing)
         assert made.config.prediction_type == "v_prediction"

@@ -160,5 +160,5 @@ def test_the_stages_hand_the_reference_on_and_record_it(tmp_path: Path) -> None:
 def test_a_reference_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("not a picture")
     run = with_reference(make_run(tmp_path / "set"), tmp_path / "words.png")
-    with pytest.raises(InputError, match="n(o|ot a) picture"):
+    with pytest.raises(InputError, match=r"n(o|ot a) picture"):
         generate.run(run, PaintedPorts(), quiet)
