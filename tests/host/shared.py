@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -76,16 +77,28 @@ class Shared:
 
     @asynccontextmanager
     async def our_worker(self) -> AsyncIterator[Ledger]:
-        """A worker of ours on the table."""
-        ledger, stop = Ledger(self.url), asyncio.Event()
+        """A worker of ours on the table, in a thread: a host that blocks its loop must not block ours, which may hold the
+        very row that the host waits for."""
+        ledger = Ledger(self.url)
         await ledger.upgrade()
-        options = WorkerOptions(JOBS, {"gpu": 2, "cpu": 3}, QUICK)
-        running = asyncio.create_task(Worker(ledger, self.settings, options).run(stop))
+        stop = threading.Event()
+
+        async def work() -> None:
+            own, end = Ledger(self.url), asyncio.Event()
+            options = WorkerOptions(JOBS, {"gpu": 2, "cpu": 3}, QUICK)
+            running = asyncio.create_task(Worker(own, self.settings, options).run(end))
+            while not stop.is_set() and not running.done():
+                await asyncio.sleep(0.1)
+            end.set()
+            await running
+            await own.close()
+
+        thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(work())))
         try:
             yield ledger
         finally:
             stop.set()
-            await running
+            await thread
             await ledger.close()
 
     @asynccontextmanager

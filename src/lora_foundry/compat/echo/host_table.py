@@ -1,6 +1,9 @@
 """What our handlers ask of the table of a host whose own worker calls them. That worker takes any pending row, dependencies
 or not: a child that came too early is put off in the table and comes again, and a row that a worker of ours is to run is
-handed to it. CancelledError is the one way out of a host's worker that leaves a row as it was written here."""
+handed to it. CancelledError is the one way out of a host's worker that leaves a row as it was written here.
+
+A host queries its database with calls that block its loop. A transaction of ours that waited for that loop while it
+holds a row which the host wants would never end, so each has a thread and a loop of its own."""
 
 from __future__ import annotations
 
@@ -52,18 +55,29 @@ class HostTable:
         parents = getattr(task, "dependencies", None)
         if not isinstance(parents, list) or not parents:
             return
+        if not await asyncio.to_thread(lambda: asyncio.run(self._may_start(task, parents))):
+            raise asyncio.CancelledError
+
+    async def _may_start(self, task: Any, parents: list[Any]) -> bool:
         for name in parents:
             status = await self._status_of(canonical(name))
             if status is None:
                 raise InputError(f"The task depends on task {str(name)[:80]!r}, which does not exist.")
             if status in _OPEN:
                 await self._leave(task, status=TaskStatus.PENDING.value, error=None)
+                return False
             if status != TaskStatus.COMPLETED:
                 said = brief(f"Cancelled because its parent, task {name}, is {status}.")
                 await self._leave(task, status=TaskStatus.CANCELLED.value, error=said)
+                return False
+        return True
 
     async def hand_over(self, task: Any) -> None:
         """Leaves a row to the workers of ours, out of the host's reach from now on. Raises CancelledError, always."""
+        await asyncio.to_thread(lambda: asyncio.run(self._hand_over(task)))
+        raise asyncio.CancelledError
+
+    async def _hand_over(self, task: Any) -> None:
         async with self._open() as ledger:
             if not self._ready:
                 await ledger.upgrade()
@@ -77,7 +91,6 @@ class HostTable:
                 elif beside is None or beside.worker is None:
                     await connection.execute(mine.values(status=TaskStatus.PENDING.value, started_at=None))
             await take_in(ledger, Inbox(seen=task.id, swept=time.monotonic()))
-        raise asyncio.CancelledError
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Ledger]:
@@ -110,7 +123,6 @@ class HostTable:
                 values |= {"completed_at": now}
             mine = (tasks.c.id == task.id) & (tasks.c.status == TaskStatus.RUNNING)
             await connection.execute(tasks.update().where(mine).values(**values))
-        raise asyncio.CancelledError
 
 
 def _uuid_in(payload: object) -> str:
