@@ -23,7 +23,7 @@ from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.storage import read_model
 from lora_foundry.ports import Trait
-from lora_foundry.stages.curate import selection
+from lora_foundry.stages.curate import quality, selection
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.generate import step as generate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, paint, quiet, spoil, tree
@@ -250,6 +250,38 @@ def test_coverage_counts_every_word(tmp_path: Path) -> None:
         if axis.axis != "expression":
             assert sum(axis.counts.values()) == 10
     assert len(result.coverage[0].missing) == 1, "eleven poses, ten pictures"
+
+
+class Counted:
+    """A detector that finds as many faces in every picture."""
+
+    def __init__(self, faces: int) -> None:
+        self.faces = faces
+
+    def count(self, images: Sequence[Image.Image]) -> list[int]:
+        return [self.faces] * len(images)
+
+
+@pytest.mark.parametrize(
+    ("faces", "shows_face", "rejected"),
+    [
+        (0, True, True),
+        (0, False, False),
+        (1, True, False),
+        (1, False, False),
+        (2, True, True),
+        (2, False, True),
+    ],
+)
+def test_one_face_is_looked_for_and_none_where_the_shot_shows_none(
+    tmp_path: Path, faces: int, shows_face: bool, rejected: bool
+) -> None:
+    paint(1, (64, 64)).save(tmp_path / "a.png")
+    rules = make_run(tmp_path).recipe.curate
+    judged = quality.QualityFilter(rules, (64, 64), detector=Counted(faces))
+    measures, reasons = judged.look(tmp_path / "a.png", (0, 0), shows_face)
+    assert measures.subjects == faces
+    assert [reason.code for reason in reasons] == (["subjects"] if rejected else [])
 
 
 class CornerTagger:

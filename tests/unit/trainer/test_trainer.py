@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.errors import DivergedError, InputError
+from lora_foundry.errors import DivergedError, InputError, StopRequested
 from lora_foundry.families._shared import devices
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families.sd import train as sd
@@ -138,6 +138,41 @@ def test_other_settings_begin_anew_and_how_often_to_save_is_no_setting_of_the_re
     train(base, seldom)
     train(base, job)
     assert outcome(seldom) == outcome(job)
+
+
+def test_a_stop_that_was_asked_for_loses_no_step(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
+    """The worker's own stop comes with the progress; here that of a kept export, far from any checkpoint."""
+    settings = {"steps": 4, "saves": 2, "checkpoint_every": 100}
+    whole, job = make_job(tmp_path / "whole", **settings), make_job(tmp_path / "stopped", **settings)
+    train(base, whole)
+
+    def stop(event: ProgressEvent) -> None:
+        if event.done == 2:
+            raise StopRequested("enough")
+
+    with pytest.raises(StopRequested):
+        train(base, job, stop)
+    result = train(base, job)
+    assert result.resumed_from == 2
+    assert outcome(job) == outcome(whole)
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for(
+    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, norms = torch.amp.GradScaler.step, list[float]()
+
+    def step(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, *arguments: Any) -> Any:
+        gradients = [tensor.grad for group in optimizer.param_groups for tensor in group["params"]]
+        norms.append(float(torch.cat([each.flatten() for each in gradients if each is not None]).norm()))
+        return real(self, optimizer, *arguments)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    train(base, make_job(tmp_path / "free", steps=2, max_grad_norm=0.0))
+    largest = max(norms)
+    norms.clear()
+    train(base, make_job(tmp_path / "clipped", steps=2, max_grad_norm=largest / 10))
+    assert norms == pytest.approx([largest / 10] * 2, rel=0.01)
 
 
 def test_a_single_picture_is_learned(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
