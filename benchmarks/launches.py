@@ -122,7 +122,7 @@ def targets(network: nn.Module, settings: TrainSection) -> list[Target]:
         from lora_foundry.families._shared.unet_targets import unet_targets
 
         return unet_targets(network, settings)
-    from lora_foundry.families.z_image.train import TARGETS
+    from lora_foundry.families.z_image.names import TARGETS
 
     endings = tuple("." + ending for group in settings.targets for ending in TARGETS[group])
     return [

@@ -43,6 +43,7 @@ def test_create_makes_everything_the_contract_names(home: Path) -> None:
     assert result["status"] == "completed"
     assert set(result["scores"]) == {
         "identity_before",
+        "identity_without_trigger",
         "identity_after",
         "adherence_before",
         "adherence_after",

@@ -62,7 +62,7 @@ def draw(pipeline: Any) -> np.ndarray[Any, Any]:
 
 def test_names_shapes_and_types_are_kohyas(exported: Path, trained: tuple[sd.Model, Adapter]) -> None:
     tensors = load(exported.read_bytes())
-    assert len(tensors) == 3 * len(trained[1].pieces)
+    assert len(tensors) == 3 * len(trained[1].modules)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     stem = "lora_unet_mid_block_attentions_0_"
     assert tensors[f"{stem}proj_in.lora_down.weight"].shape == (4, 160, 1, 1)
@@ -84,7 +84,7 @@ def test_diffusers_uses_every_key_and_draws_the_trainers_picture(
         theirs.load_lora_weights(exported)
     layers = dict(theirs.unet.named_modules())
     tensors = load(exported.read_bytes())
-    for piece in trained[1].pieces:
+    for piece in trained[1].modules:
         name = trained[0].export_name(piece.target)
         (adapter,) = layers[piece.target.module].lora_A
         assert torch.equal(
@@ -117,7 +117,9 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     targets = model.lora_targets(short_section())
     assert len(targets) == 192
     assert len(model.lora_targets(short_section(targets=["attention"]))) == 128
-    assert len(model.lora_targets(short_section(conv_rank=4))) == 192 + 64
+    assert (
+        len(model.lora_targets(short_section(conv_rank=4))) == 192 + 86
+    )  # time embeddings of the 22 residual blocks among them
     assert model.export_name(targets[0]) == "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.sections import GenerateSection
@@ -61,6 +60,8 @@ class ImagePrompt(Guide):
                 for part in ("image_proj", "ip_adapter")
             }
             with quiet_libraries():
+                from transformers import CLIPVisionModelWithProjection
+
                 vision = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True)
                 vision.to(pipeline.unet.device, pipeline.unet.dtype)
                 pipeline.register_modules(image_encoder=vision, feature_extractor=_processor(vision))
@@ -103,6 +104,8 @@ def _beside(file: Path, name: str) -> Path:
     )
 
 
-def _processor(vision: Any) -> CLIPImageProcessor:
+def _processor(vision: Any) -> Any:
     size = vision.config.image_size
+    from transformers import CLIPImageProcessor
+
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
