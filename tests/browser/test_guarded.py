@@ -77,6 +77,7 @@ def test_a_reference_picture_goes_with_the_character(
     expect(page).to_have_url(f"{server.url}/new")
     settled(page).get_by_label("Name").fill("Ada")
     page.get_by_label("Description").fill("1girl, red hair")
+    page.get_by_label("One picture").check()
     page.get_by_label("Reference picture").set_input_files(tmp_path / "reference.png")
     expect(page.locator("#reference-shown")).to_be_visible()
     page.get_by_role("button", name="Start").click()

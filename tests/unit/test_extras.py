@@ -27,12 +27,16 @@ WALK = """
 import importlib, json, pkgutil, sys
 blocked, failed = set(json.loads(sys.argv[1])), {}
 
-class Blocker:
+class Without:
+    # A finder that does not see what is blocked, as if it were not installed.
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import lora_foundry
 for module in pkgutil.walk_packages(lora_foundry.__path__, "lora_foundry."):
     if module.name.endswith("__main__") or ".migrations" in module.name:

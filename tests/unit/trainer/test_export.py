@@ -107,6 +107,7 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     from diffusers import UNet2DConditionModel
 
     from lora_foundry.families.sd.load import LOADER
+    from lora_foundry.families.sd.names import export_name
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(
@@ -117,10 +118,9 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     targets = model.lora_targets(short_section())
     assert len(targets) == 192
     assert len(model.lora_targets(short_section(targets=["attention"]))) == 128
-    assert (
-        len(model.lora_targets(short_section(conv_rank=4))) == 192 + 86
-    )  # time embeddings of the 22 residual blocks among them
-    assert model.export_name(targets[0]) == "lora_unet_down_blocks_0_attentions_0_proj_in"
+    # The time embeddings of the 22 residual blocks among them.
+    assert len(model.lora_targets(short_section(conv_rank=4))) == 192 + 86
+    assert export_name(targets[0]) == "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 
 def test_bytes_are_the_same_in_another_process(exported: Path) -> None:
