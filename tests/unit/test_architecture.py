@@ -187,3 +187,47 @@ def test_nothing_outside_names_a_family_or_guesses_it() -> None:
         ]
     assert len(families) >= 4
     assert not found
+
+
+def test_programs_beside_the_package_import_only_what_there_is() -> None:
+    """mypy reads the package alone, and an import inside a function fails only when somebody runs it."""
+    root = SOURCE.parents[1]
+    places = [
+        path
+        for name in ("benchmarks", "examples", "mini_world", "tests")
+        for path in (root / name).rglob("*.py")
+    ]
+    assert len(places) > 100
+    lacking = []
+    for path in places:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lora_foundry":
+                lacking += [
+                    f"{path.relative_to(root)} imports {alias.name} from {node.module}"
+                    for alias in node.names
+                    if not is_there(node.module or "", alias.name)
+                ]
+    assert lacking == []
+
+
+def is_there(module: str, name: str) -> bool:
+    """Whether a module of the package has that name, or a module of that name below it."""
+    place = SOURCE.parent.joinpath(*module.split("."))
+    if (place / name).is_dir() or (place / f"{name}.py").is_file():
+        return True
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return file.is_file() and (name in names_of(file) or "__getattr__" in names_of(file))
+
+
+@cache
+def names_of(path: Path) -> frozenset[str]:
+    """What a module defines or imports, at any depth: conditions and aliases count too."""
+    found: set[str] = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return frozenset(found)

@@ -89,6 +89,7 @@ for around in (nullcontext(), freed_memory_kept(torch.device("cpu"))):
 """
 
 
+@pytest.mark.slow
 # What the call says is tested below on every system; its effect shows at this size only where glibc can be told of it.
 @pytest.mark.skipif(GLIBC < (2, 35), reason="no glibc, or one before 2.35, which keeps no block over 32 MB")
 def test_freed_memory_is_kept_while_it_is_asked_for() -> None:

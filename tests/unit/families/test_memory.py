@@ -11,6 +11,8 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.memory import footprint
 from tests.unit.families.meter import META, full_size, step_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def condition(count: int, tokens: int, width: int, **others: int) -> dict[str, torch.Tensor]:
     named = {name: torch.empty(count, size, device=META) for name, size in others.items()}

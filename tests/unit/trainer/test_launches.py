@@ -12,6 +12,8 @@ from benchmarks.launches import META, count_step, unet, z_image
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.unet_targets import unet_targets
 
+pytestmark = pytest.mark.slow
+
 
 def small_unet() -> tuple[nn.Module, dict[str, Any]]:
     """Two blocks with attention, as Stable Diffusion has them."""

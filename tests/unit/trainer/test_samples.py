@@ -22,6 +22,8 @@ from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LONG = "{trigger}, " + "running, " * 70
 OPTIONS: dict[str, dict[str, object]] = {
