@@ -218,6 +218,28 @@ def test_nan_stops_at_its_step_and_the_last_good_checkpoint_stays(
     assert outcome(job) == outcome(whole)
 
 
+def test_a_lora_that_is_not_a_number_is_never_saved(
+    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient were sound; the optimizer spoiled the weights right before the checkpoint."""
+    job = make_job(tmp_path, saves=0)
+    real, calls = torch.amp.GradScaler.step, []
+
+    def step(self: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, *arguments: Any) -> Any:
+        answer = real(self, optimizer, *arguments)
+        calls.append(1)
+        if len(calls) == 4:
+            optimizer.param_groups[0]["params"][0].data.view(-1)[0] = float("nan")
+        return answer
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    with pytest.raises(DivergedError, match=r"step 4: the LoRA.*checkpoint of step 2 is kept"):
+        train(base, job)
+    assert not job.output.exists()
+    monkeypatch.undo()
+    assert train(base, job).resumed_from == 2
+
+
 def test_latents_and_captions_are_encoded_once(
     base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
