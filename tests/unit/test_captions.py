@@ -136,6 +136,11 @@ def test_only_what_the_description_leaves_open_is_settled(description: str, sett
     assert len(found) == len(set(found))
 
 
+def test_one_picture_alone_settles_nothing() -> None:
+    assert open_features("1girl", [["green eyes"], []], 0.5) == ()
+    assert open_features("1girl", [["green eyes"], ["green eyes"]], 0.5) == ("green eyes",)
+
+
 def test_clothes_are_settled_first_and_their_color_where_they_agree() -> None:
     seen = [["dress", "red dress"], ["dress", "blue dress"], ["robe", "red robe"], ["dress", "blue dress"]]
     assert open_features("1girl", seen, 0.5) == ("dress", "blue dress")

@@ -284,6 +284,34 @@ def test_one_face_is_looked_for_and_none_where_the_shot_shows_none(
     assert [reason.code for reason in reasons] == (["subjects"] if rejected else [])
 
 
+class Turning:
+    """An embedder that sees somebody else in every picture, or always the same person."""
+
+    same = 0.5
+
+    def __init__(self, turns: bool) -> None:
+        self.turns, self.seen = turns, 0
+
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        self.seen += self.turns
+        return np.eye(4, dtype=np.float32)[[self.seen] * len(images)]
+
+
+@pytest.mark.parametrize("other_person", [False, True])
+def test_pictures_that_look_alike_are_no_duplicates_where_they_show_somebody_else(
+    tmp_path: Path, other_person: bool
+) -> None:
+    image = paint(1, (64, 64))
+    image.save(tmp_path / "a.png")
+    image.putpixel((3, 3), (9, 9, 9))
+    image.save(tmp_path / "b.png")
+    rules = make_run(tmp_path).recipe.curate
+    judged = quality.QualityFilter(rules, (64, 64), embedder=Turning(other_person))
+    assert judged.look(tmp_path / "a.png", (0, 0))[1] == ()
+    codes = [reason.code for reason in judged.look(tmp_path / "b.png", (1, 0))[1]]
+    assert codes == ([] if other_person else ["duplicate"])
+
+
 class CornerTagger:
     """Sees whether a picture's first pixel is rather red and rather green; eyes it never sees."""
 

@@ -336,6 +336,16 @@ def test_a_file_that_was_not_measured_is_not_published(tmp_path: Path) -> None:
         install(run, ports)
 
 
+def test_a_file_that_was_changed_after_it_was_measured_is_not_published(tmp_path: Path) -> None:
+    run, paths = prepare(tmp_path)
+    ports = Ports()
+    measure(run, ports)
+    save_file({"x.lora_up.weight": np.full((2, 2), 0.25, np.float16)}, paths.chosen_lora)
+    with pytest.raises(VerificationError, match="trained and measured"):
+        install(run, ports)
+    assert not (tmp_path / "loras").exists()
+
+
 @pytest.mark.parametrize("tagger", [None, Lookout()])
 def test_below_the_recipes_threshold_the_run_ends_without_publishing(
     tmp_path: Path, tagger: Lookout | None
