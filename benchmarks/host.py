@@ -163,7 +163,7 @@ def main() -> None:
     try:
         url = server.get_uri()
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(double.DEPLOYED)  # type: ignore[arg-type]
+            connection.execute(double.DEPLOYED)
         known = conninfo_to_dict(url)
         config = {"database": known["dbname"], "user": known["user"], "password": "", "host": known["host"]}
         shared = Shared(

@@ -84,7 +84,10 @@ def when_asked_to_end(stop: Callable[[], None]) -> None:
     for number in STOP_SIGNALS:
         try:
             loop.add_signal_handler(number, stop)
-        except (AttributeError, NotImplementedError):  # Windows
+        except (
+            AttributeError,
+            NotImplementedError,
+        ):  # no such method, or a loop of Windows, which has it and refuses
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
 
 

@@ -42,7 +42,7 @@ def shared(postgresql_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         connection.execute(
             "DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP SCHEMA IF EXISTS dbos CASCADE"
         )
-        connection.execute(double.DEPLOYED)  # type: ignore[arg-type]
+        connection.execute(double.DEPLOYED)
     known = conninfo_to_dict(postgresql_server)
     config = {"database": known["dbname"], "user": known["user"], "password": "", "host": known["host"]}
     return Shared(postgresql_server, config | {"port": str(known.get("port") or 5432)}, Settings())

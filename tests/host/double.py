@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 PAUSE, REST = 0.05, 0.2
 
 # The table as it was deployed: not the one of the host's own DDL, which none of its inserts would fit.
-DEPLOYED = """
+DEPLOYED: LiteralString = """
 CREATE TABLE echo_tasks (
     id SERIAL PRIMARY KEY, name VARCHAR(255) NOT NULL, task_type VARCHAR(50) NOT NULL, priority INTEGER NOT NULL,
     status VARCHAR(20) NOT NULL, payload JSONB NOT NULL, created_at TIMESTAMP WITH TIME ZONE NOT NULL,

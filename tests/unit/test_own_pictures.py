@@ -16,7 +16,8 @@ from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.triage import Triage
-from lora_foundry.errors import InputError
+from lora_foundry.errors import InputError, StorageError
+from lora_foundry.files import importing
 from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, require_model
@@ -122,6 +123,55 @@ def test_a_zip_file_is_unpacked_and_nothing_leads_out_of_it(tmp_path: Path) -> N
             import_pictures([source], paths)
     with pytest.raises(InputError, match="no picture"):
         import_pictures([packed(tmp_path / "empty.zip", {"a.txt": b"x"})], paths)
+
+
+@pytest.mark.parametrize(
+    "kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_zip_file_damaged_inside_is_one_sentence(tmp_path: Path, kind: int) -> None:
+    """Each compression has an error of its own for it."""
+    path, data = tmp_path / "damaged.zip", (album(tmp_path / "a", 1) / "p00.png").read_bytes()
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("p.png", data)
+    whole = path.read_bytes()
+    for place in range(40, len(whole) - 150, 97):
+        path.write_bytes(
+            whole[:place] + bytes(255 - byte for byte in whole[place : place + 30]) + whole[place + 30 :]
+        )
+        with pytest.raises(InputError, match="cannot be read"):
+            import_pictures([path], RunPaths(tmp_path / "set", "zoë"))
+
+
+def test_a_zip_file_with_a_password_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = packed(tmp_path / "secret.zip", {"p.png": b"x" * 50})
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + flags] |= 1  # says that the member is encrypted
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="without one"):
+        import_pictures([path], RunPaths(tmp_path / "set", "zoë"))
+
+
+def test_a_full_disk_is_not_the_zip_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed(tmp_path / "good.zip", {"p.png": (album(tmp_path / "a", 1) / "p00.png").read_bytes()})
+    monkeypatch.setattr(importing, "TemporaryDirectory", lambda prefix: FullDisk(tmp_path / "temporary"))
+    with pytest.raises(StorageError, match="full"):
+        import_pictures([path], RunPaths(tmp_path / "set", "zoë"))
+
+
+class FullDisk:
+    """A temporary folder in which every file is /dev/full."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __enter__(self) -> str:
+        self._place.mkdir()
+        (self._place / "p.png").symlink_to("/dev/full")
+        return str(self._place)
+
+    def __exit__(self, *error: object) -> None:
+        (self._place / "p.png").unlink()
 
 
 def test_ten_planted_faults_are_reported_and_nothing_is_thrown_out(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ class Evaluation(BaseModel):
         """Identity by the traits; where none were read, likeness as a share of the set's own."""
         return row.identity if row.identity is not None else own_share(row.similarity, self.self_similarity)
 
+    # Stored in scores.json, so that pages and programs read the words that the report has. mypy knows no decorated
+    # properties; this is how pydantic's documentation has them.
     @computed_field  # type: ignore[prop-decorator]
     @property
     def assessment(self) -> Assessment:

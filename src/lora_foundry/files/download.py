@@ -213,22 +213,20 @@ def _fetch_hub(source: Source, aside: Path, extent: Extent, progress: Progress) 
 
 def _bar(progress: Progress, total: int | None) -> Any:
     """The hub's client reports by drawing bars; this one draws nothing and reports their sum to `progress`."""
-    from tqdm.auto import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     done = 0
 
-    class Bar(tqdm):  # type: ignore[misc]  # the library has no annotations
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._bytes = options.get("unit") == "B"
-            options.pop("name", None)
-            super().__init__(*args, **{**options, "disable": True})
-
+    class Bar(tqdm):
         def update(self, n: float | None = 1) -> bool | None:
             nonlocal done
-            if self._bytes and n:
+            if n and getattr(self, "unit", "B") == "B":  # another bar of theirs counts files
                 done += int(n)
                 progress(done, total)
             return None
+
+        def display(self, *args: Any, **options: Any) -> None:
+            """Draws nothing."""
 
     return Bar
 

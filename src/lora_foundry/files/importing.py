@@ -4,9 +4,11 @@ written over."""
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,8 @@ from lora_foundry.files.training_set import LeftOut, SetPicture, has_planned_nam
 MOST_FILES = 20_000
 MOST_BYTES = 64 * 1024**3  # of a zip file's content, before it is unpacked
 _PIECE = 1 << 20
+# What a zip file that is cut, damaged or of an unknown kind raises, each compression in its own way; an OSError is bzip2's.
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
 
 class Imported(NamedTuple):
@@ -74,19 +78,16 @@ def _opened(source: Path) -> Iterator[Path]:
 
 def _unpack(source: Path, place: Path) -> None:
     """Unpacks what may belong to a set: pictures and captions. Raises InputError for a damaged file, for one that is
-    too large, and for names that lead out of it."""
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = [each for each in archive.infolist() if not each.is_dir()]
-            if len(members) > MOST_FILES:
-                raise InputError(f"{source} holds {len(members):,} files; at most {MOST_FILES:,} are read.")
-            total = sum(each.file_size for each in members)
-            if total > MOST_BYTES:
-                raise InputError(f"{source} unpacks to {total:,} bytes; at most {MOST_BYTES:,} are read.")
-            for member in members:
-                _unpack_one(archive, member, place, source)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"The zip file {source} cannot be read ({error}); pack it again.") from error
+    too large, and for names that lead out of it, StorageError."""
+    with _read_errors(source), zipfile.ZipFile(source) as archive:
+        members = [each for each in archive.infolist() if not each.is_dir()]
+        if len(members) > MOST_FILES:
+            raise InputError(f"{source} holds {len(members):,} files; at most {MOST_FILES:,} are read.")
+        total = sum(each.file_size for each in members)
+        if total > MOST_BYTES:
+            raise InputError(f"{source} unpacks to {total:,} bytes; at most {MOST_BYTES:,} are read.")
+        for member in members:
+            _unpack_one(archive, member, place, source)
 
 
 def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, source: Path) -> None:
@@ -98,12 +99,30 @@ def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, 
     if stat.S_ISLNK(member.external_attr >> 16) or not _belongs(Path(name.name)):
         return
     target = place.joinpath(*name.parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as packed, target.open("wb") as file:
-        left = member.file_size  # what the archive promised; a member that holds more is cut there
-        while left > 0 and (piece := packed.read(min(left, _PIECE))):
+    make_folder(target.parent)
+    with storage_errors(target), target.open("wb") as file:
+        for piece in _pieces(archive, member, source):
             file.write(piece)
+
+
+def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: Path) -> Iterator[bytes]:
+    """A member's content, no more of it than the archive promised. Raises InputError where it cannot be read."""
+    with _read_errors(source), archive.open(member) as packed:
+        left = member.file_size
+        while left > 0 and (piece := packed.read(min(left, _PIECE))):
             left -= len(piece)
+            yield piece
+
+
+@contextmanager
+def _read_errors(source: Path) -> Iterator[None]:
+    """zipfile's errors as ours; what is no fault of the file passes."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise InputError(f"The zip file {source} cannot be read ({error}); pack it again.") from error
+    except RuntimeError as error:  # zipfile's word for a password that is missing
+        raise InputError(f"The zip file {source} needs a password; pack it again without one.") from error
 
 
 def _belongs(name: Path) -> bool:

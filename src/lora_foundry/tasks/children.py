@@ -140,7 +140,9 @@ class Child:
         while self.process is not None and self.process.returncode is None and monotonic() < until:
             await asyncio.sleep(0.01)
         if self.process is not None:
-            self.process._transport.close()  # type: ignore[attr-defined]  # both pipes, whoever else holds them
+            # asyncio closes a child's pipes when their other ends are closed, and has no public way to do it sooner. A
+            # process that left the group may hold them for ever, and each would cost this worker two descriptors.
+            self.process._transport.close()  # type: ignore[attr-defined]
 
     async def _hear_out(self, keep: bool) -> None:
         """Reads until the child has answered, closed its pipe, ended, or been silent for too long."""

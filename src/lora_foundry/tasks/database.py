@@ -62,14 +62,7 @@ def open_engine(url: sa.URL) -> AsyncEngine:
         )
     engine = create_async_engine(url, connect_args=connect_arguments(url))
 
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def on_connect(connection: Any, record: object) -> None:
-        connection.isolation_level = None
-        connection.driver_connection.text_factory = readable
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.close()
+    sa.event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: sa.Connection) -> None:
@@ -77,6 +70,18 @@ def open_engine(url: sa.URL) -> AsyncEngine:
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _on_sqlite_connect(connection: Any, record: object) -> None:
+    """Makes a new connection ready: transactions are begun by us, and every row can be read."""
+    connection.isolation_level = None
+    getattr(
+        connection, "driver_connection", connection
+    ).text_factory = readable  # aiosqlite's, or sqlite3's own
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
 
 
 def readable(text: bytes) -> str:
@@ -95,16 +100,16 @@ def _upgrade(url: sa.URL) -> None:
     config = Config()
     config.set_main_option("script_location", "lora_foundry:tasks/migrations")
     engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
+    sqlite = url.get_backend_name() == "sqlite"
+    if sqlite:
+        sa.event.listen(engine, "connect", _on_sqlite_connect)
     try:
         with alone(url), engine.connect() as connection:
-            if url.get_backend_name() == "sqlite":
-                connection.connection.dbapi_connection.isolation_level = None  # type: ignore[union-attr]
-                connection.connection.dbapi_connection.text_factory = readable  # type: ignore[union-attr]
-                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            if url.get_backend_name() == "sqlite":
+            if sqlite:
                 connection.exec_driver_sql("COMMIT")
             connection.commit()
     except OperationalError as error:

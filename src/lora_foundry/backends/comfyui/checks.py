@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lora_foundry.backends.comfyui.bindings import Values, places
@@ -142,10 +142,11 @@ def _lora_remarks(workflow: Workflow, checkpoint: str) -> list[Remark]:
 
 def _picture_remarks(workflow: Workflow, asked: Asked | None) -> list[Remark]:
     """What can be told of the picture's size and number from the graph."""
-    side = {} if asked is None else {"width": asked.width, "height": asked.height}
-    dummy = dict.fromkeys(("checkpoint", "text_encoder", "vae", "reference"), "x")
+    values = Values(prompt="", seed=0, checkpoint="x", text_encoder="x", vae="x", reference="x")
+    if asked is not None:
+        values = replace(values, width=asked.width, height=asked.height)
     try:
-        graph = workflow.bind(Values(prompt="", seed=0, **side, **dummy))  # type: ignore[arg-type]
+        graph = workflow.bind(values)
         picture = picture_of(graph, workflow.output)
     except (FoundryError, KeyError):
         return []

@@ -29,6 +29,8 @@ CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
 _HUB_SECONDS = 3.0
 _SMALLEST_VOCABULARY = 256
+# What diffusers, transformers and safetensors raise for files that are cut, of other sizes or of another kind: they check
+# little themselves, so it comes from wherever the first wrong value is used. The cause is kept in the traceback.
 FAULTS = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, NotImplementedError)
 
 
@@ -204,7 +206,7 @@ def _in_own_layout(kind: Any, loader: Loader, base: Base, tensors: Mapping[str, 
 
 def _with_tensors(kind: Any, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     """A network of the library with these weights; those that are missing are left without numbers."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import init_empty_weights
 
     with init_empty_weights():
         network = kind.from_config(dict(config))
