@@ -87,6 +87,15 @@ class StopRequested(RetryableError):
     """The run was asked to stop, from inside its progress callback; what it has done is kept."""
 
 
+def error_of(kind: str, said: str, permanent: bool = False) -> FoundryError:
+    """The error that another process told by its class's name and its words. One of a class that is not of this tree is
+    a BackendError, or a PermanentError where trying again was said to change nothing."""
+    found = globals().get(kind)
+    if isinstance(found, type) and issubclass(found, FoundryError):
+        return found(said)
+    return (PermanentError if permanent else BackendError)(said)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A closing sentence for an unknown word: the nearest known one, or all of them if none is near.
 

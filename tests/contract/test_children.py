@@ -4,11 +4,13 @@ for another job. Job.timeout is far away in these tests: a parent that waits for
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from lora_foundry.errors import StorageError
 from lora_foundry.tasks import children
 from lora_foundry.tasks.children import Child, Job, Outcome
 from tests.contract.faulty_jobs import FAULTS
@@ -95,8 +97,16 @@ def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: P
     assert not psutil.pid_exists(first.result["pid"])
 
 
-def test_a_child_that_cannot_be_started_is_an_error_too(tmp_path: Path) -> None:
+def test_a_child_that_cannot_be_started_is_an_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    outcome = asyncio.run(Child(tmp_path / "log", lambda event: None).run(job("", keep=False)))
+    assert outcome.error.startswith("No process for the attempt could be started")
+
+
+def test_a_log_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     child = Child(tmp_path / "file" / "log", lambda event: None)
-    outcome = asyncio.run(child.run(job("", keep=False)))
-    assert outcome.error.startswith("No process for the attempt could be started")
+    with pytest.raises(StorageError, match=r"/file cannot be written .*; choose another folder"):
+        asyncio.run(child.run(job("", keep=False)))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.character import Character
+from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.task import Task
+from lora_foundry.errors import DivergedError, FoundryError, StorageError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import foreground, pipelines
 from lora_foundry.tasks import ledger as ledger_module
 from lora_foundry.tasks import worker as worker_module
 from lora_foundry.tasks.foreground import Watcher
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.worker import Worker, WorkerOptions
@@ -25,7 +30,10 @@ TIMING = Timing(beat=0.5, patience=20, dead_after=25, poll=0.2, report=0.1, grac
 
 
 def request(fault: str) -> PipelineRequest:
-    return PipelineRequest(character=Character(name="Elara", description=f"caption {fault}"), recipe="mini")
+    """A pipeline in which the stage `caption`, or the one that is named before the fault, fails."""
+    stage, _, named = fault.rpartition(" ")
+    words = f"{stage or 'caption'} {named}"
+    return PipelineRequest(character=Character(name="Elara", description=words), recipe="mini")
 
 
 def failed_stage(pipeline: Pipeline) -> StageState:
@@ -96,3 +104,82 @@ def test_a_look_for_cancelled_rows_that_comes_late_ends_no_kept_process(
     rows = asyncio.run(create())
     assert [row.status for row in rows] == ["completed"] * 6
     assert len({row.result["pid"] for row in rows if isinstance(row.result, dict)}) == 1
+
+
+class RefusingLedger(Ledger):
+    """A ledger whose SQLite refuses every write from one moment on, in its own words."""
+
+    refuses = ""
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        async with super().writing() as connection:
+            if self.refuses == "full":
+                await connection.exec_driver_sql("PRAGMA max_page_count = 1")
+                await connection.exec_driver_sql("CREATE TABLE filler AS SELECT randomblob(1000000)")
+            elif self.refuses == "read-only":
+                await connection.exec_driver_sql("PRAGMA query_only = ON")
+            yield connection
+
+
+class RefusingEnds(RefusingLedger):
+    """From the end of the stage `caption` on: what was to be written of it is not."""
+
+    how = ""
+
+    async def complete(self, number: int, ticket: str, result: dict[str, Any]) -> bool:
+        self.refuses = self.how if number == 3 else ""
+        return await super().complete(number, ticket, result)
+
+    async def fail(self, task: Task, ticket: str, failure: Failure) -> str | None:
+        self.refuses = self.how
+        return await super().fail(task, ticket, failure)
+
+
+def refused(ledger: RefusingLedger, tmp_path: Path, fault: str, watcher: Watcher) -> FoundryError:
+    """What `create` raises where the ledger begins to refuse. It waits for no timeout: the attempts' are hours away."""
+    settings = Settings(home=tmp_path, device="cpu")
+    options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
+
+    async def create() -> None:
+        try:
+            await ledger.upgrade()
+            await foreground.create(ledger, settings, request(fault), options, watcher)
+        finally:
+            await ledger.close()
+
+    with pytest.raises(FoundryError) as caught:
+        asyncio.run(create())
+    return caught.value
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_an_end_that_the_database_refuses_is_told_to_who_waits_for_it(tmp_path: Path, how: str) -> None:
+    ledger = RefusingEnds(f"sqlite:///{tmp_path / 'tasks.db'}")
+    ledger.how = how
+    told = refused(ledger, tmp_path, "known", Watcher())
+    assert type(told) is DivergedError
+    said = {"full": "database or disk is full", "read-only": "attempt to write a readonly database"}
+    assert str(told) == f"{SAID['known']} Nor could the task database be written ({said[how]})."
+
+
+def test_a_result_that_the_database_refuses_is_told_as_what_the_database_lacks(tmp_path: Path) -> None:
+    ledger = RefusingEnds(f"sqlite:///{tmp_path / 'tasks.db'}")
+    ledger.how = "full"
+    told = refused(ledger, tmp_path, "none", Watcher())
+    assert type(told) is StorageError
+    assert str(told).startswith(
+        f"The disk that holds the task database {tmp_path / 'tasks.db'} is full; free"
+    )
+
+
+def test_a_database_that_refuses_while_a_stage_is_at_work_ends_it_at_once(tmp_path: Path) -> None:
+    """The worker cannot say any more that it lives, so its child would end itself, and be taken for a lack of memory."""
+    ledger = RefusingLedger(f"sqlite:///{tmp_path / 'tasks.db'}")
+
+    def refuse(event: ProgressEvent) -> None:
+        ledger.refuses = "read-only"
+
+    told = refused(ledger, tmp_path, "generate hangs", Watcher(progress=refuse))
+    assert type(told) is StorageError
+    assert "cannot be used (attempt to write a readonly database); look at the file" in str(told)

@@ -8,20 +8,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lora_foundry import errors
 from lora_foundry.api import CreateResult, Foundry, check_writable, result_of
 from lora_foundry.cli.tasks import settings_of, with_ledger
 from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
-from lora_foundry.errors import BackendError, FoundryError, InputError
+from lora_foundry.errors import BackendError, FoundryError, InputError, error_of
 from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.importing import Imported, import_pictures
 from lora_foundry.files.locks import FolderLock
@@ -226,6 +225,4 @@ def _error_of(pipeline: Pipeline) -> FoundryError:
     failed = next((stage for stage in pipeline.stages if stage.status == "failed"), None)
     if failed is None:
         return BackendError("The pipeline was cancelled. Run the same command to go on.")
-    kind: Any = getattr(errors, failed.kind or "", BackendError)
-    known = isinstance(kind, type) and issubclass(kind, FoundryError)
-    return (kind if known else BackendError)(failed.error or "The stage failed without a word.")
+    return error_of(failed.kind or "", failed.error or "The stage failed without a word.")

@@ -45,17 +45,17 @@ def settings_of(home: Path | None) -> Settings:
 
 
 def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[Answer]]) -> Answer:
-    """Runs `work` on the ledger, whose table is made or brought up to date first."""
+    """Runs `work` on the ledger, whose table is made or brought up to date first. Raises StorageError and BackendError
+    where the database cannot be used."""
+    from lora_foundry.tasks.database import database_errors
     from lora_foundry.tasks.ledger import Ledger
-
-    if settings.database_url is None:
-        settings.home.expanduser().mkdir(parents=True, exist_ok=True)
 
     async def run() -> Answer:
         ledger = Ledger(settings.task_database)
         try:
-            await ledger.upgrade()
-            return await work(ledger)
+            with database_errors(ledger.url):
+                await ledger.upgrade()
+                return await work(ledger)
         finally:
             await ledger.close()
 

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.run import ProgressEvent
+from lora_foundry.files.storage import make_folder, storage_errors
 from lora_foundry.processes import cause_of_death, kill_group, own_group
 from lora_foundry.tasks.logs import context
 
@@ -88,7 +89,8 @@ class Child:
     _heard: float = 0.0
 
     async def run(self, job: Job) -> Outcome:
-        """Runs the job to its end, however it ends. Cancelling the coroutine kills the group."""
+        """Runs the job to its end, however it ends. Cancelling the coroutine kills the group. Raises StorageError where its
+        log cannot be written."""
         order = {"entry": job.entry, "work": job.work, "patience": job.patience, "log": str(self.log)}
         order |= {"json_log": job.json_log, "keep": job.keep, "context": context()}
         try:
@@ -214,9 +216,12 @@ class Child:
 
 
 async def start_process(log: Path, environment: Mapping[str, str], preload: Sequence[str] = ()) -> Process:
-    """A child that imports `preload` and waits for its first job, in a group of its own. Raises OSError."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
+    """A child that imports `preload` and waits for its first job, in a group of its own. Raises StorageError where its log
+    cannot be written, OSError."""
+    make_folder(log.parent)
+    with storage_errors(log):
+        file = log.open("ab")
+    with file:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid()), *preload),
             stdin=PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,22 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from lora_foundry.errors import BackendError, InputError
+from lora_foundry.errors import BackendError, FoundryError, InputError, StorageError
 from lora_foundry.files.locks import waiting_lock
 from lora_foundry.files.storage import make_folder
 
 BUSY_SECONDS = 30
 LOCK_SECONDS = 120.0
 _FORMS = "sqlite:////folder/tasks.db or postgresql://user:password@host/database"
+# SQLite's primary result codes, and PostgreSQL's SQLSTATEs.
+_FULL = {sqlite3.SQLITE_FULL, "53100"}
+_UNUSABLE = {
+    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, "25006", "58030"),
+}
 
 
 def parse_url(url: str) -> sa.URL:
@@ -89,6 +96,48 @@ def readable(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
+def is_lasting(error: BaseException) -> bool:
+    """Whether no waiting helps against an error of the database: its disk is full, or its file cannot be used."""
+    return _code_of(error) in _FULL | _UNUSABLE
+
+
+def database_error(error: DBAPIError, url: sa.URL) -> FoundryError:
+    """What an error of the database means, and what to do."""
+    said = " ".join(str(error.orig).split())[:200]
+    place = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    if _code_of(error) in _FULL:
+        return StorageError(
+            f"The disk that holds the task database {place} is full; free some space and run the same command again."
+        )
+    if is_lasting(error):
+        return StorageError(
+            f"The task database {place} cannot be used ({said}); look at the file, its rights and its disk, or name "
+            "another with LORA_FOUNDRY_DATABASE_URL."
+        )
+    return BackendError(
+        f"The task database {place} does not answer ({said}); see that it can be reached and run the same command again."
+    )
+
+
+@contextmanager
+def database_errors(url: sa.URL) -> Iterator[None]:
+    """What the database raises, as one of our errors. A statement that it does not understand stays what it is, a fault
+    of this program."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error, OperationalError | InterfaceError) or is_lasting(error):
+            raise database_error(error, url) from error
+        raise
+
+
+def _code_of(error: BaseException) -> int | str | None:
+    origin = getattr(error, "orig", None)
+    code: int | None = getattr(origin, "sqlite_errorcode", None)
+    state: str | None = getattr(origin, "sqlstate", None)
+    return state if code is None else code & 0xFF
+
+
 async def upgrade(url: sa.URL) -> None:
     """Creates our tables or adopts an existing `echo_tasks`; InputError for one that cannot be adopted."""
     if url.get_backend_name() == "sqlite":
@@ -104,7 +153,7 @@ def _upgrade(url: sa.URL) -> None:
     if sqlite:
         sa.event.listen(engine, "connect", _on_sqlite_connect)
     try:
-        with alone(url), engine.connect() as connection:
+        with database_errors(url), alone(url), engine.connect() as connection:
             if sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
@@ -112,9 +161,6 @@ def _upgrade(url: sa.URL) -> None:
             if sqlite:
                 connection.exec_driver_sql("COMMIT")
             connection.commit()
-    except OperationalError as error:
-        place = url.render_as_string(hide_password=True)
-        raise BackendError(f"The task database {place} cannot be reached: {error.orig}") from error
     finally:
         engine.dispose()
 

@@ -6,6 +6,7 @@ import asyncio
 
 from lora_foundry.processes import when_asked_to_end
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.database import database_errors
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
@@ -20,6 +21,7 @@ async def _serve(url: str, settings: Settings, options: WorkerOptions) -> None:
     stop = asyncio.Event()
     when_asked_to_end(stop.set)
     try:
-        await Worker(ledger, settings, options).run(stop)
+        with database_errors(ledger.url):
+            await Worker(ledger, settings, options).run(stop)
     finally:
         await ledger.close()

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.domain.task import Task, TaskPriority
-from lora_foundry.errors import FolderBusyError, FoundryError, InputError, brief
+from lora_foundry.errors import FolderBusyError, FoundryError, InputError, brief, error_of
 from lora_foundry.files.leftovers import take_back
 from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
@@ -32,7 +32,7 @@ from lora_foundry.tasks import recovery, signals
 from lora_foundry.tasks.admission import Admitted, Inbox, admit
 from lora_foundry.tasks.announce import announce
 from lora_foundry.tasks.children import Child, Job, Outcome, start_process
-from lora_foundry.tasks.database import alone, connect_arguments, sync_url
+from lora_foundry.tasks.database import alone, connect_arguments, database_error, is_lasting, sync_url
 from lora_foundry.tasks.devices import Devices, lanes_for
 from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.logs import speak_of
@@ -64,8 +64,8 @@ class WorkerOptions:
 
     entry: "module:function" that a child calls with the attempt's work. lanes: tasks at once in each; this machine's
     if None. pipeline: take the rows of this pipeline only, one process for all of them, and let nobody count on this
-    worker for other rows. preload: modules that this process imports ahead. json_log: children log JSON lines.
-    notifier: is told of ends and failures.
+    worker for other rows; somebody waits for it, and is told where the database takes no more writes. preload: modules
+    that this process imports ahead. json_log: children log JSON lines. notifier: is told of ends and failures.
     """
 
     entry: str
@@ -110,41 +110,72 @@ class Worker:
         self._wake = asyncio.Event()
         self._inbox = Inbox()
         self._stopping = False
+        self._refusal: FoundryError | None = None
         self._last_beat = time.monotonic()
         self.hints = RedisHints(options.redis_url, ledger) if options.redis_url else None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set, then gives running children `grace` seconds and hands the rest back."""
-        if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
-            log = task_log(self._settings.home, 0)
-            self._spare = await start_process(log, self._devices.take("spare", "gpu"), self._options.preload)
-        await self._ledger.upgrade()
-        await asyncio.to_thread(_launch, self._ledger, self.name)
-        await self._beat_once()
-        await asyncio.to_thread(take_back, self._settings.home)
-        helpers = [asyncio.create_task(self._beats()), asyncio.create_task(self._look_for_cancels())]
-        helpers.append(asyncio.create_task(signals.watch(self._ledger.url, self._wake.set)))
-        if self.hints is not None:
-            helpers.append(asyncio.create_task(self.hints.watch(self._wake.set)))
-        waker = asyncio.create_task(_call_after(stop, self._wake.set))
+        """Works until `stop` is set, then gives running children `grace` seconds and hands the rest back.
+
+        Where somebody waits for its pipeline, a database that takes no more writes ends it, too: it raises what they are
+        to be told, which is the error of the attempt whose end could not be written, if there was one.
+        """
+        helpers: list[asyncio.Task[None]] = []
         try:
-            while not stop.is_set():
+            await self._begin()
+            helpers += [asyncio.create_task(each) for each in self._helpers(stop)]
+            while not stop.is_set() and self._refusal is None:
                 self._wake.clear()
                 try:
                     await self._admit()
                 except (DBAPIError, OSError) as error:
-                    logger.warning("The task database does not answer: %s", error)
+                    if not self._is_refused(error):
+                        logger.warning("The task database does not answer: %s", error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._timing.poll)
         finally:
             await self._wind_up()
             await self._drop_spare()
-            for helper in (*helpers, waker):
+            for helper in helpers:
                 helper.cancel()
-            await asyncio.gather(*helpers, waker, return_exceptions=True)
+            await asyncio.gather(*helpers, return_exceptions=True)
             with contextlib.suppress(DBAPIError, OSError):
                 await recovery.sign_off(self._ledger, self.name)
             await asyncio.to_thread(partial(DBOS.destroy, workflow_completion_timeout_sec=0))
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def _begin(self) -> None:
+        if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
+            log = task_log(self._settings.home, 0)
+            self._spare = await start_process(log, self._devices.take("spare", "gpu"), self._options.preload)
+        await self._ledger.upgrade()
+        # Who waits is told what an error means; a service has its log.
+        level = "ERROR" if self._options.pipeline is None else "CRITICAL"
+        await asyncio.to_thread(_launch, self._ledger, self.name, level)
+        await self._beat_once()
+        await asyncio.to_thread(take_back, self._settings.home)
+
+    def _helpers(self, stop: asyncio.Event) -> Iterator[Coroutine[Any, Any, None]]:
+        """What goes on beside the taking of rows."""
+        yield self._beats()
+        yield self._look_for_cancels()
+        yield signals.watch(self._ledger.url, self._wake.set)
+        if self.hints is not None:
+            yield self.hints.watch(self._wake.set)
+        yield _call_after(stop, self._wake.set)
+
+    def _is_refused(self, error: Exception, outcome: Outcome | None = None) -> bool:
+        """Whether an error of the database ends this worker, since somebody waits for it and no waiting helps. outcome:
+        what could not be written."""
+        if self._options.pipeline is None or not isinstance(error, DBAPIError) or not is_lasting(error):
+            return False
+        if self._refusal is None and outcome is not None and outcome.error:
+            said = f"{outcome.error} Nor could the task database be written ({error.orig})."
+            self._refusal = error_of(outcome.kind, said, outcome.permanent)
+        self._refusal = self._refusal or database_error(error, self._ledger.url)
+        self._wake.set()
+        return True
 
     async def _admit(self) -> None:
         held = [running.admitted.lane for running in self._running.values()]
@@ -178,7 +209,8 @@ class Worker:
             ended = await handle.get_result()
             logger.info("Task %s (%s): %s", number, task.name, ended)
         except Exception as error:
-            logger.exception("Task %s was dropped", number)
+            if self._refusal is None:
+                logger.exception("Task %s was dropped", number)
             running.child.kill()
             # Where the database was away nobody is to blame; anything else counts, or it would come back for ever.
             away = isinstance(error, DBAPIError | OSError)
@@ -240,8 +272,8 @@ class Worker:
         while True:
             try:
                 return await self._write_end(running, outcome)
-            except (DBAPIError, OSError):
-                if time.monotonic() > until:
+            except (DBAPIError, OSError) as error:
+                if self._is_refused(error, outcome) or time.monotonic() > until:
                     raise
                 await asyncio.sleep(LOOK)
 
@@ -300,6 +332,8 @@ class Worker:
                     with contextlib.suppress(Exception):  # a record that was never made need not be closed
                         await DBOS.cancel_workflow_async(workflow_id(lost.task_id, lost.ticket))
             except (DBAPIError, OSError) as error:
+                if self._is_refused(error):
+                    return
                 logger.warning("No beat: the task database does not answer: %s", error)
 
     async def _beat_once(self) -> None:
@@ -323,7 +357,7 @@ class Worker:
         self._stopping = True
         for running in self._running.values():
             running.child.write("stop")
-        if self._carriers:
+        if self._carriers and self._refusal is None:
             await asyncio.wait(self._carriers, timeout=self._timing.grace)
         for running in self._running.values():
             running.child.kill()
@@ -370,14 +404,14 @@ def check_numbers(task: Task) -> None:
         raise InputError(f"max_retries is {task.max_retries}; it must not be negative.")
 
 
-def _launch(ledger: Ledger, name: str) -> None:
+def _launch(ledger: Ledger, name: str, log_level: str) -> None:
     """Starts DBOS: in the same database on PostgreSQL, in a file beside it on SQLite."""
     url = sync_url(ledger.url)
     config = DBOSConfig(
         name="lora-foundry",
         executor_id=name,
         application_version="1",
-        log_level="ERROR",
+        log_level=log_level,
         notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
     )
     if ledger.dialect == "sqlite":  # as an engine, since a path may hold what means something in an address

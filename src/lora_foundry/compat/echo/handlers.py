@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from lora_foundry.compat.echo.host_table import HostTable
 from lora_foundry.domain.task import TaskType
-from lora_foundry.errors import BackendError, InputError
+from lora_foundry.errors import InputError, error_of
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
 from lora_foundry.stage_job import ENTRY
@@ -107,7 +107,7 @@ def _registered(worker: HasHandlers, key: Any) -> Handler | None:
 
 
 async def run_child(child: Child, work: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """Runs a job with signs of life from this process; raises InputError or BackendError where it fails."""
+    """Runs a job with signs of life from this process; raises what its process raised where it fails."""
 
     async def beat() -> None:
         while True:
@@ -120,5 +120,5 @@ async def run_child(child: Child, work: dict[str, Any], timeout: float) -> dict[
     finally:
         beats.cancel()
     if outcome.result is None:
-        raise (InputError if outcome.permanent else BackendError)(outcome.error)
+        raise error_of(outcome.kind, outcome.error, outcome.permanent)
     return outcome.result
