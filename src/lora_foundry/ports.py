@@ -103,11 +103,20 @@ class Embedder(Protocol):
         ...
 
 
-class Detector(Protocol):
-    """Finds the subjects of pictures."""
+class Box(NamedTuple):
+    """A rectangle in a picture's own pixels."""
 
-    def count(self, images: Sequence[Image.Image]) -> list[int]:
-        """How many subjects (faces, people) each picture shows."""
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Detector(Protocol):
+    """Finds the faces in pictures."""
+
+    def find(self, images: Sequence[Image.Image]) -> list[list[Box]]:
+        """The faces of each picture, the surest first."""
         ...
 
 

@@ -187,12 +187,13 @@ def test_yunets_outputs_become_faces_in_the_pictures_own_pixels(tmp_path: Path) 
     make_yunet(tmp_path / YuNetDetector.source.name, [(16, 10, 5), (16, 11, 5), (32, 2, 15)])
     detector = YuNetDetector(tmp_path)
     image = Image.new("RGB", (320, 320))
-    faces = detector.find(image)
-    assert detector.count([image]) == [len(faces)] == [2], "overlapping ones are one"
+    faces = detector.faces(image)
+    assert [len(each) for each in detector.find([image])] == [len(faces)] == [2], "overlapping ones are one"
+    assert detector.find([image])[0][0] == pytest.approx(tuple(faces[0].box))
     assert faces[0].box.tolist() == pytest.approx([(168 - 32) / 2, (88 - 40) / 2, 32, 40], abs=0.1)
     assert faces[0].points[2].tolist() == pytest.approx([80, 40], abs=0.1)
     make_yunet(tmp_path / YuNetDetector.source.name, [])
-    assert YuNetDetector(tmp_path).count([image]) == [0]
+    assert YuNetDetector(tmp_path).find([image]) == [[]]
 
 
 def test_a_face_is_brought_to_its_place() -> None:

@@ -21,7 +21,7 @@ from lora_foundry.files import importing
 from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, require_model
-from lora_foundry.ports import FloatArray
+from lora_foundry.ports import Box, FloatArray
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.train.step import collect_images
@@ -42,8 +42,8 @@ def album(folder: Path, count: int = 12) -> Path:
 class Faces:
     """Sees two faces in pictures that are wider than high by much."""
 
-    def count(self, images: Sequence[Image.Image]) -> list[int]:
-        return [2 if image.width > 1.8 * image.height else 1 for image in images]
+    def find(self, images: Sequence[Image.Image]) -> list[list[Box]]:
+        return [[Box(0, 0, 9, 9)] * (2 if image.width > 1.8 * image.height else 1) for image in images]
 
 
 class Eye:

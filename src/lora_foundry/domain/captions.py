@@ -59,6 +59,14 @@ def call(caption: str, trigger: str, former: Iterable[str] = ()) -> str:
     return ", ".join(filter(None, (trigger, caption)))
 
 
+def framed(caption: str, framing: str) -> str:
+    """A person's caption for a part of the picture: it names that framing, and no other."""
+    rivals = [group for group in GROUPS if framing in group]
+    tags = [tag for part in caption.split(",") if (tag := part.strip())]
+    kept = [tag for tag in tags if not any(tag.lower() in group for group in rivals)]
+    return ", ".join([*kept, framing])
+
+
 def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
     """The features seen in at least `share` of the pictures: they are the character's, whatever was described."""
     counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags) if describes_identity(tag))

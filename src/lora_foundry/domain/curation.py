@@ -31,7 +31,10 @@ UNUSABLE: frozenset[RejectionCode] = frozenset({"wrong_size", "undecodable"})
 
 
 class Measures(BaseModel):
-    """What was measured of one picture; None where it could not be."""
+    """What was measured of one picture; None where it could not be.
+
+    face: left, top, width and height of the only face, as shares of the picture's width and height.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,6 +43,7 @@ class Measures(BaseModel):
     hash: str = ""
     likeness: float | None = None
     subjects: int | None = None
+    face: tuple[float, float, float, float] | None = None
     traits_right: int | None = None
     traits_seen: int | None = None
 

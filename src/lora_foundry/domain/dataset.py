@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_foundry.domain.sections.dataset import Framing
 from lora_foundry.domain.shots import Shot
 
 
@@ -58,8 +59,44 @@ class PictureRecord(BaseModel):
     sha256: str = ""
 
 
-def own_record(file: str, sha256: str, model: str) -> PictureRecord:
-    """A person's own picture as a record: nothing was asked for it, so its shot and its request are empty."""
+class Crop(BaseModel):
+    """A copy of a person's own picture, cut to a framing. `source` is the picture's name in the set; the box is left, top,
+    right and bottom in its pixels; mask_sha256 is empty where it has no mask. sha256: of the file as it was cut here, empty
+    until it was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    source_sha256: str
+    framing: Framing
+    box: tuple[int, int, int, int]
+    mask_sha256: str = ""
+    sha256: str = ""
+
+    def same_cut(self, other: Crop) -> bool:
+        """Whether both are cut from the same, in the same way."""
+        return self.model_copy(update={"sha256": ""}) == other.model_copy(update={"sha256": ""})
+
+
+class Crops(BaseModel):
+    """crops.json: by name in the set. Written before any of the files, so that each is known for what it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: dict[str, Crop] = {}
+
+
+NOTHING_ASKED = Shot("", "", "", "", "")
+# What a shot of that framing is called, in the words of the recipes.
+FRAMED: dict[Framing, Shot] = {
+    "face": NOTHING_ASKED._replace(angle="close-up portrait"),
+    "upper_body": NOTHING_ASKED._replace(angle="upper body shot"),
+}
+
+
+def own_record(file: str, sha256: str, model: str, shot: Shot = NOTHING_ASKED) -> PictureRecord:
+    """A person's own picture as a record: nothing was asked for it, so its request is empty, and its shot says what is
+    known of it, such as the framing of a crop."""
     request = ImageRequest(
         key=file,
         prompt="",
@@ -72,9 +109,7 @@ def own_record(file: str, sha256: str, model: str) -> PictureRecord:
         sampler="",
         scheduler="",
     )
-    return PictureRecord(
-        file=file, shot=Shot("", "", "", "", ""), request=request, model=model, sha256=sha256
-    )
+    return PictureRecord(file=file, shot=shot, request=request, model=model, sha256=sha256)
 
 
 class Round(BaseModel):

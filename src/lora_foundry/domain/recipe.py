@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -69,6 +69,12 @@ class Recipe(Section):
     @classmethod
     def _current_keys(cls, data: Any) -> Any:
         return with_current_keys(data)
+
+    @model_validator(mode="after")
+    def _crops_need_a_detector(self) -> Self:
+        if self.dataset.crops and self.model.detector == "none":
+            raise ValueError('dataset.crops needs something that finds faces; set model.detector = "yunet"')
+        return self
 
     @property
     def total_steps(self) -> int:

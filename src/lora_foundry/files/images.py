@@ -67,6 +67,13 @@ def load_picture(path: Path) -> Image.Image | None:
         return None
 
 
+def read_layers(path: Path) -> Image.Image:
+    """`read_picture`, but RGBA where the picture has transparency, so that a part of it can be kept as it is. Raises
+    InputError."""
+    with _opened(path, MOST_PIXELS, ()) as file:
+        return _layers(file)
+
+
 def read_alpha(path: Path) -> Image.Image:
     """How opaque each pixel of a picture is, as "L", upright; white throughout where it has no transparency. Raises
     InputError."""
@@ -168,17 +175,26 @@ def _has_end(path: Path) -> bool:
 
 def _flat(file: Image.Image, ground: str) -> Image.Image:
     """The opened picture as plain RGB on a ground of one colour, without anything else the file said."""
+    layers = _layers(file)
+    if layers.mode == "RGB":
+        return layers
+    flat = Image.alpha_composite(Image.new("RGBA", layers.size, ground), layers).convert("RGB")
+    flat.info.clear()
+    return flat
+
+
+def _layers(file: Image.Image) -> Image.Image:
+    """The opened picture upright in sRGB: RGB, or RGBA where it has transparency, without anything else the file said."""
     profile = file.info.get("icc_profile")
     picture = _upright(file)
     if not _has_transparency(picture):
-        flat = _to_srgb(_to_8_bits(picture), profile)
+        colours = _to_srgb(_to_8_bits(picture), profile)
     else:
         layered = picture.convert("RGBA")
         colours = _to_srgb(layered.convert("RGB"), profile)
         colours.putalpha(layered.getchannel("A"))
-        flat = Image.alpha_composite(Image.new("RGBA", picture.size, ground), colours).convert("RGB")
-    flat.info.clear()
-    return flat
+    colours.info.clear()
+    return colours
 
 
 def _upright(file: Image.Image) -> Image.Image:

@@ -56,6 +56,11 @@ class RunPaths:
         return self.root / "triage.html"
 
     @property
+    def crops(self) -> Path:
+        """Which files of images/ were cut from which own pictures."""
+        return self.root / "crops.json"
+
+    @property
     def reference(self) -> Path:
         """The character's reference image, as a run has taken it in."""
         return self.root / "reference.png"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lora_foundry.domain.dataset import GenerationMetadata
+from lora_foundry.domain.dataset import Crop, Crops, GenerationMetadata
 from lora_foundry.domain.exclusion import Exclusions
 from lora_foundry.domain.triage import Triage
 from lora_foundry.errors import InputError
@@ -69,9 +69,9 @@ class SetPicture:
     """One picture of the set.
 
     name: its path below images/, with slashes; how every record and page calls it. generated: made here, by the plan;
-    any other file is its owner's and is never moved or changed. captions: the files that hold its caption, the one that
-    counts first. target: where a caption is written. repeats: what its folder's name asks for (10_elara); 0 where it
-    asks for none.
+    crop: cut here from an own picture; any other file is its owner's and is never moved or changed. captions: the files
+    that hold its caption, the one that counts first. target: where a caption is written. repeats: what its folder's name
+    asks for (10_elara); 0 where it asks for none.
     """
 
     name: str
@@ -81,6 +81,12 @@ class SetPicture:
     captions: tuple[Path, ...] = ()
     mask: Path | None = None
     repeats: int = 0
+    crop: Crop | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether a person brought it."""
+        return not self.generated and self.crop is None
 
     @property
     def caption(self) -> Path | None:
@@ -106,8 +112,8 @@ class TrainingSet:
 
     @property
     def own(self) -> tuple[SetPicture, ...]:
-        """The pictures that were not made here."""
-        return tuple(picture for picture in self.pictures if not picture.generated)
+        """The pictures that a person brought."""
+        return tuple(picture for picture in self.pictures if picture.own)
 
     def names(self) -> set[str]:
         """The names of all pictures."""
@@ -141,12 +147,23 @@ def read_set(paths: RunPaths, excluded: bool = False) -> TrainingSet:
             out.append(LeftOut(picture.name, "unreadable", fault))
         else:
             kept.append(picture)
+    present = {picture.name for picture in kept}
+    alone = [picture for picture in kept if picture.crop and picture.crop.source not in present]
+    for crop in alone:  # of a picture that was thrown out or has gone
+        kept.remove(crop)
+        out.append(LeftOut(crop.name, "excluded", "the picture that it was cut from is not in the set"))
     return TrainingSet(tuple(kept), tuple(out))
 
 
 def is_excluded(exclusions: Exclusions, picture: SetPicture) -> bool:
     """Whether a person has thrown this very picture out; a new one under its name is another."""
     return picture.name in exclusions.files and exclusions.covers(picture.name, readable_hash(picture.path))
+
+
+def was_cut(picture: SetPicture) -> bool:
+    """Whether a picture is a crop that nobody has changed since it was cut; a changed one is a person's."""
+    crop = picture.crop
+    return crop is not None and (not crop.sha256 or readable_hash(picture.path) == crop.sha256)
 
 
 def picture_path(folder: Path, name: str) -> Path | None:
@@ -190,12 +207,12 @@ def has_planned_name(path: Path, paths: RunPaths) -> bool:
 
 
 def move_picture(paths: RunPaths, source: Path, target: Path, captions: bool = True) -> None:
-    """Moves a picture that was made here, and with it what belongs to it: its captions beside it, and its mask to
+    """Moves a picture that was drawn or cut here, and with it what belongs to it: its captions beside it, and its mask to
     masks/ in the target's folder, so that no other picture is given them."""
     beside = captions_beside(source.name, _names(source.parent)) if captions else []
     for caption in map(source.with_name, beside):
         move_file(caption, target.with_name(target.name[: -len(target.suffix)] + caption.suffix))
-    if source.parent == paths.images:
+    if source.is_relative_to(paths.images):
         place = _mask_folder(source, paths)
         for name in _masks_among(source.name, _names(place)):
             move_file(place / name, target.parent / "masks" / f"{target.stem}{Path(name).suffix}")
@@ -211,6 +228,7 @@ class _Walk:
 
     root: Path
     paths: RunPaths | None
+    crops: dict[str, Crop]
     recorded: frozenset[str] | None = None
     pictures: list[SetPicture] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -227,7 +245,8 @@ class _Walk:
 
 
 def _list(folder: Path, paths: RunPaths | None) -> TrainingSet:
-    walk = _Walk(folder, paths)
+    known = None if paths is None else read_model(paths.crops, Crops)
+    walk = _Walk(folder, paths, {} if known is None else known.files)
     _walk_folder(folder, 0, walk)
     return TrainingSet(tuple(walk.pictures), tuple(walk.left_out))
 
@@ -281,6 +300,7 @@ def _add(path: Path, names: Sequence[str], stems: Counter[str], repeats: int, wa
             captions=captions,
             mask=_mask(path, names, stems, walk),
             repeats=repeats,
+            crop=walk.crops.get(name),
         )
     )
 
@@ -334,8 +354,13 @@ def _mask(path: Path, names: Sequence[str], stems: Counter[str], walk: _Walk) ->
     return None
 
 
+def mask_place(picture: Path, paths: RunPaths) -> Path:
+    """Where the mask of a picture in images/ lies under the picture's own name."""
+    return paths.masks / picture.relative_to(paths.images)
+
+
 def _mask_folder(picture: Path, paths: RunPaths) -> Path:
-    return (paths.masks / picture.relative_to(paths.images)).parent
+    return mask_place(picture, paths).parent
 
 
 def _masks_among(picture: str, files: Sequence[str], shared: bool = False) -> list[str]:

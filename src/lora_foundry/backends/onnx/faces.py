@@ -13,7 +13,7 @@ from PIL import Image
 from lora_foundry.backends.onnx.files import OnnxModel, unit
 from lora_foundry.context import Context
 from lora_foundry.files.download import Source
-from lora_foundry.ports import FloatArray
+from lora_foundry.ports import Box, FloatArray
 
 _SIDE = 640  # of the picture that YuNet's file was exported for
 _STRIDES = (8, 16, 32)
@@ -53,11 +53,11 @@ class YuNetDetector:
     def __init__(self, folder: Path | None = None) -> None:
         self._model = OnnxModel(self.source, folder)
 
-    def count(self, images: Sequence[Image.Image]) -> list[int]:
+    def find(self, images: Sequence[Image.Image]) -> list[list[Box]]:
         """See ports.Detector."""
-        return [len(self.find(image)) for image in images]
+        return [[Box(*map(float, face.box)) for face in self.faces(image)] for image in images]
 
-    def find(self, image: Image.Image) -> list[Face]:
+    def faces(self, image: Image.Image) -> list[Face]:
         """Every face, the surest first."""
         picture = image.convert("RGB")
         scale = min(_SIDE / picture.width, _SIDE / picture.height)
@@ -144,7 +144,7 @@ class SFaceEmbedder:
         """See ports.Embedder."""
         rows = np.zeros((len(images), self.width), np.float32)
         for place, image in enumerate(images):
-            faces = self._detector.find(image)
+            faces = self._detector.faces(image)
             if faces:
                 crop = self._input(align(image, faces[0].points))
                 rows[place] = unit(self._model.run_each([crop]).reshape(1, -1))[0]

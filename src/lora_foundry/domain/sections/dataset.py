@@ -9,6 +9,7 @@ from pydantic import Field
 from lora_foundry.domain.sections.base import Section
 
 Source = Literal["described", "reference", "own", "mixed"]
+Framing = Literal["face", "upper_body"]
 
 
 class DatasetSection(Section):
@@ -20,10 +21,10 @@ class DatasetSection(Section):
         "the pictures that stand in images/, none drawn; `mixed`: these beside drawn ones. `auto` draws, after the "
         "reference image where there is one, and takes what stands in images/ as well.",
     )
-    crops: tuple[Literal["face", "upper_body"], ...] = Field(
+    crops: tuple[Framing, ...] = Field(
         (),
-        description="Copies of own pictures, cut around the one face that the detector finds, trained beside them. "
-        "Needs `model.detector`.",
+        description="Copies of own pictures, cut around the one face that the detector finds, trained beside them under "
+        "captions that name the framing. Needs `model.detector`.",
     )
     min_side: int = Field(
         0,

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lora_foundry.domain.captions import own_features
+from lora_foundry.domain.captions import framed, own_features
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import (
+    FRAMED,
+    NOTHING_ASKED,
     Caption,
     GenerationMetadata,
     PictureRecord,
@@ -70,7 +72,9 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
         picture.file: compose(character, picture, tags, section, seen[picture.file], pruned)
         for picture, tags in zip(pictures, described, strict=True)
     }
-    ours = _remember(paths, earlier, texts)
+    texts |= _of_crops(files, texts, _known(paths, earlier, texts))
+    ours = Written(hashes=_known(paths, earlier, texts))
+    write_model(paths.captions_journal, ours)  # before any of them is written
     remove_leftovers(paths.images)
     captions = []
     for number, (file, text) in enumerate(texts.items(), 1):
@@ -104,7 +108,12 @@ def _records(
             )
     drawn = {picture.file for picture in metadata.pictures}
     own = [
-        own_record(name, readable_hash(picture.path), metadata.model)
+        own_record(
+            name,
+            readable_hash(picture.path),
+            metadata.model,
+            FRAMED[picture.crop.framing] if picture.crop else NOTHING_ASKED,
+        )
         for name, picture in files.items()
         if name not in drawn
     ]
@@ -137,18 +146,30 @@ def pruned_tags(character: Character, section: CaptionSection, common: Sequence[
     return tuple(tag for tag in dict.fromkeys((*character.tags, *common)) if booru(tag) not in kept)
 
 
-def _remember(paths: RunPaths, earlier: TaggingResults | None, texts: Mapping[str, str]) -> Written:
-    """Puts down which captions are this stage's own, before any of them is written."""
+def _known(
+    paths: RunPaths, earlier: TaggingResults | None, texts: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """The hashes of each picture's captions that are this stage's own, the one to be written last."""
     journal = read_model(paths.captions_journal, Written) or Written()
     known = {each.file: (each.written,) for each in earlier.captions if each.written} if earlier else {}
-    ours = Written(
-        hashes={
-            file: tuple(dict.fromkeys((*known.get(file, ()), *journal.hashes.get(file, ()), hash_of(text))))
-            for file, text in texts.items()
-        }
-    )
-    write_model(paths.captions_journal, ours)
-    return ours
+    return {
+        file: tuple(dict.fromkeys((*known.get(file, ()), *journal.hashes.get(file, ()), hash_of(text))))
+        for file, text in texts.items()
+    }
+
+
+def _of_crops(
+    files: Mapping[str, SetPicture], texts: Mapping[str, str], ours: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """The captions of crops whose originals have a person's: those words, under the crop's framing."""
+    found = {}
+    for name in texts:
+        crop = files[name].crop
+        if crop is not None and crop.source in files:
+            written = _written_by_hand(files[crop.source], ours[crop.source])
+            if written is not None:
+                found[name] = framed(written[1], FRAMED[crop.framing].angle)
+    return found
 
 
 def hash_of(text: str) -> str:
@@ -159,15 +180,24 @@ def hash_of(text: str) -> str:
 def _write(picture: SetPicture, text: str, source: str, ours: Sequence[str]) -> Caption:
     """Writes the caption unless a person's is there, and says which of the two it is now. The last of
     `ours` is `text`'s hash, the one before it that of the caption written last."""
-    present = [(path, _read(path)) for path in picture.captions]
-    for number, (_, said) in enumerate(present):
-        if hash_of(said) not in ours:
-            for path, _ in present[:number]:
-                remove_file(path)  # our own of an earlier run, which would hide the person's
-            return Caption(file=picture.name, text=said, source="edited", written=ours[0])
-    if not present or present[0][1] != text:
+    by_hand = _written_by_hand(picture, ours)
+    if by_hand is not None:
+        place, said = by_hand
+        for path in picture.captions[: picture.captions.index(place)]:
+            remove_file(path)  # our own of an earlier run, which would hide the person's
+        return Caption(file=picture.name, text=said, source="edited", written=ours[0])
+    if picture.caption is None or _read(picture.caption) != text:
         write_text(picture.target, text + "\n")
     return Caption(file=picture.name, text=text, source=source, written=ours[-1])
+
+
+def _written_by_hand(picture: SetPicture, ours: Sequence[str]) -> tuple[Path, str] | None:
+    """The first caption of a picture that this stage has not written, and its file; None where there is none."""
+    for path in picture.captions:
+        said = _read(path)
+        if hash_of(said) not in ours:
+            return path, said
+    return None
 
 
 def _read(path: Path) -> str:

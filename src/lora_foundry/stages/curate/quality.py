@@ -25,7 +25,7 @@ from lora_foundry.measures import (
     sharpness,
     thumbnail,
 )
-from lora_foundry.ports import Detector, Embedder, FloatArray, Ports, Tagger, Trait
+from lora_foundry.ports import Box, Detector, Embedder, FloatArray, Ports, Tagger, Trait
 
 OWN_EDGE = 1024
 Key = tuple[int, int] | str
@@ -81,11 +81,13 @@ class QualityFilter:
             right, seen = sum(reading[trait.attribute] == trait.value for trait in visible), len(visible)
         if self.embedder is not None:
             self._vectors[key] = self.embedder.embed([image])[0]
+        faces = None if self.detector is None else self.detector.find([image])[0]
         measures = Measures(
             contrast=round(contrast(levels), 3),
             sharpness=round(sharpness(levels), 3),
             hash=f"{bits:016x}",
-            subjects=self.detector.count([image])[0] if self.detector is not None else None,
+            subjects=None if faces is None else len(faces),
+            face=_share(faces[0], image.size) if faces is not None and len(faces) == 1 else None,
             traits_right=right,
             traits_seen=seen,
         )
@@ -157,6 +159,12 @@ class QualityFilter:
         if self.embedder is None:
             return True
         return float(self._vectors[first] @ self._vectors[second]) >= self.embedder.same
+
+
+def _share(box: Box, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """A box as shares of the picture's width and height, which hold for the picture at any size."""
+    left, top, width, height = (round(value / size[axis % 2], 4) for axis, value in enumerate(box))
+    return left, top, width, height
 
 
 def _name(key: Key) -> str:

@@ -18,6 +18,7 @@ from lora_foundry.files.storage import read_model, remove_leftovers, require_mod
 from lora_foundry.files.training_set import SetPicture, is_excluded, list_set
 from lora_foundry.ports import Ports, ProgressCallback
 from lora_foundry.stages._shared.drawing import context_of, record_of
+from lora_foundry.stages.curate.crops import cut_crops
 from lora_foundry.stages.curate.quality import QualityFilter, make_filter
 from lora_foundry.stages.curate.selection import Selection
 from lora_foundry.stages.curate.triage import triage
@@ -25,7 +26,7 @@ from lora_foundry.stages.curate.triage import triage
 
 def run(run: Run, ports: Ports, progress: ProgressCallback) -> CurationResult:
     """Decides on the set, puts it into images/ and writes curation.json; what was found of own pictures is in
-    triage.json. Raises StageError if too few are usable."""
+    triage.json, and what was cut from them in crops.json. Raises StageError if too few are usable."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
     metadata = require_model(paths.generation_metadata, GenerationMetadata, "generate")
     stamp = _fingerprint(run, paths, metadata)
@@ -35,6 +36,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> CurationResult:
         result = curate(run, ports, paths, metadata, progress).model_copy(update={"fingerprint": stamp})
         write_model(paths.curation, result)
     triage(run, paths, result.own, progress)
+    cut_crops(run, paths, result.own, progress)
     return result
 
 
@@ -142,7 +144,7 @@ def _fingerprint(run: Run, paths: RunPaths, metadata: GenerationMetadata) -> str
     checked = (run.recipe.model.tagger, run.character.tags) if rules.check_traits else ()
     eyes = (run.recipe.model.embedder if rules.identity else "none", run.recipe.model.detector)
     own = [(picture.name, readable_hash(picture.path)) for picture in _own(paths)]
-    return fingerprint("curate-3", metadata.fingerprint, rules, checked, eyes, own)
+    return fingerprint("curate-4", metadata.fingerprint, rules, checked, eyes, own)
 
 
 def _in_place(paths: RunPaths, metadata: GenerationMetadata) -> bool:

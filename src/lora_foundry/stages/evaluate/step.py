@@ -190,15 +190,18 @@ def _with(model: str, choice: Choice | None) -> str:
 
 
 def _metrics(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMetrics:
-    """The instruments, and the training set as they see it. Few of its pictures are in memory at once."""
+    """The instruments, and the training set as they see it. Few of its pictures are in memory at once. A copy of a crop is
+    a copy, but what the character looks like is told by whole pictures, so that sets with and without crops compare."""
     rules, embedder = run.recipe.curate, ports.embedder
     rows: list[FloatArray] = []
     small: list[Grey] = []
     for start in range(0, len(training_set.pictures), _AT_ONCE):
-        images = [_load(picture) for picture in training_set.pictures[start : start + _AT_ONCE]]
+        pictures = training_set.pictures[start : start + _AT_ONCE]
+        images = [_load(picture) for picture in pictures]
         small += [thumbnail(image).ravel() for image in images]
-        if embedder is not None:
-            rows.append(embedder.embed(images))
+        shown = [image for picture, image in zip(pictures, images, strict=True) if picture.crop is None]
+        if embedder is not None and shown:
+            rows.append(embedder.embed(shown))
     return EvaluationMetrics(
         traits=ports.tagger.understand(run.character.tags) if ports.tagger else [],
         tagger=ports.tagger,

@@ -16,7 +16,7 @@ from lora_foundry.errors import InputError
 from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, move_file, read_model, remove_leftovers, write_model
-from lora_foundry.files.training_set import move_picture, read_set
+from lora_foundry.files.training_set import list_set, move_picture, read_set
 from lora_foundry.ports import Ports, ProgressCallback
 from lora_foundry.stages._shared.drawing import (
     GenerationContext,
@@ -94,11 +94,12 @@ def take_own(run: Run, progress: ProgressCallback) -> GenerationMetadata:
     """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     remove_leftovers(make_folder(paths.images))
-    for picture in read_set(paths, excluded=True).pictures:
+    aside = paths.previous_images()
+    for picture in list_set(paths).pictures:
         if picture.generated:
-            move_picture(paths, picture.path, paths.root / "images.generated" / picture.path.name)
+            move_picture(paths, picture.path, aside / picture.path.name)
     present = read_set(paths)
-    if not present.pictures:
+    if not present.own:
         left = "; ".join(f"{each.name}: {each.reason}" for each in present.left_out[:3])
         raise InputError(
             f"There is no picture to train on in {paths.images}; put some there, or give a folder with --pictures."
@@ -117,7 +118,7 @@ def take_own(run: Run, progress: ProgressCallback) -> GenerationMetadata:
     )
     if read_model(paths.generation_metadata, GenerationMetadata) != result:
         write_model(paths.generation_metadata, result)
-    count = len(present.pictures)
+    count = len(present.own)
     progress(
         ProgressEvent(
             stage="generate",
