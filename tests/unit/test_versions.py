@@ -75,6 +75,39 @@ def test_another_request_keeps_the_earlier_version_whole(root: Path) -> None:
     assert contents(kept) == was
 
 
+@pytest.mark.parametrize("name", ["images/mine.png", "images/nyx_001.png", "masks/mine.png"])
+def test_a_picture_that_is_edited_in_place_stays_as_it_was_in_the_version_before(
+    root: Path, name: str
+) -> None:
+    first = begin(root, run_of(root, "purple hair"))
+    large = [
+        root / "training" / "lora.safetensors",
+        root / "evaluation" / "pictures" / "before" / "001_1.png",
+    ]
+    for path in (root / name, *large):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"before")
+    begin_again = numbered(run_of(root, "blue hair"), "new")
+    claim(first, begin_again)
+    with (root / name).open("r+b") as file:  # as a painting program saves
+        file.write(b"edited")
+    kept = first.version(1)
+    assert (kept / name).read_bytes() == b"before"
+    assert all((kept / path.relative_to(root)).samefile(path) for path in large), (
+        "what only stages write is linked"
+    )
+
+
+def test_replacing_keeps_what_a_person_has_brought(root: Path) -> None:
+    paths = begin(root, run_of(root, "purple hair"))
+    (paths.images / "photo.cr2").write_bytes(b"a camera's own format, which is left out")
+    paths.exclusions.write_text("{}")
+    begin(root, numbered(run_of(root, "red hair"), "replace"))
+    assert (paths.images / "photo.cr2").is_file()
+    assert paths.exclusions.is_file()
+    assert contents(root)["log.txt"] == "red hair"
+
+
 def test_replacing_removes_and_continuing_goes_on(root: Path) -> None:
     begin(root, run_of(root, "purple hair"))
     begin(root, numbered(run_of(root, "blue hair"), "continue"))

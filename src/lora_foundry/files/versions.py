@@ -11,10 +11,12 @@ from pathlib import Path
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, remove_file, remove_tree, storage_errors, write_model
-from lora_foundry.files.training_set import list_set
+from lora_foundry.files.training_set import list_set, was_cut
 
-# Written aside and renamed, never changed in place: a second name costs nothing. Everything else is copied.
-_LINKED = (".png", ".jpg", ".jpeg", ".webp", ".safetensors")
+# What the stages write aside and rename, and nobody else changes: a second name of such a file costs nothing. Everything
+# else is copied, the pictures of the set above all: whoever edits one of them in place means the version at hand.
+_LINKED = frozenset({"training", "evaluation", "rounds", "rejected", "regularisation"})
+_LARGE = (".png", ".safetensors")
 
 
 def current_run(root: Path) -> Run | None:
@@ -78,22 +80,23 @@ def make_room(paths: RunPaths, run: Run) -> None:
             remove_tree(aside)
         aside.mkdir(parents=True)
         for entry in _entries(paths):
-            _keep(entry, aside / entry.name)
+            _keep(entry, aside / entry.name, linked=entry.name in _LINKED)
         write_model(aside / paths.run_file.name, earlier.model_copy(update={"dataset_dir": kept}))
         aside.rename(kept)
 
 
 def _remove_drawn(paths: RunPaths) -> set[Path]:
-    """Removes the pictures that were drawn, with their captions; returns the folders of a person's own pictures and
-    masks, which nothing here removes. None where there are no own pictures."""
+    """Removes the pictures that were drawn or cut, with their captions; returns what is a person's and stays: the folders
+    of their pictures and masks, and which of these they have thrown out. Nothing where no file of theirs is there."""
     listed = list_set(paths)
-    if not listed.own:
+    if not listed.own and not listed.left_out:
         return set()
     for picture in listed.pictures:
-        if picture.generated:
-            for file in (picture.path, *picture.captions):
+        if picture.generated or was_cut(picture):
+            masks = [picture.mask] if picture.crop and picture.mask else []
+            for file in (picture.path, *picture.captions, *masks):
                 remove_file(file)
-    return {paths.images, paths.masks}
+    return {paths.images, paths.masks, paths.exclusions}
 
 
 def _entries(paths: RunPaths) -> list[Path]:
@@ -102,14 +105,14 @@ def _entries(paths: RunPaths) -> list[Path]:
     return sorted(entry for entry in paths.root.iterdir() if entry.name not in apart)
 
 
-def _keep(source: Path, target: Path) -> None:
-    """A file or folder under a second name. Links are kept as links."""
+def _keep(source: Path, target: Path, linked: bool) -> None:
+    """A copy of a file or folder; `linked`: large files under a second name. Links are kept as links."""
     if source.is_dir() and not source.is_symlink():
         target.mkdir()
         for entry in source.iterdir():
-            _keep(entry, target / entry.name)
+            _keep(entry, target / entry.name, linked)
         return
-    if source.suffix.lower() in _LINKED and not source.is_symlink():
+    if linked and source.suffix.lower() in _LARGE and not source.is_symlink():
         try:
             os.link(source, target)
             return
