@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.family import FamilyModel
-from lora_foundry.trainer.data import Batch
+from lora_foundry.families._shared.family import Batch, FamilyModel
 
 _WARM = 3  # times a shape is computed first: libraries choose their ways and take their memory then
 _MOST = 6  # shapes that are recorded: each takes time to record and memory to keep

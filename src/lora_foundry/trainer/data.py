@@ -15,24 +15,12 @@ from torch.nn import functional
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
-from lora_foundry.families._shared.prompts import Condition
+from lora_foundry.families._shared.family import Batch
 from lora_foundry.ports import TrainingImage
 from lora_foundry.trainer.caches import CaptionCache
 from lora_foundry.trainer.images import BucketSize, bucket_size, commonest_bucket_size, read_mask
 
 _LEVELS = 6  # of multi-resolution noise, as in sd-scripts
-
-
-class Batch(NamedTuple):
-    """Samples that are computed at once (a micro-batch): latents and noise (n, c, h, w), the captions' condition,
-    timesteps (n,) in 0..1; mask (n, 1, h, w) in 0..1 and weights (n,) only where the settings ask for them."""
-
-    latents: Tensor
-    condition: Condition
-    noise: Tensor
-    timesteps: Tensor
-    mask: Tensor | None
-    weights: Tensor | None
 
 
 class Sample(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.family import FamilyModel
+from lora_foundry.families._shared.family import Batch, FamilyModel
 from lora_foundry.files import storage
 from lora_foundry.files.paths import VALIDATION_LOSS, training_sample
 from lora_foundry.ports import TrainingJob
@@ -76,15 +76,14 @@ class Previews:
             noise = torch.randn(count, *latent.shape, generator=torch.Generator().manual_seed(seed))
             condition = self._dataset.captions.one(self._job.images[index].caption)
             mask = self._dataset.mask(index, latent)
-            losses.append(
-                self._model.losses(
-                    latent.expand(count, *latent.shape),
-                    self._model.stack([condition] * count),
-                    noise,
-                    torch.tensor(TIMESTEPS),
-                    None if mask is None else mask.expand(count, *mask.shape),
-                ).mean()
+            batch = Batch(
+                latent.expand(count, *latent.shape),
+                self._model.stack([condition] * count),
+                noise,
+                torch.tensor(TIMESTEPS),
+                None if mask is None else mask.expand(count, *mask.shape),
             )
+            losses.append(self._model.losses(batch).mean())
         return float(torch.stack(losses).mean())
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.family import FamilyModel
-from lora_foundry.trainer.data import Batch, TrainingDataset
+from lora_foundry.families._shared.family import Batch, FamilyModel
+from lora_foundry.trainer.data import TrainingDataset
 from lora_foundry.trainer.optimizers import set_rate
 from lora_foundry.trainer.schedule import rate_factor
 from lora_foundry.trainer.state import TrainState
@@ -30,7 +30,7 @@ class ForwardBackward:
 
     def __call__(self, batch: Batch) -> Tensor:
         """The micro-batch's share of the step's mean loss, on the device."""
-        each = self.model.losses(batch.latents, batch.condition, batch.noise, batch.timesteps, batch.mask)
+        each = self.model.losses(batch)
         if batch.weights is not None:
             each = each * batch.weights.to(each.device, non_blocking=True)
         loss = each.sum() / self.samples

@@ -25,13 +25,8 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.devices import (
-    choose_dtype,
-    find_device,
-    freed_memory_kept,
-    use_available_cores,
-)
-from lora_foundry.families._shared.family import FamilyModel, load_family
+from lora_foundry.families._shared.devices import find_device, freed_memory_kept, use_available_cores
+from lora_foundry.families._shared.family import Batch, FamilyModel, load_family
 from lora_foundry.files import storage
 from lora_foundry.files.hashing import readable_hash
 from lora_foundry.files.images import picture_size
@@ -47,7 +42,6 @@ from lora_foundry.ports import ProgressCallback, TrainingJob
 from lora_foundry.trainer.caches import CaptionCache, DeviceCache, TensorFile, cache_latents, latent_name
 from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.trainer.data import (
-    Batch,
     NoiseSampler,
     TrainingDataset,
     derive_seed,
@@ -167,8 +161,7 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     dataset = _make_dataset(job, base, model, device, hashes, held_out, reporter)
     targets = model.lora_targets(settings)
     adapter = Adapter(model.networks, targets, settings, derive_seed(settings.seed, "lora"))
-    dtype = choose_dtype(settings.precision, device)
-    twins = adapter.keep_half_copies(dtype)
+    twins = adapter.keep_half_copies(model.dtype)
     for network in model.networks.values():
         fuse(network, NAME, twins)
     if settings.start_from:
@@ -176,7 +169,7 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     state = TrainState(
         adapter,
         build_optimizer(settings, adapter),
-        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        torch.amp.GradScaler(device.type, enabled=model.dtype == torch.float16),
         EMA(adapter, settings.ema) if settings.ema else None,
     )
     previews = Previews(model, dataset, state, job, held_out)

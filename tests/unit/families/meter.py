@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.family import load_family
+from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.loading import loader_of
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.trainer.lora import Adapter
@@ -117,6 +117,6 @@ def step_bytes(
         known = [*model.network.parameters(), *model.network.buffers(), *condition.values(), latents]
         known += [buffer.grad for buffer in adapter.buffers.values() if buffer.grad is not None]
         with fused_attention(patch), Meter(iter(known)) as meter:
-            positions = torch.full((settings.batch_size,), 0.5)
-            model.losses(latents, condition, latents, positions).sum().backward()
+            timesteps = torch.full((settings.batch_size,), 0.5)
+            model.losses(Batch(latents, condition, latents, timesteps)).sum().backward()
         return weights + gradients, meter.peak

@@ -15,7 +15,7 @@ from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.family import load_family
+from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from tests.unit.trainer import tiny_bases
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_the_librarys_pipeline_and_scheduler(base: Base, pip
     assert torch.allclose(condition["text"], embeds, atol=1e-5)
 
     positions, noise = torch.tensor([0.2, 0.7]), torch.randn_like(latents)
-    mine = model.losses(latents, condition, noise, positions)
+    mine = model.losses(Batch(latents, condition, noise, positions))
     count = latents.shape[-2] * latents.shape[-1]
     sigma = torch.sigmoid(torch.distributions.Normal(0.0, 1.0).icdf(positions))
     mu = 0.5 + (1.15 - 0.5) * (count - 256) / (4096 - 256)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.family import load_family
+from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer import cuda_graphs, trainer
 from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
-from lora_foundry.trainer.data import Batch
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError
+from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.inspect import Base
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.trainer import memory, trainer
@@ -54,10 +55,10 @@ class Small(ToyModel):
         super().__init__(settings)
         self._saving = settings.gradient_checkpointing
 
-    def losses(self, latents: Tensor, *others: Any) -> Tensor:
-        if len(latents) > self.holds or not self._saving:
+    def losses(self, batch: Batch) -> Tensor:
+        if len(batch.latents) > self.holds or not self._saving:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().losses(latents, *others)
+        return super().losses(batch)
 
 
 @pytest.fixture
@@ -172,10 +173,10 @@ def test_the_loop_reports_a_slow_step_in_the_log(
     now, calls = [0.0], [0]
 
     class Slow(ToyModel):
-        def losses(self, *arguments: Any) -> Tensor:
+        def losses(self, batch: Batch) -> Tensor:
             calls[0] += 1
             now[0] += 10.0 if calls[0] > 7 else 1.0
-            return super().losses(*arguments)
+            return super().losses(batch)
 
     toy[0] = Slow
     monkeypatch.setattr(trainer, "Loop", lambda *given: Loop(*given, clock=lambda: now[0]))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.diffusion import mean_error
+from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.targets import DENOISER, KOHYA, Target
 
@@ -49,6 +50,7 @@ class ToyModel:
 
     side_multiple = 8
     recordable = False
+    dtype = torch.float32
     file_format = KOHYA
 
     def __init__(self, settings: TrainSection) -> None:
@@ -82,17 +84,11 @@ class ToyModel:
     def export_name(self, target: Target) -> str:
         return f"lora_{target.part}_{target.module}"
 
-    def losses(
-        self,
-        latents: Tensor,
-        condition: Condition,
-        noise: Tensor,
-        positions: Tensor,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        share = positions.view(-1, 1, 1, 1)
-        answer = self.network((1 - share) * latents + share * noise, condition["text"])
-        return mean_error((answer - noise).square(), mask)
+    def losses(self, batch: Batch) -> Tensor:
+        share = batch.timesteps.view(-1, 1, 1, 1)
+        noised = (1 - share) * batch.latents + share * batch.noise
+        answer = self.network(noised, batch.condition["text"])
+        return mean_error((answer - batch.noise).square(), batch.mask)
 
     def draw(
         self, conditions: Sequence[Condition], frame: tuple[int, int], seed: int, steps: int, cfg: float

@@ -174,7 +174,8 @@ class MachineSettings(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp16",
         description="Type of the frozen base while training; "
-        "LoRA weights are always fp32. A CPU computes fp16 as fp32.",
+        "LoRA weights are always fp32. A CPU computes fp16 as fp32, and a flow-matching base, which leaves its range, "
+        "as bf16.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     cuda_graphs: bool = Field(

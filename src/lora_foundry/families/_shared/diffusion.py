@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,22 @@ from lora_foundry.errors import BaseModelError
 _LEAST_SHOWN = 0.01  # a mask that shows next to nothing must not blow up the loss
 _EDGE = 1 - 1e-6  # the normal law's ends lie at infinity
 PREDICTIONS = ("epsilon", "v_prediction")
+
+
+class Process(Protocol):
+    """How a base's latents are noised. `levels` (n,) is how far each is, as the base's own network is told it."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+        """The noised latents that the network sees."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+        """What the network is to answer."""
+        ...
+
+    def weights(self, levels: Tensor) -> Tensor:
+        """How much each sample counts (n,)."""
+        ...
 
 
 class NoiseProcess:
@@ -63,14 +79,25 @@ class NoiseProcess:
 
 class FlowProcess:
     """A straight line from picture to noise (rectified flow). How far along it a sample lies follows the logit-normal
-    law (Esser et al. 2024), moved towards noise by the `shift` that the base was made with."""
+    law (Esser et al. 2024), moved towards noise by the shift that the base was made with: a fixed one, or one that grows
+    with the picture."""
 
-    def __init__(self, shift: float) -> None:
-        self.shift = shift
+    def __init__(self, scheduler: Mapping[str, Any]) -> None:
+        self._scheduler = scheduler
 
-    def noise_shares(self, positions: Tensor, shift: float | None = None) -> Tensor:
-        """Positions in 0..1 (n,), evenly spread, as shares of noise in 0..1; `shift` in the place of the base's own."""
-        shift = self.shift if shift is None else shift
+    def shift(self, tokens: int) -> float:
+        """The shift for a picture of so many tokens: e^mu, mu on a line between the scheduler's two sizes (Esser et al.
+        2024), or the fixed one."""
+        config = self._scheduler
+        if not config.get("use_dynamic_shifting"):
+            return float(config.get("shift", 1.0))
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return math.exp(least + (most - least) * (tokens - low) / (high - low))
+
+    def noise_shares(self, positions: Tensor, tokens: int) -> Tensor:
+        """Positions in 0..1 (n,), evenly spread, as shares of noise in 0..1, for pictures of so many tokens."""
+        shift = self.shift(tokens)
         normal = math.sqrt(2) * torch.erfinv((2 * positions - 1).clamp(-_EDGE, _EDGE))
         share = torch.sigmoid(normal)
         return shift * share / (1 + (shift - 1) * share)
@@ -80,6 +107,16 @@ class FlowProcess:
         """The noised latents that the network sees."""
         share = shares.view(-1, 1, 1, 1)
         return (1 - share) * latents + share * noise
+
+    @staticmethod
+    def target(latents: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
+        """The line's direction, towards noise."""
+        return noise - latents
+
+    @staticmethod
+    def weights(shares: Tensor) -> Tensor:
+        """All count alike: the law of the shares weighs them."""
+        return torch.ones_like(shares)
 
 
 def snr_weights(snr: Tensor, prediction: str, gamma: float) -> Tensor:

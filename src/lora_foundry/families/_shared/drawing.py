@@ -16,7 +16,7 @@ from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.loading import denoiser
+from lora_foundry.families._shared.loading import denoiser, loader_of
 from lora_foundry.families._shared.prompts import Prompts
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.files.images import load_picture
@@ -48,7 +48,7 @@ class Guide(ABC):
         """Leaves the pipeline as it was; nothing to do where it was not changed."""
 
 
-class Drawing(ABC):
+class Drawing:
     """A family's pipeline, ready to draw."""
 
     one_length = True
@@ -74,9 +74,9 @@ class Drawing(ABC):
         shape = (1, self.network.config.in_channels, shot.height // scale, shot.width // scale)
         return torch.randn(shape, generator=generator)
 
-    @abstractmethod
     def options(self, shot: Shot) -> dict[str, Any]:
         """The pipeline's arguments beside prompts, noise, size and steps."""
+        return {"guidance_scale": loader_of(self.base).guidance(shot.cfg)}
 
     def latent_type(self) -> torch.dtype:
         """The type in which the pipeline wants its noise."""

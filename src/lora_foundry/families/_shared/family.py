@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from PIL import Image
@@ -17,11 +17,27 @@ from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.targets import FileFormat, Target
 
 
+class Batch(NamedTuple):
+    """Samples that are computed at once (a micro-batch): latents and noise (n, c, h, w), the captions' condition, and the
+    timesteps (n,), which say in 0..1 how far each is noised; mask (n, 1, h, w) in 0..1, what of each counts, and weights
+    (n,), how much each counts, only where the settings ask for them."""
+
+    latents: Tensor
+    condition: Condition
+    noise: Tensor
+    timesteps: Tensor
+    mask: Tensor | None = None
+    weights: Tensor | None = None
+
+
 class FamilyModel(Protocol):
     """A loaded, frozen base, as the trainer uses it."""
 
     network: nn.Module
     """The denoiser."""
+
+    dtype: torch.dtype
+    """The type that the denoiser computes in on its device, which need not be the one that the recipe names."""
 
     side_multiple: int
     """Picture sides must be multiples of this."""
@@ -63,16 +79,8 @@ class FamilyModel(Protocol):
         """The name by which ComfyUI and diffusers both find this module."""
         ...
 
-    def losses(
-        self,
-        latents: Tensor,
-        condition: Condition,
-        noise: Tensor,
-        positions: Tensor,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """The weighted loss of each sample (n,), where `positions` in 0..1 says how far each is noised and `mask`
-        (n, 1, h, w) what of it counts."""
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each sample (n,), weighted by its noise level; the batch's own weights are the trainer's."""
         ...
 
     def draw(

@@ -1,9 +1,51 @@
-"""What the flow-matching families have in common before anything is loaded: settings that mean nothing to them."""
+"""What the flow-matching families have in common, as the trainer wants it: latents on a straight line to noise, a
+transformer on patches of them, and settings that mean nothing to any of them."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.devices import choose_dtype
+from lora_foundry.families._shared.diffusion import FlowProcess
+from lora_foundry.families._shared.frozen import FrozenModel
+from lora_foundry.families._shared.loading import brain_precision
+
+
+class FlowModel(FrozenModel):
+    """A flow-matching base, frozen (`FamilyModel`). A family's own class says how its transformer is asked (`_predict`)
+    and what its files say of it (`metadata`)."""
+
+    words: str
+    """The family's name in sentences."""
+
+    patch = 2
+    """Latents that a token's side stands for."""
+
+    def __init__(self, base: Base, settings: TrainSection, device: torch.device) -> None:
+        """Raises InputError for settings that mean nothing here."""
+        refuse_unet_settings(settings, self.words)
+        super().__init__(base, settings, device)
+        self.side_multiple = self._parts.vae_scale_factor * self.patch
+        self._process: FlowProcess = FlowProcess(self._parts.scheduler_config)
+
+    @staticmethod
+    def _compute_type(precision: str, device: torch.device) -> torch.dtype:
+        """The activations of these transformers overflow fp16: where a recipe names it, and where an older GPU would take
+        it for bf16, they compute as they are drawn with."""
+        dtype = choose_dtype(precision, device)
+        return brain_precision(device) if dtype == torch.float16 else dtype
+
+    def _levels(self, timesteps: Tensor, latents: Tensor) -> Tensor:
+        return self._process.noise_shares(timesteps, self._tokens(latents))
+
+    def _tokens(self, latents: Tensor) -> int:
+        """How many tokens a picture is to the transformer."""
+        high, wide = latents.shape[-2:]
+        return high * wide // self.patch**2
 
 
 def refuse_unet_settings(settings: TrainSection, name: str) -> None:

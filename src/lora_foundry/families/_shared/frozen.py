@@ -4,6 +4,7 @@ then let go of, and which draws pictures while its network learns."""
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.adapter import merge_adapter
 from lora_foundry.families._shared.base import Base, check_trainable
 from lora_foundry.families._shared.devices import choose_dtype, freed_memory_kept
+from lora_foundry.families._shared.diffusion import Process, mean_error
+from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.loading import loader_of, quiet_libraries
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.families._shared.prompts import Condition, Prompts, stack_conditions
@@ -30,11 +33,12 @@ _ENCODED_ON_CPU = 1 << 16  # pixels at once: with more, pictures push each other
 _log = logging.getLogger(__name__)
 
 
-class FrozenModel:
+class FrozenModel(ABC):
     """A base on its device, frozen; the part of `FamilyModel` that no family does otherwise. Each part is loaded at
     its first use: none that the caches make needless, and the denoiser after the encoders were let go."""
 
     recordable = False
+    _process: Process
 
     def __init__(
         self, base: Base, settings: TrainSection, device: torch.device, storage: torch.dtype | None = None
@@ -42,13 +46,18 @@ class FrozenModel:
         """`storage`: the type in which the network's weights are kept, if not the one it computes in."""
         check_trainable(base, settings)
         self._device, self._settings = device, settings
-        self._dtype = choose_dtype(settings.precision, device)
-        self._storage = storage or self._dtype
+        self.dtype = self._compute_type(settings.precision, device)
+        self._storage = storage or self.dtype
         self._base = base
         self._parts = Parts(base, self._storage, loader_of(base).encoding(device))
         self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
         self._tile = 0  # pixels a side of the VAE's tiles; 0: none
+
+    @staticmethod
+    def _compute_type(precision: str, device: torch.device) -> torch.dtype:
+        """The type that the network computes in where the recipe names `precision`."""
+        return choose_dtype(precision, device)
 
     @cached_property
     def network(self) -> nn.Module:
@@ -82,9 +91,31 @@ class FrozenModel:
         prompts: Prompts = family_part(self._base.family, "prompts").make_prompts(pipeline, self._base)
         return prompts
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Squared error of the network's answer, in fp32, weighted by noise level."""
+        latents, noise = batch.latents.to(self._device), batch.noise.to(self._device)
+        levels = self._levels(batch.timesteps.to(self._device), latents)
+        noised = self._process.add_noise(latents, noise, levels).to(self.dtype)
+        answer = self._predict(noised, levels, batch.condition)
+        error = (answer.float() - self._process.target(latents, noise, levels)).square()
+        return mean_error(error, batch.mask) * self._process.weights(levels)
+
+    @abstractmethod
+    def _levels(self, timesteps: Tensor, latents: Tensor) -> Tensor:
+        """Timesteps in 0..1 (n,) as the noise levels of `_process`."""
+
+    @abstractmethod
+    def _predict(self, noised: Tensor, levels: Tensor, condition: Condition) -> Tensor:
+        """What the network answers (n, c, h, w), in the sense of the process's target."""
+
     @property
     def _vae(self) -> Any:
         return self._parts.vae.to(self._device)
+
+    def lora_targets(self, settings: TrainSection) -> list[Target]:
+        """The denoiser's layers that get a LoRA. Raises InputError where the settings name none."""
+        found: list[Target] = family_part(self._base.family, "names").lora_targets(self.network, settings)
+        return found
 
     @property
     def file_format(self) -> FileFormat:
@@ -167,7 +198,7 @@ class FrozenModel:
         """Pictures of `frame` with the network as it stands, one a condition; the first condition is the negative
         one, and of the empty prompt."""
         moved = [
-            {name: tensor.to(self._device, self._dtype) for name, tensor in condition.items()}
+            {name: tensor.to(self._device, self.dtype) for name, tensor in condition.items()}
             for condition in conditions
         ]
         count = len(moved) - 1
@@ -183,7 +214,7 @@ class FrozenModel:
                     width=frame[0],
                     height=frame[1],
                     num_inference_steps=steps,
-                    guidance_scale=cfg,
+                    guidance_scale=loader_of(self._base).guidance(cfg),
                     output_type="latent",
                 ).images
         finally:
@@ -208,7 +239,7 @@ class FrozenModel:
         return tree_map_only(Tensor, self._cast, args), tree_map_only(Tensor, self._cast, kwargs)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
 def use_tiles(vae: Any, side: int, scale: int) -> None:

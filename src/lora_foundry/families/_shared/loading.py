@@ -21,7 +21,7 @@ import torch
 
 from lora_foundry.errors import BaseModelError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.devices import choose_dtype
+from lora_foundry.families._shared.devices import choose_dtype, cuda_has_bf16
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.tensors import has_scales, read_tensors
 
@@ -47,7 +47,7 @@ def brain_precision(device: torch.device) -> torch.dtype:
     """bf16 for networks whose activations overflow fp16, fp32 where the device does not know bf16 or is a CPU."""
     if device.type == "cpu":
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and not cuda_has_bf16():
         return torch.float32
     return torch.bfloat16
 
@@ -61,7 +61,8 @@ def full_precision(device: torch.device) -> torch.dtype:
 class Loader:
     """What is special about loading a family: the classes of pipeline and denoiser in diffusers, the denoiser's name
     in the pipeline, our configurations for files, the parts that nobody needs, what is told to the scheduler, the
-    tokenizers that files do not contain, and the types in which pictures are drawn and texts encoded for training."""
+    tokenizers that files do not contain, the types in which pictures are drawn and texts encoded for training, and what
+    the pipeline's guidance scale is where it means none (cfg means none at 1)."""
 
     pipeline: str
     denoiser: str
@@ -78,6 +79,11 @@ class Loader:
     tokenizers: Callable[[Base], dict[str, Any]] = _nothing
     drawing: Callable[[torch.device], torch.dtype] = half_precision
     encoding: Callable[[torch.device], torch.dtype] = full_precision
+    no_guidance: float = 1.0
+
+    def guidance(self, cfg: float) -> float:
+        """The pipeline's guidance scale for a recipe's cfg."""
+        return cfg - (1.0 - self.no_guidance)
 
     def configuration(self, base: Base) -> Path:
         """The folder with the base's configurations: its own, or ours for a file."""

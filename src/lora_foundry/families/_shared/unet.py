@@ -1,5 +1,5 @@
 """What the families with a UNet (Stable Diffusion, SDXL) have in common, as the trainer wants it: the modules that
-get a LoRA with kohya's names for them, and the loss."""
+get a LoRA, the noise schedule, and how the UNet is asked."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.cpu_layers import lighten
-from lora_foundry.families._shared.diffusion import NoiseProcess, mean_error
+from lora_foundry.families._shared.diffusion import NoiseProcess
 from lora_foundry.families._shared.frozen import FrozenModel
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.targets import Target
-from lora_foundry.families._shared.unet_targets import TEXT_TARGETS, unet_targets
+from lora_foundry.families._shared.unet_targets import TEXT_TARGETS
 
 _SMALL_SAMPLE = 32
 
@@ -41,16 +41,18 @@ class UnetModel(FrozenModel):
         super().__init__(base, settings, device, storage=torch.bfloat16 if halved else None)
         blocks = len(self._parts.denoiser_config["block_out_channels"])
         self.side_multiple = self._parts.vae_scale_factor * 2 ** (blocks - 1)
-        self._process = NoiseProcess(self._parts.scheduler_config, settings.min_snr_gamma, device)
+        self._process: NoiseProcess = NoiseProcess(
+            self._parts.scheduler_config, settings.min_snr_gamma, device
+        )
 
     @cached_property
     def network(self) -> nn.Module:
         """The UNet."""
         unet: Any = super().network
-        if self._device.type == "cpu" and self._dtype == torch.float32:
+        if self._device.type == "cpu" and self.dtype == torch.float32:
             lighten(unet)
         small = self._parts.denoiser_config["sample_size"] <= _SMALL_SAMPLE
-        if self._device.type == "cpu" and self._dtype != torch.float32 and small:
+        if self._device.type == "cpu" and self.dtype != torch.float32 and small:
             from diffusers.models.attention_processor import AttnProcessor
 
             # torch's fused attention is slow backwards in bf16 on a CPU, and saves memory only for large pictures.
@@ -59,9 +61,9 @@ class UnetModel(FrozenModel):
         return module
 
     def lora_targets(self, settings: TrainSection) -> list[Target]:
-        """Layers of the attention blocks whose names belong to `targets`, convolutions and text encoders where the
-        settings ask for them. Raises InputError where that is none."""
-        found = unet_targets(self.network, settings)
+        """The UNet's layers, and those of the text encoders where the settings ask for them. Raises InputError where
+        they name none."""
+        found = super().lora_targets(settings)
         if settings.text_encoder_rate > 0:
             for part, encoder in self._prompts.encoders.items():
                 found += [
@@ -71,25 +73,12 @@ class UnetModel(FrozenModel):
                 ]
         return found
 
-    def losses(
-        self,
-        latents: Tensor,
-        condition: Condition,
-        noise: Tensor,
-        positions: Tensor,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Squared error of the UNet's answer, in fp32, weighted by noise level."""
-        latents, noise = latents.to(self._device), noise.to(self._device)
-        timesteps = self._process.timesteps(positions.to(self._device))
-        noised = self._process.add_noise(latents, noise, timesteps).to(self._dtype)
-        answer = self._predict(noised, timesteps, condition)
-        error = (answer.float() - self._process.target(latents, noise, timesteps)).square()
-        return mean_error(error, mask) * self._process.weights(timesteps)
+    def _levels(self, timesteps: Tensor, latents: Tensor) -> Tensor:
+        return self._process.timesteps(timesteps)
 
-    def _predict(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        text = condition["text"].to(self._device, self._dtype)
-        answer: Tensor = self.network(noised, timesteps, text, return_dict=False)[0]
+    def _predict(self, noised: Tensor, levels: Tensor, condition: Condition) -> Tensor:
+        text = condition["text"].to(self._device, self.dtype)
+        answer: Tensor = self.network(noised, levels, text, return_dict=False)[0]
         return answer
 
     def metadata(self) -> dict[str, str]:

@@ -14,4 +14,4 @@ class UnetDrawing(Drawing):
     def options(self, shot: Shot) -> dict[str, Any]:
         """A fresh sampler is put into the pipeline, since some keep a state."""
         self.pipeline.scheduler = make_scheduler(self._schedule, shot.sampler, shot.scheduler)
-        return {"guidance_scale": shot.cfg, "guidance_rescale": self._section.guidance_rescale}
+        return super().options(shot) | {"guidance_rescale": self._section.guidance_rescale}

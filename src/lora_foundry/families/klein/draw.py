@@ -24,10 +24,6 @@ class Drawing(drawing.Drawing):
         shape = (1, self.network.config.in_channels, shot.height // side, shot.width // side)
         return torch.randn(shape, generator=generator)
 
-    def options(self, shot: Shot) -> dict[str, Any]:
-        """The distilled model takes no notice of the guidance scale."""
-        return {"guidance_scale": shot.cfg}
-
     def decode(self, latents: Tensor) -> Tensor:
         """The pipeline has taken the normalisation back already."""
         vae = self.pipeline.vae

@@ -25,18 +25,18 @@ class Model(UnetModel):
         self._scale = self._parts.vae_scale_factor
         self._sizes: dict[tuple[int, int], Tensor] = {}  # on the device, by the picture's height and width
 
-    def _predict(self, noised: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    def _predict(self, noised: Tensor, levels: Tensor, condition: Condition) -> Tensor:
         """The picture counts as made in the size it is trained at, uncut, as the generator says it."""
         high, wide = noised.shape[-2] * self._scale, noised.shape[-1] * self._scale
         if (high, wide) not in self._sizes:
-            sizes = torch.tensor([high, wide, 0, 0, high, wide], dtype=self._dtype)
+            sizes = torch.tensor([high, wide, 0, 0, high, wide], dtype=self.dtype)
             self._sizes[high, wide] = sizes.to(self._device)
         answer: Tensor = self.network(
             noised,
-            timesteps,
-            condition["text"].to(self._device, self._dtype),
+            levels,
+            condition["text"].to(self._device, self.dtype),
             added_cond_kwargs={
-                "text_embeds": condition["pooled"].to(self._device, self._dtype),
+                "text_embeds": condition["pooled"].to(self._device, self.dtype),
                 "time_ids": self._sizes[high, wide].expand(len(noised), -1),
             },
             return_dict=False,

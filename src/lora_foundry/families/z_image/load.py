@@ -24,4 +24,5 @@ LOADER = Loader(
     tokenizers=_tokenizers,
     drawing=brain_precision,
     encoding=brain_precision,
+    no_guidance=0.0,
 )
