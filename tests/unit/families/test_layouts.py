@@ -19,7 +19,7 @@ SD = ("model.diffusion_model.input_blocks.0.0.bias", "first_stage_model.decoder.
 SDXL = ("model.diffusion_model.input_blocks.0.0.bias", "model.diffusion_model.label_emb.0.0.weight",
         "first_stage_model.decoder.conv_in.bias", "conditioner.embedders.0.transformer.text_model.x",
         "conditioner.embedders.1.model.ln_final.weight")  # fmt: skip
-Z_IMAGE = ("noise_refiner.0.attention.q_norm.weight", "layers.0.feed_forward.w2.weight")
+Z_IMAGE = {"noise_refiner.0.attention.q_norm.weight": (1,), "layers.0.feed_forward.w2.weight": (3840, 1)}
 
 
 def file(path: Path, *keys: str, **shaped: tuple[int, ...]) -> Path:
@@ -45,7 +45,7 @@ def comfyui(root: Path, *, vae: bool = True, text: bool = True, name: str = "z_i
     # What else lies there must not be taken for them.
     file(root / "text_encoders" / "t5xxl_fp16.safetensors", "encoder.block.0.layer.0.SelfAttention.q.weight")
     file(root / "vae" / "sdxl_vae.safetensors", **{"decoder.conv_in.weight": (2, 4, 1, 1)})
-    return file(root / "diffusion_models" / f"{name}.safetensors", *Z_IMAGE)
+    return file(root / "diffusion_models" / f"{name}.safetensors", **Z_IMAGE)
 
 
 def klein(root: Path, name: str = "flux-2-klein-base-4b") -> Path:
@@ -110,6 +110,17 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], tuple[str, str, bool] | str]] =
     "z-image turbo in comfyui's folders": (
         lambda p: comfyui(p, name="z_image_turbo_bf16"), ("z_image", "split", True),
     ),
+    "z-image whose distillation was taken back": (
+        lambda p: comfyui(p, name="z_image_de-turbo"), ("z_image", "split", False),
+    ),
+    "lumina 2": (
+        lambda p: file(p / "a.safetensors", **Z_IMAGE | {"layers.0.feed_forward.w2.weight": (2304, 1)}),
+        "a Lumina 2 model",
+    ),
+    "a part of z-image": (
+        lambda p: file(p / "a.safetensors", "noise_refiner.0.attention.q_norm.weight"),
+        "a Z-Image transformer of a size that is not known, or a part of one",
+    ),
     "z-image without its text encoder": (
         lambda p: comfyui(p, text=False),
         r"a Z-Image transformer alone, and its text encoder is in none of .*put qwen_3_4b\.safetensors there, or name it "
@@ -138,7 +149,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], tuple[str, str, bool] | str]] =
         lambda p: file(p / "a.safetensors", *SDXL, "model.diffusion_model.x.weight.quant_state.bitsandbytes__nf4"),
         r"weights in NF4 \(bitsandbytes\), which cannot be read back exactly; get the bf16, fp16 or fp8 version",
     ),
-    "nvfp4": (lambda p: file(p / "a.safetensors", *Z_IMAGE, "layers.0.x.weight_scale_2"), "weights in NVFP4"),
+    "nvfp4": (lambda p: file(p / "a.safetensors", "layers.0.x.weight_scale_2", **Z_IMAGE), "weights in NVFP4"),
     "flux.1": (lambda p: file(p / "a.safetensors", "double_blocks.0.img_attn.qkv.weight"), "a Flux.1 or Chroma model"),
     "an empty folder": (lambda p: (p / "x").mkdir() or p / "x", r"no diffusers model folder \(it has no model_index\.json\)"),
 }  # fmt: skip

@@ -1,10 +1,11 @@
 """Tiny bases with random weights in the layout of the real ones: SDXL as a folder and as one checkpoint file, Stable
-Diffusion 2.x, and Z-Image with a language model of two layers."""
+Diffusion 2.x, and Z-Image and FLUX.2 Klein as folders and as ComfyUI's split files."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def klein_folder(folder: Path, distilled: bool = False) -> Path:
         )
     )  # fmt: skip
     network = Flux2Transformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        in_channels=128, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
     for (
@@ -189,7 +190,7 @@ def klein_folder(folder: Path, distilled: bool = False) -> Path:
     ) in network.parameters():  # random weights of the usual size hardly listen to prompt and reference
         tensor.data.mul_(3 if tensor.ndim > 1 else 1)
     coder = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=8, sample_size=64, latent_channels=4,
+        block_out_channels=(8, 8, 16, 16), layers_per_block=2, norm_num_groups=8, sample_size=64, latent_channels=32,
     )  # fmt: skip
     coder.bn.running_mean.normal_(0, 0.1)
     coder.bn.running_var.uniform_(0.5, 1.5)
@@ -202,3 +203,93 @@ def klein_folder(folder: Path, distilled: bool = False) -> Path:
             vae=coder, text_encoder=text, tokenizer=words, transformer=network, is_distilled=distilled,
         ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def split_files(folder: Path, root: Path, name: str, transformer: dict[str, Tensor]) -> Path:
+    """A folder's weights as ComfyUI keeps them: `transformer` under its own names, VAE and language model beside it, in
+    folders below `root`. Returns the transformer's file."""
+    files = {f"diffusion_models/{name}.safetensors": transformer}
+    coder = read_part(folder, "vae")
+    named = {vae_name(key).removeprefix("first_stage_model."): value for key, value in coder.items()}
+    files["vae/any.safetensors"] = {
+        # The original's attention is made of convolutions.
+        key: value[:, :, None, None] if ".attn_1." in key and value.ndim == 2 else value
+        for key, value in named.items()
+    }
+    text = read_part(folder, "text_encoder")
+    files["text_encoders/any.safetensors"] = {
+        key if key.startswith("model.") else f"model.{key}": value
+        for key, value in text.items()
+        if key != "lm_head.weight"
+    }
+    for path, tensors in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, root / path)
+    return root / "diffusion_models" / f"{name}.safetensors"
+
+
+def read_part(folder: Path, part: str) -> dict[str, Tensor]:
+    (weights,) = (folder / part).glob("*.safetensors")
+    return load_file(weights)
+
+
+def z_image_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Z-Image's transformer under the names of its own code: one matrix for query, key and value."""
+    renamed = (
+        ("all_final_layer.2-1.", "final_layer."), ("all_x_embedder.2-1.", "x_embedder."),
+        ("attention.to_out.0.", "attention.out."), ("attention.norm_q.", "attention.q_norm."),
+        ("attention.norm_k.", "attention.k_norm."),
+    )  # fmt: skip
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith("attention.to_q.weight"):
+            parts = [tensors[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            named[name.replace("to_q", "qkv")] = torch.cat(parts)
+        elif not name.endswith(("attention.to_k.weight", "attention.to_v.weight")):
+            named[reduce(lambda text, pair: text.replace(*pair), renamed, name)] = tensor
+    return named
+
+
+def klein_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """FLUX.2's transformer under the names of its own code."""
+    fixed = {
+        "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
+        "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+        "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+        "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+        "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+        "single_stream_modulation.linear": "single_stream_modulation.lin",
+    }  # fmt: skip
+    double = {
+        "attn.norm_q": "img_attn.norm.query_norm", "attn.norm_k": "img_attn.norm.key_norm",
+        "attn.to_out.0": "img_attn.proj", "ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2",
+        "attn.norm_added_q": "txt_attn.norm.query_norm", "attn.norm_added_k": "txt_attn.norm.key_norm",
+        "attn.to_add_out": "txt_attn.proj", "ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2",
+    }  # fmt: skip
+    single = {
+        "attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2", "attn.norm_q": "norm.query_norm",
+        "attn.norm_k": "norm.key_norm",
+    }  # fmt: skip
+    fused = {"attn.to_q": ("img_attn.qkv", "to_{}"), "attn.add_q_proj": ("txt_attn.qkv", "add_{}_proj")}
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        place = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", stem)
+        if stem == "norm_out.linear":  # scale and shift stand the other way round
+            named["final_layer.adaLN_modulation.1.weight"] = torch.cat(tensor.chunk(2)[::-1])
+        elif place is None:
+            named[f"{fixed[stem]}.{kind}"] = tensor
+        elif place[1]:
+            own = single[place[3]]
+            named[f"single_blocks.{place[2]}.{own}.{'scale' if 'norm' in own else kind}"] = tensor
+        elif place[3] in fused:
+            own, form = fused[place[3]]
+            parts = [
+                tensors[f"transformer_blocks.{place[2]}.attn.{form.format(letter)}.weight"]
+                for letter in "qkv"
+            ]
+            named[f"double_blocks.{place[2]}.{own}.weight"] = torch.cat(parts)
+        elif place[3] in double:
+            own = double[place[3]]
+            named[f"double_blocks.{place[2]}.{own}.{'scale' if 'norm' in own else kind}"] = tensor
+    return named

@@ -24,9 +24,11 @@ from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import choose_dtype, cuda_has_bf16
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.tensors import has_scales, read_tensors
+from lora_foundry.files.safetensors import read_header
 
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
+_DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # what files may have before its names
 _HUB_SECONDS = 3.0
 _SMALLEST_VOCABULARY = 256
 # What diffusers, transformers and safetensors raise for files that are cut, of other sizes or of another kind: they check
@@ -74,7 +76,6 @@ class Loader:
         None
     )
     text_class: str = ""
-    denoiser_prefixes: tuple[str, ...] = ("model.diffusion_model.", "diffusion_model.")
     scheduler: Callable[[Base], dict[str, Any]] = _nothing
     tokenizers: Callable[[Base], dict[str, Any]] = _nothing
     drawing: Callable[[torch.device], torch.dtype] = half_precision
@@ -203,10 +204,7 @@ def _in_own_layout(kind: Any, loader: Loader, base: Base, tensors: Mapping[str, 
     if base.layout != "split":
         return None
     config = kind.load_config(loader.configuration(base), subfolder=loader.denoiser)
-    plain = dict(tensors)
-    for prefix in loader.denoiser_prefixes:
-        plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
-    network = _with_tensors(kind, config, plain)
+    network = _with_tensors(kind, config, tensors)
     return None if any(tensor.is_meta for tensor in network.parameters()) else network
 
 
@@ -221,10 +219,14 @@ def _with_tensors(kind: Any, config: Mapping[str, Any], tensors: Mapping[str, to
 
 
 def denoiser_tensors(base: Base, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A file's tensors that make up the denoiser, under the names that the library converts."""
-    if base.layout == "split":
-        return read_tensors(base.path, "", dtype)
-    return read_tensors(base.path, loader_of(base).denoiser_prefixes[0], dtype)
+    """A file's tensors that make up the denoiser, under the names that the library converts: of a checkpoint with what
+    stands before them, of a split file without, whether a program has put something there or not."""
+    if base.layout == "file":
+        return read_tensors(base.path, _DENOISER_PREFIXES[0], dtype)
+    names = read_header(base.path).shapes
+    prefix = next((each for each in _DENOISER_PREFIXES if any(name.startswith(each) for name in names)), "")
+    tensors = read_tensors(base.path, prefix, dtype)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def load_vae(base: Base, dtype: torch.dtype) -> Any:

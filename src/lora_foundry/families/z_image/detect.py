@@ -18,12 +18,13 @@ PIPELINES = {"ZImagePipeline": "a Z-Image model"}
 FAMILY = "z_image"
 UNDISTILLED_SHIFT = 6.0  # of the scheduler of Tongyi-MAI/Z-Image; Turbo's is 3
 _UNDISTILLED = re.compile(r"base|undistilled|de-?turbo|z-?_?image( |$)")
-_WIDTH, _LAYERS = 2560, 36  # of Qwen3-4B
+_WIDTH, _LUMINA_WIDTH = 3840, 2304  # of the transformer, and of Lumina 2's, which has the same layers
+_TEXT_WIDTH, _TEXT_LAYERS = 2560, 36  # of Qwen3-4B
 
 NEEDS = (
     PartFile("vae", "VAE", ("vae",), "ae.safetensors", flux_vae),
     PartFile("text_encoder", "text encoder", ("text_encoders", "clip"), "qwen_3_4b.safetensors",
-             lambda header: language_model(header, _WIDTH, _LAYERS)),
+             lambda header: language_model(header, _TEXT_WIDTH, _TEXT_LAYERS)),
 )  # fmt: skip
 
 
@@ -35,16 +36,20 @@ def look(header: Header, name: str) -> Kind | None:
         if any("noise_refiner.0." in key for key in header.shapes):
             return Kind("a Z-Image or Lumina transformer in a layout that is not known")
         return None
-    width = next(shape[0] for key, shape in header.shapes.items() if key.endswith("feed_forward.w2.weight"))
-    caption = next(
-        (shape for key, shape in header.shapes.items() if key.endswith("cap_embedder.1.weight")), ()
-    )
-    if caption and caption[1] == 2304:
+    down = (shape for key, shape in header.shapes.items() if key.endswith("feed_forward.w2.weight"))
+    width = next(down, (0,))[0]
+    if width == _LUMINA_WIDTH:
         return Kind("a Lumina 2 model")
-    if width % 64 and width > 64:
-        return Kind("a Z-Image transformer of a size that is not known")
-    distilled = "turbo" in name.lower()
+    if width != _WIDTH:
+        return Kind("a Z-Image transformer of a size that is not known, or a part of one")
+    distilled = _is_turbo(name)
     return Kind("a Z-Image transformer", FAMILY, "turbo" if distilled else "base", NEEDS, distilled)
+
+
+def _is_turbo(name: str) -> bool:
+    """Whether a name says Turbo; a "de-turbo" has the distillation taken back."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    return "turbo" in plain and "deturbo" not in plain
 
 
 def examine(path: Path, index: Mapping[str, object]) -> Kind | None:
@@ -53,7 +58,7 @@ def examine(path: Path, index: Mapping[str, object]) -> Kind | None:
     hub = path.parent.parent.name  # of a snapshot in the hub's cache
     said = f"{path.name} {hub} {index.get('_name_or_path', '')}".lower()
     shift = float(str(read_json(path / "scheduler" / "scheduler_config.json").get("shift", 0.0)))
-    distilled = "turbo" in said and "deturbo" not in said.replace("-", "")
+    distilled = _is_turbo(said)
     if not distilled and not _UNDISTILLED.search(said):
         distilled = shift < UNDISTILLED_SHIFT
     return Kind(PIPELINES["ZImagePipeline"], FAMILY, distilled=distilled)

@@ -1,0 +1,130 @@
+"""ComfyUI's split files of each family that has them, tiny, all the way: found, loaded, drawn with and trained, with the
+weights and pictures of the diffusers folder that they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lora_foundry.backends.diffusers import DiffusersGenerator
+from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.lora import LoraUse
+from lora_foundry.domain.sections import GenerateSection
+from lora_foundry.families._shared import qwen
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.loading import load_pipeline
+from lora_foundry.families._shared.registry import family_part
+from lora_foundry.ports import TrainingJob
+from lora_foundry.trainer.trainer import InProcessTrainer
+from tests.unit.trainer import tiny_bases
+from tests.unit.trainer.conftest import make_job, pictures  # noqa: F401 - fixtures
+
+pytestmark = pytest.mark.slow
+
+Names = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+# How the folder is made, ComfyUI's names, the file's name and configuration, and the sizes by which files are told.
+FAMILIES: dict[str, tuple[Callable[[Path], Path], Names, str, str, dict[str, int]]] = {
+    "z_image": (
+        tiny_bases.z_image_folder, tiny_bases.z_image_names, "z_image_bf16", "base",
+        {"_WIDTH": 32, "_TEXT_WIDTH": 24, "_TEXT_LAYERS": 2},
+    ),
+    "klein": (
+        tiny_bases.klein_folder, tiny_bases.klein_names, "flux-2-klein-base-4b", "base",
+        {"_WIDTH": 32, "_TEXT_WIDTH": 8, "_TEXT_LAYERS": 28},
+    ),
+}  # fmt: skip
+LAYOUTS: dict[str, Callable[[dict[str, Tensor], Names], dict[str, Tensor]]] = {
+    "as comfyui has it": lambda tensors, names: names(tensors),
+    "as comfyui saves it": lambda tensors, names: {
+        f"model.diffusion_model.{name}": tensor for name, tensor in names(tensors).items()
+    },
+    "with a short prefix": lambda tensors, names: {
+        f"diffusion_model.{name}": tensor for name, tensor in names(tensors).items()
+    },
+    "under diffusers' names": lambda tensors, names: tensors,
+    "with the rest in one file": lambda tensors, names: {
+        "text_encoders.qwen3_4b.model.norm.weight": torch.zeros(3),
+        **{f"model.diffusion_model.{name}": tensor for name, tensor in names(tensors).items()},
+    },
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, FAMILIES[request.param][0](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def split(folder: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Base]:
+    """The folder's weights as split files in a layout; sizes and configurations are those of the tiny model."""
+    family, place = folder
+    _, names, name, configuration, sizes = FAMILIES[family]
+    for constant, value in sizes.items():
+        monkeypatch.setattr(family_part(family, "detect"), constant, value)
+    tiny_bases.configurations(place, tmp_path / "configurations" / configuration)
+    load = family_part(family, "load")
+    monkeypatch.setattr(load, "LOADER", replace(load.LOADER, configurations=tmp_path / "configurations"))
+    monkeypatch.setenv(qwen.VARIABLE, str(place / "tokenizer"))
+
+    def make(layout: str) -> Base:
+        transformer = LAYOUTS[layout](tiny_bases.read_part(place, "transformer"), names)
+        return find_base(str(tiny_bases.split_files(place, tmp_path / "models", name, transformer)))
+
+    return make
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_weight_of_the_folder_is_loaded(
+    folder: tuple[str, Path], split: Callable[[str], Base], layout: str
+) -> None:
+    base = split(layout)
+    assert (base.family, base.layout, sorted(base.parts)) == (folder[0], "split", ["text_encoder", "vae"])
+    theirs = load_pipeline(find_base(str(folder[1])), torch.float32, "cpu")
+    ours = load_pipeline(base, torch.float32, "cpu")
+    for part in ("transformer", "vae", "text_encoder"):
+        wanted, found = getattr(theirs, part).state_dict(), getattr(ours, part).state_dict()
+        assert wanted.keys() == found.keys(), part
+        assert all(torch.equal(wanted[name], found[name]) for name in wanted), part
+
+
+def draw(base: Base, lora: LoraUse | None = None) -> np.ndarray[Any, Any]:
+    request = ImageRequest(
+        key="1", prompt="elara, running", negative="", seed=3, width=64, height=64, steps=2, cfg=2.0,
+        sampler="euler", scheduler="normal",
+    )  # fmt: skip
+    generator = DiffusersGenerator(base, GenerateSection(width=64, height=64, suffix="", negative=""), "cpu")
+    return np.asarray(next(iter(generator.generate([[request]], lora))).image, dtype=float)
+
+
+def test_it_draws_and_learns_what_the_folder_does(
+    folder: tuple[str, Path],
+    split: Callable[[str], Base],
+    make_job: Callable[..., TrainingJob],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    split_base, folder_base = split("as comfyui has it"), find_base(str(folder[1]))
+    plain = draw(split_base)
+    assert np.abs(plain - draw(folder_base)).max() <= 1
+    trained = {}
+    for base in (split_base, folder_base):
+        job = make_job(
+            tmp_path / base.layout, steps=1, learning_rate=5e-2, warmup_steps=0, checkpoint_every=1,
+            sample_prompts=["{trigger}"], sample_steps=1, saves=1,
+        )  # fmt: skip
+        InProcessTrainer(base, "cpu").train(job, lambda event: None)
+        trained[base.layout] = load_file(job.output)
+        assert list((job.workdir / "samples").glob("*.png"))
+    assert trained["split"].keys() == trained["folder"].keys()
+    for name, tensor in trained["folder"].items():
+        assert torch.allclose(trained["split"][name].float(), tensor.float(), atol=2e-3), name
+    use = LoraUse(path=tmp_path / "split" / "lora.safetensors")
+    assert np.abs(draw(split_base, use) - plain).max() > 1
