@@ -14,6 +14,7 @@ from lora_foundry.families._shared.diffusion import FlowProcess
 from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline
+from lora_foundry.families._shared.memory import footprint
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
 
@@ -38,7 +39,12 @@ def test_no_flow_matching_base_computes_in_fp16_whose_range_it_leaves(
 ) -> None:
     for module in (devices, loading):
         monkeypatch.setattr(module, "cuda_has_bf16", lambda: has_bf16)
-    assert load_family(base, short_section(precision=precision), torch.device("cuda")).dtype == expected
+    section = short_section(precision=precision)
+    assert load_family(base, section, torch.device("cuda")).dtype == expected
+    # The estimate counts in the type that it will be.
+    expected_size = footprint(base, short_section(precision="fp32" if expected == torch.float32 else "bf16"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert footprint(base, section) == expected_size
 
 
 @torch.no_grad()

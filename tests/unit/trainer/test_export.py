@@ -107,19 +107,17 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     from diffusers import UNet2DConditionModel
 
     from lora_foundry.families.sd.load import LOADER
-    from lora_foundry.families.sd.names import export_name
+    from lora_foundry.families.sd.names import export_name, lora_targets
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(
             UNet2DConditionModel.load_config(LOADER.configurations / "sd" / "unet")
         )
-    model = object.__new__(sd.Model)
-    model.network = unet
-    targets = model.lora_targets(short_section())
+    targets = lora_targets(unet, short_section())
     assert len(targets) == 192
-    assert len(model.lora_targets(short_section(targets=["attention"]))) == 128
+    assert len(lora_targets(unet, short_section(targets=["attention"]))) == 128
     # The time embeddings of the 22 residual blocks among them.
-    assert len(model.lora_targets(short_section(conv_rank=4))) == 192 + 86
+    assert len(lora_targets(unet, short_section(conv_rank=4))) == 192 + 86
     assert export_name(targets[0]) == "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 

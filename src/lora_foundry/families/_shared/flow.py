@@ -9,10 +9,8 @@ from torch import Tensor
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.devices import choose_dtype
 from lora_foundry.families._shared.diffusion import FlowProcess
 from lora_foundry.families._shared.frozen import FrozenModel
-from lora_foundry.families._shared.loading import brain_precision
 
 
 class FlowModel(FrozenModel):
@@ -31,13 +29,6 @@ class FlowModel(FrozenModel):
         super().__init__(base, settings, device)
         self.side_multiple = self._parts.vae_scale_factor * self.patch
         self._process: FlowProcess = FlowProcess(self._parts.scheduler_config)
-
-    @staticmethod
-    def _compute_type(precision: str, device: torch.device) -> torch.dtype:
-        """The activations of these transformers overflow fp16: where a recipe names it, and where an older GPU would take
-        it for bf16, they compute as they are drawn with."""
-        dtype = choose_dtype(precision, device)
-        return brain_precision(device) if dtype == torch.float16 else dtype
 
     def _levels(self, timesteps: Tensor, latents: Tensor) -> Tensor:
         return self._process.noise_shares(timesteps, self._tokens(latents))

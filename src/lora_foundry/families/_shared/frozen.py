@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.adapter import merge_adapter
 from lora_foundry.families._shared.base import Base, check_trainable
-from lora_foundry.families._shared.devices import choose_dtype, freed_memory_kept
+from lora_foundry.families._shared.devices import freed_memory_kept
 from lora_foundry.families._shared.diffusion import Process, mean_error
 from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.loading import loader_of, quiet_libraries
@@ -46,18 +46,13 @@ class FrozenModel(ABC):
         """`storage`: the type in which the network's weights are kept, if not the one it computes in."""
         check_trainable(base, settings)
         self._device, self._settings = device, settings
-        self.dtype = self._compute_type(settings.precision, device)
+        self.dtype = loader_of(base).training(settings.precision, device)
         self._storage = storage or self.dtype
         self._base = base
         self._parts = Parts(base, self._storage, loader_of(base).encoding(device))
         self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
         self._tile = 0  # pixels a side of the VAE's tiles; 0: none
-
-    @staticmethod
-    def _compute_type(precision: str, device: torch.device) -> torch.dtype:
-        """The type that the network computes in where the recipe names `precision`."""
-        return choose_dtype(precision, device)
 
     @cached_property
     def network(self) -> nn.Module:

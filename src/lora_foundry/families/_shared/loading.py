@@ -54,6 +54,13 @@ def brain_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def flow_precision(precision: str, device: torch.device) -> torch.dtype:
+    """What such a network is trained in where the recipe names `precision`: never fp16, and neither where an older GPU
+    would take it for bf16."""
+    dtype = choose_dtype(precision, device)
+    return brain_precision(device) if dtype == torch.float16 else dtype
+
+
 def full_precision(device: torch.device) -> torch.dtype:
     """fp32 everywhere."""
     return torch.float32
@@ -63,8 +70,9 @@ def full_precision(device: torch.device) -> torch.dtype:
 class Loader:
     """What is special about loading a family: the classes of pipeline and denoiser in diffusers, the denoiser's name
     in the pipeline, our configurations for files, the parts that nobody needs, what is told to the scheduler, the
-    tokenizers that files do not contain, the types in which pictures are drawn and texts encoded for training, and what
-    the pipeline's guidance scale is where it means none (cfg means none at 1)."""
+    tokenizers that files do not contain, the types in which the network is trained (by the recipe's precision), pictures
+    are drawn and texts encoded for training, and what the pipeline's guidance scale is where it means none (cfg means
+    none at 1)."""
 
     pipeline: str
     denoiser: str
@@ -78,6 +86,7 @@ class Loader:
     text_class: str = ""
     scheduler: Callable[[Base], dict[str, Any]] = _nothing
     tokenizers: Callable[[Base], dict[str, Any]] = _nothing
+    training: Callable[[str, torch.device], torch.dtype] = choose_dtype
     drawing: Callable[[torch.device], torch.dtype] = half_precision
     encoding: Callable[[torch.device], torch.dtype] = full_precision
     no_guidance: float = 1.0

@@ -71,7 +71,7 @@ def training_memory(base: Base, settings: TrainSection) -> int:
 def footprint(base: Base, settings: TrainSection) -> Footprint:
     """What a training takes, by its parts: weights and LoRA counted from the base's configuration, activations by the
     family's own formula (`memory.kept`), which its test holds to what the meta device counts."""
-    wide = settings.precision == "fp32"
+    wide = _computes_in_fp32(base, settings)
     try:
         config, counted = _counted(base, settings.targets, settings.conv_rank > 0)
         kept: Kept = family_part(base.family, "memory").kept(config, settings.resolution)
@@ -87,6 +87,13 @@ def footprint(base: Base, settings: TrainSection) -> Footprint:
     else:
         activations = kept.whole * settings.batch_size + 2 * trained  # the LoRA in the type it computes in
     return Footprint(weights, each * trained, activations * (2 if wide else 1))
+
+
+def _computes_in_fp32(base: Base, settings: TrainSection) -> bool:
+    """On the GPU that is here; where none is, on one that has bf16."""
+    if not torch.cuda.is_available():
+        return settings.precision == "fp32"
+    return loader_of(base).training(settings.precision, torch.device("cuda")) == torch.float32
 
 
 def _lora_size(shape: tuple[int, ...], settings: TrainSection) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.loading import Loader, brain_precision
+from lora_foundry.families._shared.loading import Loader, brain_precision, flow_precision
 from lora_foundry.families._shared.qwen import load_qwen_vocabulary
 
 _MOVED = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
@@ -43,6 +43,7 @@ LOADER = Loader(
     vae_tensors=_vae_tensors,
     text_class="Qwen3ForCausalLM",
     tokenizers=_tokenizers,
+    training=flow_precision,
     drawing=brain_precision,
     encoding=brain_precision,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.loading import Loader, brain_precision
+from lora_foundry.families._shared.loading import Loader, brain_precision, flow_precision
 from lora_foundry.families._shared.qwen import load_qwen_vocabulary
 
 
@@ -22,6 +22,7 @@ LOADER = Loader(
     configurations=Path(__file__).parent / "configurations",
     text_class="Qwen3Model",
     tokenizers=_tokenizers,
+    training=flow_precision,
     drawing=brain_precision,
     encoding=brain_precision,
     no_guidance=0.0,
