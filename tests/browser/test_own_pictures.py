@@ -72,3 +72,21 @@ def drop(page: Page, files: list[tuple[str, bytes]]) -> None:
         [[name, list(data)] for name, data in files],
     )
     page.dispatch_event("#own", "drop", {"dataTransfer": transfer})
+
+
+def test_pictures_of_one_name_from_two_folders_both_come(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{server.url}/new", viewport=WIDE))
+    page.get_by_label("My pictures").check()
+    page.get_by_label("Name").fill("Nyx")
+    about = page.locator("#own-about")
+    drop(page, [("1.png", png(1)), ("1.txt", b"nyx, from the front")])
+    expect(about).to_contain_text("1 picture")
+    drop(page, [("1.png", png(2) + b" "), ("1.txt", b"nyx, from behind")])
+    expect(about).to_contain_text("2 pictures")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    images = server.home / "datasets" / "Nyx" / "images"
+    found = {path.read_bytes(): path.with_suffix(".txt").read_text() for path in images.rglob("*.png")}
+    assert found == {png(1): "nyx, from the front", png(2) + b" ": "nyx, from behind"}

@@ -20,7 +20,7 @@ from lora_foundry.errors import InputError, StorageError
 from lora_foundry.files import importing
 from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import read_model, require_model
+from lora_foundry.files.storage import make_folder, read_model, require_model
 from lora_foundry.ports import Box, FloatArray
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
@@ -275,3 +275,36 @@ def test_events_count_the_own_pictures(tmp_path: Path) -> None:
     events: list[ProgressEvent] = []
     pipeline.generate(run, OwnPorts(), events.append)
     assert [(event.done, event.total) for event in events] == [(3, 3)]
+
+
+def test_a_single_picture_comes_with_what_belongs_to_it_and_without_its_neighbours(tmp_path: Path) -> None:
+    source = album(tmp_path / "photos", 3)
+    (source / "p01.txt").write_text("zoë, smiling")
+    paths = RunPaths(tmp_path / "set", "zoë")
+    assert import_pictures([source / "p01.png"], paths).copied == 1
+    assert set(tree(paths.images)) == {"p01.png", "p01.txt"}
+    (source / "words.txt").write_text("no picture")
+    with pytest.raises(InputError, match="neither a folder, a zip file nor a picture"):
+        import_pictures([source / "words.txt"], paths)
+
+
+def test_no_picture_is_given_the_caption_of_another_that_lies_there(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "set", "zoë")
+    make_folder(paths.images)
+    (paths.images / "p00.txt").write_text("words of a picture that has gone")
+    source = album(tmp_path / "photos", 1)
+    (source / "p00.txt").write_text("its own words")
+    assert import_pictures([source], paths).copied == 1
+    assert set(tree(paths.images)) == {"p00.txt", "p00-2.png", "p00-2.txt"}
+    assert (paths.images / "p00.txt").read_text() == "words of a picture that has gone"
+    assert (paths.images / "p00-2.txt").read_text() == "its own words"
+
+
+def test_an_import_that_was_broken_off_goes_on_under_the_same_names(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "set", "zoë")
+    source = album(tmp_path / "photos", 2)
+    (source / "p00.txt").write_text("its own words")
+    make_folder(paths.images)
+    (paths.images / "p00.txt").write_text("its own words")  # captions come first
+    assert import_pictures([source], paths).copied == 2
+    assert set(tree(paths.images)) == {"p00.png", "p00.txt", "p01.png"}

@@ -22,10 +22,9 @@ from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import BackendError, FoundryError, InputError, error_of
 from lora_foundry.families._shared.inspect import recipe_base
-from lora_foundry.files.importing import Imported, import_pictures
-from lora_foundry.files.locks import FolderLock
+from lora_foundry.files.importing import Imported, take_pictures
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import make_folder, write_bytes
+from lora_foundry.files.storage import write_bytes
 from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
 
@@ -97,10 +96,7 @@ class Wanted:
         """Copies the own pictures into the run's set, where its workers find them. Raises InputError, StorageError."""
         if not self.pictures:
             return None
-        paths = RunPaths(run.dataset_dir, run.character.slug)
-        make_folder(run.dataset_dir)
-        with FolderLock(paths.lock):
-            return import_pictures(self.pictures, paths)
+        return take_pictures(self.pictures, RunPaths(run.dataset_dir, run.character.slug))
 
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""

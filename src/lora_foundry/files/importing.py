@@ -9,19 +9,26 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from lora_foundry.errors import InputError
-from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.hashing import file_hash, readable_hash
 from lora_foundry.files.images import is_readable
+from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.sidecars import CAPTION_SUFFIXES
+from lora_foundry.files.sidecars import CAPTION_SUFFIXES, captions_beside
 from lora_foundry.files.storage import make_folder, storage_errors, write_aside
-from lora_foundry.files.training_set import LeftOut, SetPicture, has_planned_name, pictures_in
+from lora_foundry.files.training_set import (
+    LeftOut,
+    SetPicture,
+    TrainingSet,
+    has_planned_name,
+    pictures_in,
+)
 
 MOST_FILES = 20_000
 MOST_BYTES = 64 * 1024**3  # of a zip file's content, before it is unpacked
@@ -48,8 +55,7 @@ def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
     copied = present = 0
     left_out: list[LeftOut] = []
     for source in sources:
-        with _opened(source) as folder:
-            found = pictures_in(folder)
+        with _opened(source) as found:
             if not found.pictures:
                 reasons = "; ".join(f"{each.name}: {each.reason}" for each in found.left_out[:3])
                 raise InputError(f"There is no picture in {source}." + (f" {reasons}." if reasons else ""))
@@ -62,18 +68,29 @@ def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
     return Imported(copied, present, tuple(left_out))
 
 
+def take_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
+    """`import_pictures` for those who put a run into the task table and do not hold its folder's lock. Raises InputError
+    where a run is at work in it, too."""
+    make_folder(paths.root)
+    with FolderLock(paths.lock):
+        return import_pictures(sources, paths)
+
+
 @contextmanager
-def _opened(source: Path) -> Iterator[Path]:
-    """The folder of a source; a zip file is unpacked for the time of the block. Raises InputError."""
+def _opened(source: Path) -> Iterator[TrainingSet]:
+    """What is in a source; a zip file is unpacked for the time of the block. Raises InputError."""
     if source.is_dir():
-        yield source
+        yield pictures_in(source)
+    elif source.is_file() and is_readable(source):
+        beside = pictures_in(source.parent)
+        yield TrainingSet(tuple(picture for picture in beside.pictures if picture.path == source))
     elif source.is_file() and zipfile.is_zipfile(source):
         with TemporaryDirectory(prefix="lora-foundry-") as place:
             _unpack(source, Path(place))
-            yield Path(place)
+            yield pictures_in(Path(place))
     else:
-        what = "is neither a folder nor a zip file" if source.exists() else "is not there"
-        raise InputError(f"{source} {what}; give a folder of pictures, or a zip file of them.")
+        what = "is neither a folder, a zip file nor a picture" if source.exists() else "is not there"
+        raise InputError(f"{source} {what}; give a folder of pictures, a zip file of them, or a picture.")
 
 
 def _unpack(source: Path, place: Path) -> None:
@@ -131,24 +148,47 @@ def _belongs(name: Path) -> bool:
 
 def _copy(picture: SetPicture, paths: RunPaths) -> bool:
     """Copies one picture with its captions and mask; False where it is in the set already. A name that another picture
-    has, or that the drawn pictures get, is changed by a number."""
-    digest = file_hash(picture.path)
+    has, or that the drawn pictures get, is changed by a number, and so is one under which a caption or a mask lies that
+    is not this picture's: it would be written over, or taken for this one's."""
+    digest = readable_hash(picture.path)
     for target in _places(picture, paths):
         if target.exists():
             if file_hash(target) == digest:
                 return False
             continue
-        for caption in picture.captions:
-            ending = caption.name[len(picture.path.stem) :]
-            if caption.name.startswith(picture.path.name):  # x.png.txt
-                ending = picture.path.suffix + caption.name[len(picture.path.name) :]
-            _copy_file(caption, target.with_name(target.stem + ending))
-        if picture.mask is not None:
-            ending = picture.mask.stem[len(picture.path.stem) :]
-            _copy_file(picture.mask, target.with_name(f"{target.stem}{ending}{picture.mask.suffix}"))
+        belongings = _belongings(picture, target)
+        if not _is_free(target, belongings):
+            continue
+        for path, source in belongings.items():
+            _copy_file(source, path)
         _copy_file(picture.path, target)
         return True
     raise AssertionError("there is always a free name")
+
+
+def _belongings(picture: SetPicture, target: Path) -> dict[Path, Path]:
+    """Where the captions and the mask of a picture go if it becomes `target`, and where they are."""
+    found = {}
+    for caption in picture.captions:
+        ending = caption.name[len(picture.path.stem) :]
+        if caption.name.startswith(picture.path.name):  # x.png.txt
+            ending = picture.path.suffix + caption.name[len(picture.path.name) :]
+        found[target.with_name(target.stem + ending)] = caption
+    if picture.mask is not None:
+        ending = picture.mask.stem[len(picture.path.stem) :]
+        found[target.with_name(f"{target.stem}{ending}{picture.mask.suffix}")] = picture.mask
+    return found
+
+
+def _is_free(target: Path, belongings: Mapping[Path, Path]) -> bool:
+    """Whether nothing lies at the places of a picture's belongings, nor any other caption that would be taken for its;
+    what is the same is no matter, as an import that was broken off leaves it."""
+    if not target.parent.is_dir():
+        return True
+    names = [path.name for path in target.parent.iterdir()]
+    taken = {target.with_name(name) for name in captions_beside(target.name, names)}
+    taken |= {path for path in belongings if path.exists()}
+    return all(path in belongings and file_hash(path) == readable_hash(belongings[path]) for path in taken)
 
 
 def _places(picture: SetPicture, paths: RunPaths) -> Iterator[Path]:

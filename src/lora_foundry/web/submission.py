@@ -3,10 +3,7 @@ machine may besides name no file of this one outside the folders that the settin
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,13 +12,10 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
-from lora_foundry.files.importing import Imported, import_pictures
-from lora_foundry.files.locks import FolderLock
-from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
+from lora_foundry.web import uploads
 from lora_foundry.web.jail import is_plain_name, jailed
 from lora_foundry.web.models import PipelineIn, PlanRequest
 
@@ -70,11 +64,8 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return part
 
 
-def take_pictures(settings: Settings, run: Run, names: Sequence[str]) -> Imported:
-    """Copies uploaded pictures into the run's set, where its workers find them. Raises InputError, StorageError."""
-    paths = RunPaths(run.dataset_dir, run.character.slug)
-    make_folder(run.dataset_dir)
-    with TemporaryDirectory(prefix="lora-foundry-") as place, FolderLock(paths.lock):
-        for name in dict.fromkeys(names):
-            shutil.copyfile(jailed(settings.home / REFERENCES, name), Path(place) / name)
-        return import_pictures([Path(place)], paths)
+def own_pictures(settings: Settings, asked: PipelineIn) -> list[Path]:
+    """Where the own pictures lie that a client has sent and now names. Raises NotFoundError, InputError."""
+    names = dict.fromkeys(asked.pictures)
+    sent = [] if asked.upload is None else uploads.sources(settings, asked.upload)
+    return [*sent, *(jailed(settings.home / REFERENCES, name) for name in names)]

@@ -1,5 +1,6 @@
 """A person's own pictures on their way from a browser to a set: kept under an id until a run is started that names it,
-then copied into its folder and forgotten. What is in them is looked at by the same reader that the stages use."""
+then copied into its folder like those of the command line, and forgotten. What is in them is looked at by the same
+reader that the stages use."""
 
 from __future__ import annotations
 
@@ -11,9 +12,6 @@ from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
 from lora_foundry.errors import InputError
-from lora_foundry.files.importing import Imported, import_pictures
-from lora_foundry.files.locks import FolderLock
-from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, remove_tree, storage_errors
 from lora_foundry.files.training_set import pictures_in
 from lora_foundry.settings import Settings
@@ -58,23 +56,21 @@ def look(settings: Settings, upload: str) -> Uploaded:
     """What lies under an id. Raises NotFoundError."""
     folder = _folder(settings, upload)
     found = pictures_in(folder)
-    zips = [path for path in folder.rglob("*") if path.suffix.lower() == ".zip"]
     left_out = [(each.name, each.reason) for each in found.left_out]
-    return Uploaded(upload, len(found.pictures), len(zips), left_out)
+    return Uploaded(upload, len(found.pictures), len(_zips(folder)), left_out)
 
 
-def take(settings: Settings, upload: str, paths: RunPaths) -> Imported:
-    """Copies what lies under an id into a run's set and forgets the id. Raises NotFoundError, InputError, StorageError."""
+def sources(settings: Settings, upload: str) -> list[Path]:
+    """What lies under an id, as importing takes it. Raises NotFoundError, InputError for nothing."""
     folder = _folder(settings, upload)
-    zips = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".zip")
-    sources = [*([folder] if pictures_in(folder).pictures else []), *zips]
-    if not sources:
+    found = [*([folder] if pictures_in(folder).pictures else []), *_zips(folder)]
+    if not found:
         raise InputError("No picture was sent; add some, or choose another way to begin.")
-    make_folder(paths.root)
-    with FolderLock(paths.lock):
-        taken = import_pictures(sources, paths)
-    remove_tree(folder)
-    return taken
+    return found
+
+
+def _zips(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".zip")
 
 
 def forget(settings: Settings, upload: str) -> None:

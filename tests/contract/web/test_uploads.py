@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from lora_foundry.files.locks import FolderLock
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
 from tests.painted import paint
 
@@ -59,6 +62,33 @@ def test_pictures_are_sent_in_parts_and_become_a_pipelines_set(
     again = client.post("/api/v1/pipelines", json={"name": "Nyx", "recipe": "mini", "upload": upload})
     assert again.status_code == 404
     assert "send them again" in again.json()["detail"]
+
+
+def test_what_was_sent_is_kept_until_a_pipeline_has_it(client: TestClient, settings: Settings) -> None:
+    upload = client.post("/api/v1/uploads", files=files(("a.png", picture_bytes(1)))).json()["id"]
+    asked = {"name": "Elara", "recipe": "mini", "upload": upload}
+    paths = RunPaths(settings.datasets_dir / "Elara", "elara")
+    make_folder(paths.root)
+    with FolderLock(paths.lock):
+        assert client.post("/api/v1/pipelines", json=asked).status_code == 422
+    assert client.post("/api/v1/pipelines", json=asked).status_code == 201
+    assert [path.name for path in paths.images.iterdir()] == ["a.png"]
+
+
+def test_pictures_that_were_sent_one_by_one_come_beside_an_upload(
+    client: TestClient, settings: Settings
+) -> None:
+    one = client.post("/api/v1/references", files={"file": ("a.png", picture_bytes(1))}).json()["name"]
+    upload = client.post("/api/v1/uploads", files=files(("a.png", picture_bytes(2)))).json()["id"]
+    asked = {"name": "Elara", "recipe": "mini", "upload": upload, "pictures": [one, one]}
+    made = client.post("/api/v1/pipelines", json=asked)
+    assert made.status_code == 201, made.text
+    images = settings.datasets_dir / "Elara" / "images"
+    assert {path.name for path in images.iterdir()} == {"a.png", one}
+    problem = client.post(
+        "/api/v1/pipelines", json=asked | {"name": "Nyx", "upload": None, "pictures": ["no.png"]}
+    )
+    assert problem.status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from lora_foundry.composition import check_ahead
+from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskStatus
+from lora_foundry.files.importing import take_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
@@ -20,7 +22,7 @@ from lora_foundry.web import uploads
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.site import Here, Site
-from lora_foundry.web.submission import checked_run, pipeline_request, take_pictures
+from lora_foundry.web.submission import checked_run, own_pictures, pipeline_request
 from lora_foundry.web.views import address, pipeline_view
 
 router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
@@ -33,12 +35,12 @@ async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineV
     request = await asyncio.to_thread(pipeline_request, here.settings, asked)
     run = await asyncio.to_thread(checked_run, here.settings, asked)
     await asyncio.to_thread(check_ahead, run, here.settings)
-    if asked.pictures:
-        await asyncio.to_thread(take_pictures, here.settings, run, asked.pictures)
-    if asked.upload is not None:
+    if sources := await asyncio.to_thread(own_pictures, here.settings, asked):
         paths = RunPaths(run.dataset_dir, run.character.slug)
-        await asyncio.to_thread(uploads.take, here.settings, asked.upload, paths)
+        await asyncio.to_thread(take_pictures, sources, paths)
     made = await engine.submit(here.ledger, here.settings, request)
+    if asked.upload is not None:
+        await asyncio.to_thread(uploads.forget, here.settings, asked.upload)
     response.headers["location"] = address(made.id)
     return await show(here, made)
 
@@ -136,13 +138,14 @@ async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
             **view.model_dump(), trigger="", tags=[], dataset_dir="", has_results=False, published=False
         )
     run = await asyncio.to_thread(read_model, paths.run_file, Run)
+    published = await asyncio.to_thread(read_model, paths.publication, Publication)
     return PipelineDetail(
         **view.model_dump(),
         trigger=run.character.trigger if run else "",
         tags=list(run.character.tags) if run else [],
         dataset_dir=str(paths.root),
         has_results=paths.evaluation_result.is_file(),
-        published=paths.publication.is_file(),
+        published=published is not None and published.published,
     )
 
 

@@ -8,6 +8,8 @@ const PART_BYTES = 24 * 1024 * 1024; // a few pictures a request, so that the ba
 const PART_FILES = 40;
 let sent = null; // what the server says of it all: {id, pictures, zips, left_out}
 let busy = Promise.resolve();
+const taken = new Map(); // name -> which file that was; another folder may have a picture of the same name
+let selections = 0;
 
 /** The id under which the server keeps what was sent, once everything has arrived. Raises an Error where nothing was. */
 export async function uploadedId() {
@@ -19,7 +21,7 @@ export async function uploadedId() {
 export function startOwnPictures(complain) {
   const panel = byId("own");
   const take = (files) => {
-    busy = busy.then(() => send(files)).catch(complain);
+    busy = busy.then(() => send(apart(files))).catch(complain);
   };
   byId("own-files").addEventListener("change", (event) => take([...event.target.files].map((file) => ({ file, name: file.name }))));
   for (const name of ["dragenter", "dragover"]) {
@@ -58,6 +60,16 @@ async function read(entry) {
     if (!some.length) return (await Promise.all(found.map(read))).flat();
     found.push(...some);
   }
+}
+
+/** A selection in which a name stands for another picture than before goes into a folder of its own, captions and all. */
+function apart(files) {
+  selections += 1;
+  const mark = (file) => `${file.size} ${file.lastModified}`;
+  const clash = files.some(({ file, name }) => taken.has(name) && taken.get(name) !== mark(file));
+  const named = clash ? files.map(({ file, name }) => ({ file, name: `selection-${selections}/${name}` })) : files;
+  for (const { file, name } of named) taken.set(name, mark(file));
+  return named;
 }
 
 async function send(files) {
