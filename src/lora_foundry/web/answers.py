@@ -12,7 +12,13 @@ from lora_foundry.web.thumbnails import Thumbnail
 
 FOR_GOOD = "private, max-age=31536000, immutable"
 ASK_AGAIN = "private, no-cache"
-_SHOWN = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # SVG and HTML could run scripts
+_TYPES = {".avif": "image/avif"}  # which some systems' tables lack
+_SHOWN = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif"}  # SVG and HTML could run scripts
+
+
+def can_be_shown(path: Path) -> bool:
+    """Whether browsers show a picture of this kind as it lies on the disk."""
+    return path.suffix.lower() in _SHOWN
 
 
 def caching(request: Request) -> str:
@@ -22,7 +28,9 @@ def caching(request: Request) -> str:
 
 def picture_file(request: Request, path: Path) -> Response:
     """A picture as it lies on the disk."""
-    kind = mimetypes.guess_type(path.name)[0] if path.suffix.lower() in _SHOWN else None
+    kind = (
+        _TYPES.get(path.suffix.lower()) or mimetypes.guess_type(path.name)[0] if can_be_shown(path) else None
+    )
     answer = FileResponse(
         path, media_type=kind or "application/octet-stream", headers={"cache-control": caching(request)},
         stat_result=path.stat(),

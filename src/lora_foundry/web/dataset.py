@@ -67,8 +67,8 @@ def _look(path: Path) -> Look:
 
 
 class SetPicture(BaseModel):
-    """One picture. file: its name below images/, or in rejected/. own: it was not made here. edited: a person wrote the
-    caption. shot: its words by axis.
+    """One picture. file: its name below images/, or in rejected/. own: a person brought it; cut_from: the own picture that
+    it is a part of. edited: a person wrote the caption. shot: its words by axis.
 
     reason: why it was left out, or what is wrong with it although it is in.
     """
@@ -76,6 +76,7 @@ class SetPicture(BaseModel):
     file: str
     status: Standing
     own: bool
+    cut_from: str = ""
     caption: str | None
     edited: bool
     reason: str
@@ -174,7 +175,8 @@ def _picture(
     return SetPicture(
         file=picture.name,
         status=status,  # type: ignore[arg-type]
-        own=record is None,
+        own=picture.own and not rejected,
+        cut_from=picture.crop.source if picture.crop else "",
         caption=caption,
         edited=caption is not None and ours is not None and (ours.source == "edited" or ours.text != caption),
         reason=reason,
@@ -214,10 +216,11 @@ def near_pairs(pictures: list[SetPicture], records: SetRecords) -> list[NearPair
     if records.curation is None or records.run is None:
         return []
     included = {each.file for each in pictures if each.status == "included"}
+    verdicts = (*records.curation.accepted, *records.curation.own)
     hashes = [
         (name, int(each.measures.hash, 16))
-        for each in records.curation.accepted[:_MOST_COMPARED]
-        if (name := Path(each.file).name) in included and each.measures.hash
+        for each in verdicts[:_MOST_COMPARED]
+        if (name := each.file.partition("/")[2]) in included and each.measures.hash
     ]
     limit = records.run.recipe.curate.duplicate_distance
     pairs = [

@@ -17,7 +17,6 @@ from lora_foundry.web.problems import NotFoundError
 
 SIZES = (128, 256, 512, 1024)
 MOST_BYTES = 64 * 1024 * 1024
-MOST_PIXELS = 100_000_000
 _AT_ONCE = 2
 
 
@@ -61,7 +60,7 @@ class Thumbnails:
 def shrink(path: Path, edge: int) -> bytes:
     """A picture file as WebP within `edge` x `edge` pixels. Raises NotFoundError for what is no picture."""
     try:
-        picture = read_picture(path, within=edge, most_pixels=MOST_PIXELS)
+        picture = read_picture(path, within=edge)
     except InputError as error:
         raise NotFoundError(f"{path.name} is no picture that can be shown.") from error
     picture.thumbnail((edge, edge), Image.Resampling.BILINEAR, reducing_gap=2.0)

@@ -15,11 +15,14 @@ from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from lora_foundry.backends.plan_captions import PlanCaptioner
+from lora_foundry.domain.curation import CurationResult, Measures, Verdict
 from lora_foundry.domain.dataset import TaggingResults
+from lora_foundry.domain.evaluation import Scores
 from lora_foundry.domain.exclusion import Exclusions
+from lora_foundry.domain.publication import LoraCard, Publication
 from lora_foundry.domain.run import Run
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import read_model, require_model, write_text
+from lora_foundry.files.storage import read_model, require_model, write_model, write_text
 from lora_foundry.settings import Settings
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.train.step import collect_images
@@ -406,6 +409,62 @@ def test_only_loras_with_a_card_of_ours_are_listed(client: TestClient, settings:
     (found,) = client.get("/api/v1/loras").json()
     assert (found["name"], found["scores"]["identity_after"], found["bytes"]) == ("elara", 0.9, 1)
     assert client.get(found["preview"]).status_code == 200
+    for name in ("strength", "recommended_strength"):  # the second as earlier versions wrote it
+        write_text(folder / "elara.metadata.json", json.dumps(card | {name: 0.8}))
+        assert client.get("/api/v1/loras").json()[0]["strength"] == 0.8
+
+
+def test_what_publishing_writes_is_listed_with_every_score(client: TestClient, settings: Settings) -> None:
+    scores = Scores(
+        identity_after=0.9, identity_without_trigger=0.2, identity_uncertainty=0.05, likeness_after=0.7
+    )
+    card = LoraCard(
+        character="Elara", trigger="elara", description="", tags=(), strength=0.8, sha256="ab", base_model="mini",
+        base_version="", steps=10, scores=scores, recipe={}, made_by="lora-foundry",
+    )  # fmt: skip
+    lora = settings.loras_dir / "elara.safetensors"
+    write_text(lora, "x")
+    form = card.manager_form(lora, lora.with_name("elara.preview.png"), 1, 0.0)
+    write_text(lora.with_name("elara.metadata.json"), json.dumps(form))
+    (found,) = client.get("/api/v1/loras").json()
+    assert Scores.model_validate(found["scores"]) == scores
+    assert found["strength"] == 0.8
+
+
+def test_a_lora_that_was_not_installed_is_not_called_published(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    for published in (False, True):
+        write_model(paths.publication, Publication(published=published, verdict="identity 0.30"))
+        assert client.get(pipeline).json()["published"] is published
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.tiff", "image/webp"), ("x.avif", "image/avif"), ("x.gif", "image/gif")]
+)
+def test_an_own_picture_of_any_kind_is_shown(
+    client: TestClient, pipeline: str, paths: RunPaths, name: str, kind: str
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(paths.images / name)
+    shown = client.get(f"{pipeline}/dataset/{name}")
+    assert shown.headers["content-type"] == kind
+    assert Image.open(io.BytesIO(shown.content)).size == (64, 64)
+
+
+def test_own_pictures_that_are_nearly_the_same_are_shown_beside_each_other(
+    client: TestClient, pipeline: str, paths: RunPaths
+) -> None:
+    curation = read_model(paths.curation, CurationResult)
+    assert curation is not None
+    own = []
+    for name in ("mine.png", "10_me/mine too.png"):
+        (paths.images / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(paths.images / name)
+        own.append(Verdict(file=f"images/{name}", index=0, attempt=0, seed=0, accepted=True,
+                           measures=Measures(hash="ffff0000ffff0000")))  # fmt: skip
+    write_model(paths.curation, curation.model_copy(update={"own": tuple(own)}))
+    near = client.get(f"{pipeline}/dataset").json()["near_duplicates"]
+    assert {"mine.png", "10_me/mine too.png"} in [{each["a"], each["b"]} for each in near]
 
 
 def test_the_machine_and_its_figures(client: TestClient, pipeline: str) -> None:

@@ -118,10 +118,11 @@ async def newest(here: Here, request: Request, pipeline: str, size: Size = 128) 
 
 @router.get("/dataset/{file:path}", response_class=Response, responses=PICTURE)
 async def picture(here: Here, request: Request, pipeline: str, file: str) -> Response:
-    """A picture as it lies in the set, or among the rejected ones; one that is a link to elsewhere within 1024 pixels."""
+    """A picture as it lies in the set, or among the rejected ones; one that is a link to elsewhere, or of a kind that browsers
+    do not show, within 1024 pixels."""
     paths = await _paths(here, pipeline)
     path = sets.find_picture(paths, file)
-    if sets.leads_out(paths, path):
+    if sets.leads_out(paths, path) or not answers.can_be_shown(path):
         return answers.thumbnail(request, await here.thumbnails.of(path, SIZES[-1]))
     return answers.picture_file(request, path)
 

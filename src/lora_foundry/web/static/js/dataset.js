@@ -75,7 +75,7 @@ function makeTile(each) {
 function updateTile(node, each, open) {
   showPicture(node, each, open);
   say(node.querySelector(".name"), each.file);
-  say(node.querySelector(".edited"), each.edited ? "edited" : "");
+  say(node.querySelector(".edited"), [each.cut_from ? `cut from ${each.cut_from}` : "", each.edited ? "edited" : ""].filter(Boolean).join(" · "));
   const text = node.querySelector("textarea");
   const untouched = text.dataset.stored === undefined || text.value === text.dataset.stored;
   // What somebody is writing here is not taken away, and stays a change of the text that they saw: a change by somebody else
