@@ -84,7 +84,8 @@ def fill_folder(paths: RunPaths, pictures: Sequence[Path]) -> None:
         ]
         rows[side] = ScoreRow(identity=0.5, adherence=0.9, pictures=tuple(shown))
     write_model(paths.evaluation_result, Evaluation(
-        character=paths.slug, trigger=paths.slug, model="painted", before=rows["before"], after=rows["after"], leak=ScoreRow(),
+        character=paths.slug, trigger=paths.slug, model="painted", before=rows["before"], after=rows["after"],
+        without_trigger=ScoreRow(),
         strength=1.0, lora_sha256="", shots=16, held_out=16, fingerprint="painted", seconds=1.0))  # fmt: skip
     losses = "".join(
         f"{step},{1 / (1 + step / 300) + random.random() / 9:.5f},0.0001\n" for step in range(1, 6001)

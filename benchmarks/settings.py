@@ -1,5 +1,6 @@
-"""Which settings teach the miniature model a character in the fewest seconds, at which price in obedience and in leak:
-one set of pictures a character, one change of the recipe at a time, every kept export measured on held-out prompts.
+"""Which settings teach the miniature model a character in the fewest seconds, at which price in obedience and in what
+appears without the trigger: one set of pictures a character, one change of the recipe at a time, every kept export
+measured on held-out prompts.
 
 Results are stored after each training, so that the table can be made in pieces: run it again to go on."""
 
@@ -75,7 +76,7 @@ def prepare(character: Character, settings: Sequence[str], seed: int, home: Path
 
 
 def measure(run: Run, ports: Any, workdir: Path) -> dict[str, Any]:
-    """Trains and scores every kept export: identity and adherence with the trigger, and what leaks without it."""
+    """Trains and scores every kept export: identity and adherence with the trigger, and what appears without it."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
     tagged = require_model(paths.tagging_results, TaggingResults, "caption")
     images = collect_images(run, paths, tagged)
@@ -94,7 +95,7 @@ def measure(run: Run, ports: Any, workdir: Path) -> dict[str, Any]:
     for saved in trained.saved:
         row: dict[str, Any] = {"step": saved.step, "seconds": round(seconds * saved.step / trained.steps, 1)}
         last = saved.step == trained.steps
-        for side in ("after", "leak") if last else ("after",):
+        for side in ("after", "without_trigger") if last else ("after",):
             records = evaluation_prompts(run.character, run.recipe, shots, "x", cast(Any, side))
             if not last:
                 records = records[::2]
@@ -123,7 +124,10 @@ def summary(name: str, runs: list[dict[str, Any]]) -> list[object]:
         name,
         len(runs),
         f"{mean(reached)} ({sum(value is not None for value in reached)}/{len(runs)})",
-        *(mean([row[key] for row in last]) for key in ("after", "adherence", "expression", "leak")),
+        *(
+            mean([row[key] for row in last])
+            for key in ("after", "adherence", "expression", "without_trigger")
+        ),
         mean([run["seconds"] for run in runs]),
     ]
 
@@ -156,7 +160,16 @@ def main() -> None:
             store.write_text(json.dumps(results, indent=1))
             print(name, character.name, done[-1]["saves"][-1], flush=True)
     rows = [summary(name, runs) for name, runs in results.items() if runs]
-    header = ["settings", "characters", f"s to {WANTED}", "identity", "adherence", "expression", "leak", "s"]
+    header = [
+        "settings",
+        "characters",
+        f"s to {WANTED}",
+        "identity",
+        "adherence",
+        "expression",
+        "without_trigger",
+        "s",
+    ]
     table(header, rows)
     complete = all(len(results.get(name, [])) >= options.characters for name in VARIATIONS)
     figures = {str(row[0]): dict(zip(header[1:], row[1:], strict=True)) for row in rows}

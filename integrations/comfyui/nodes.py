@@ -250,7 +250,7 @@ class LoadCharacter:
             raise FoundryError(
                 f"{foundry.address} has no LoRA of {character.strip() or 'any character'} yet."
             )
-        used = strength or float(found.get("recommended_strength") or 1.0)
+        used = strength or float(found.get("strength") or found.get("recommended_strength") or 1.0)
         weights = comfy.utils.load_torch_file(str(lora_file(foundry, found)), safe_load=True)
         model, clip = comfy.sd.load_lora_for_models(
             model, clip, weights, used, used if clip is not None else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
+from lora_foundry.files.images import is_readable
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 
@@ -23,8 +24,13 @@ def of_finish(character: str, paths: RunPaths) -> News:
         else [f"Installed as {published.lora}" if published.lora else published.verdict]
     )
     if scores is not None:
-        lines += _change("Identity", scores.before.identity, scores.after.identity)
-        lines += _change("Adherence", scores.before.adherence, scores.after.adherence)
+        told, meaning = scores.scores, scores.assessment
+        lines += [f"{meaning.level.capitalize()}: {meaning.reason}."]
+        lines += _change("Identity", told.identity_before, told.identity_after)
+        lines += _change("Adherence", told.adherence_before, told.adherence_after)
+        if told.identity_without_trigger is not None:
+            lines += [f"Appears without the trigger: {told.identity_without_trigger:.2f} (lower is better)"]
+        lines += [f"Next: {meaning.next_step}."] if meaning.next_step else []
     picture = next((path for path in (paths.before_after, paths.preview) if path.is_file()), None)
     return News(
         title=title, text="\n".join(lines) or "All stages are done.", picture=picture, failed=not good
@@ -33,7 +39,8 @@ def of_finish(character: str, paths: RunPaths) -> News:
 
 def of_failure(character: str, stage: str, error: str, paths: RunPaths) -> News:
     """A run that stopped, with the newest picture of its set."""
-    pictures = sorted(paths.images.glob("*.png"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in paths.images.glob("*") if is_readable(path) and path.is_file()]
+    pictures = sorted(found, key=lambda path: path.stat().st_mtime)
     return News(
         title=f"{character}: {stage} failed",
         text=error[:_MOST_ERROR] or "No reason was given; the task's log says more.",

@@ -20,7 +20,7 @@ from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.composition import RecipePorts, check_ahead, notifier_of
 from lora_foundry.domain.assessment import Assessment
 from lora_foundry.domain.character import Character, file_name
-from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.evaluation import Evaluation, Scores
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
@@ -43,18 +43,6 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-class Scores(BaseModel):
-    """Shares from 0 to 1; None where the recipe names no instrument that could tell."""
-
-    model_config = ConfigDict(frozen=True)
-
-    identity_before: float | None = None
-    identity_after: float | None = None
-    adherence_before: float | None = None
-    adherence_after: float | None = None
-    identity_without_trigger: float | None = None
 
 
 class CreateResult(BaseModel):
@@ -215,13 +203,7 @@ def result_of(run: Run, seconds: dict[str, float]) -> CreateResult:
         report_path=paths.report,
         dataset_dir=run.dataset_dir,
         trigger=run.character.trigger,
-        scores=Scores(
-            identity_before=evaluation.identity_of(evaluation.before),
-            identity_after=evaluation.identity_of(evaluation.after),
-            adherence_before=evaluation.before.adherence,
-            adherence_after=evaluation.after.adherence,
-            identity_without_trigger=evaluation.identity_of(evaluation.leak),
-        ),
+        scores=evaluation.scores,
         assessment=evaluation.assessment,
         seconds=seconds,
     )

@@ -161,7 +161,7 @@ def install(settings: Settings, name: str, content: bytes, strength: float = 0.8
     folder = settings.loras_dir
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(content)
-    card = {"character": "Elara", "trigger": "elara", "recommended_strength": strength,
+    card = {"character": "Elara", "trigger": "elara", "strength": strength,
             "sha256": hashlib.sha256(content).hexdigest()}  # fmt: skip
     (folder / f"{name}.metadata.json").write_text(json.dumps(card))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.backends.apprise import AppriseNotifier
 from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character
+from lora_foundry.domain.evaluation import Evaluation, ScoreRow
+from lora_foundry.domain.publication import Publication
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.files.storage import write_model
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.announce import announce
 from lora_foundry.tasks.ledger import Ledger
@@ -60,6 +65,31 @@ def test_news_of_a_failure_carry_the_reason_and_the_newest_picture(
     assert got[0]["type"] == "failure"
     picture = max(paths.images.glob("*.png"), key=lambda path: path.stat().st_mtime)
     assert base64.b64decode(got[0]["attachments"][0]["base64"]) == picture.read_bytes()
+
+
+def test_news_of_a_finish_say_what_the_scores_mean(home: Path) -> None:
+    paths = paint_set(Settings(home=home))
+    write_model(
+        paths.publication, Publication(published=True, verdict="good", lora=home / "elara.safetensors")
+    )
+    row = ScoreRow(identity=0.9)
+    scores = Evaluation(
+        character="Elara", trigger="elara", model="mini", before=ScoreRow(identity=0.2), after=row,
+        without_trigger=row, strength=1.0, lora_sha256="", shots=1, held_out=1, fingerprint="", seconds=1.0,
+    )  # fmt: skip
+    write_model(paths.evaluation_result, scores)
+    text = of_finish("Elara", paths).text
+    assert "Weak: identity 0.90" in text
+    assert "Appears without the trigger: 0.90 (lower is better)" in text
+    assert "Next: set train.regularisation" in text
+
+
+@pytest.mark.parametrize("name", ["newest.jpg", "newest.webp"])
+def test_the_newest_picture_may_be_of_any_kind(home: Path, name: str) -> None:
+    paths = paint_set(Settings(home=home))
+    Image.new("RGB", (64, 64)).save(paths.images / name)
+    os.utime(paths.images / name, (2**31, 2**31))
+    assert of_failure("Elara", "train", "", paths).picture == paths.images / name
 
 
 def test_a_message_that_nobody_took_is_an_error_that_shows_no_address() -> None:

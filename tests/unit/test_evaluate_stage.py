@@ -137,7 +137,7 @@ def test_both_sides_get_the_same_requests_and_only_one_the_lora(tmp_path: Path) 
     before, after = result.before.pictures, result.after.pictures
     assert [(each.prompt, each.seed) for each in before] == [(each.prompt, each.seed) for each in after]
     assert len(before) == 8
-    assert len(result.leak.pictures) == 4
+    assert len(result.without_trigger.pictures) == 4
     assert [event.done for event in events] == list(range(1, 21))
     assert {event.total for event in events} == {20}
     for one, other in zip(before, after, strict=True):
@@ -161,7 +161,7 @@ def test_without_an_instrument_there_are_no_scores_and_the_reason_is_told(tmp_pa
     run, paths = prepare(tmp_path)
     ports = Ports()
     result = measure(run, ports)
-    assert result.before.identity is result.after.adherence is result.after.similarity is None
+    assert result.before.identity is result.after.adherence is result.after.likeness is None
     assert "tagger = none" in result.note
     assert result.note in paths.report.read_text(encoding="utf-8")
     assert len(ports.generator.uses) == 2

@@ -10,7 +10,7 @@ from lora_foundry.backends.mini_instruments import MiniEmbedder, MiniTagger
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.shots import Shot
 from lora_foundry.ports import Trait
-from lora_foundry.stages.evaluate.scoring import mean_share, self_similarity, shares_right, similarity
+from lora_foundry.stages.evaluate.scoring import likeness, mean_share, own_likeness, shares_right
 from mini_world.render import render
 from mini_world.scene import Scene, sample_character, sample_scene, value_of
 from mini_world.vocabulary import SHOT, TRAITS
@@ -40,12 +40,12 @@ def test_nothing_asked_is_no_score() -> None:
     assert mean_share({}) is None
 
 
-def test_self_similarity_leaves_each_picture_out_of_its_own_mean() -> None:
+def test_own_likeness_leaves_each_picture_out_of_its_own_mean() -> None:
     alike = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
-    assert self_similarity(alike) == 1
-    assert self_similarity(np.array([[1, 0], [0, 1]], np.float32)) == 0
-    assert self_similarity(alike[:1]) is None
-    assert similarity(np.array([[0, 1], [1, 0]], np.float32), alike) == 0.5
+    assert own_likeness(alike) == 1
+    assert own_likeness(np.array([[1, 0], [0, 1]], np.float32)) == 0
+    assert own_likeness(alike[:1]) is None
+    assert likeness(np.array([[0, 1], [1, 0]], np.float32), alike) == 0.5
 
 
 def picture(name: str, traits: int, shot: int) -> EvaluationPicture:
@@ -57,7 +57,7 @@ def picture(name: str, traits: int, shot: int) -> EvaluationPicture:
 def test_the_best_picture_shows_most_of_the_character_first() -> None:
     rows = (picture("a", 3, 5), picture("b", 4, 2), picture("c", 4, 3), picture("d", 4, 3))
     row = ScoreRow(pictures=rows)
-    scores = Evaluation(character="", trigger="", model="", before=row, after=row, leak=row, strength=1, shots=4,
+    scores = Evaluation(character="", trigger="", model="", before=row, after=row, without_trigger=row, strength=1, shots=4,
                         lora_sha256="", held_out=4, fingerprint="", seconds=0)  # fmt: skip
     assert scores.best().file == "c"
     assert scores.side("after") == row
@@ -140,3 +140,16 @@ def test_the_embedder_tells_characters_apart() -> None:
     own = np.mean([(rows @ rows.T)[np.triu_indices(4, 1)].mean() for rows in sets])
     other = np.mean([(sets[a] @ sets[b].T).mean() for a in range(6) for b in range(a)])
     assert own > other + 0.3
+
+
+def test_scores_of_earlier_versions_are_read_under_the_names_of_today() -> None:
+    row = {"identity": 0.5, "similarity": 0.25}
+    earlier = {"character": "Zoë", "trigger": "zoë", "model": "base", "before": row, "after": row,
+               "leak": {"identity": 0.75}, "strength": 1.0, "lora_sha256": "ab", "shots": 1, "held_out": 1,
+               "self_similarity": 0.5, "fingerprint": "x", "seconds": 1.0}  # fmt: skip
+    read = Evaluation.model_validate(earlier)
+    assert (read.after.likeness, read.own_likeness, read.without_trigger.identity) == (0.25, 0.5, 0.75)
+    assert read.scores.identity_without_trigger == 0.75
+    written = read.model_dump_json()
+    assert Evaluation.model_validate_json(written) == read
+    assert not {"leak", "similarity", "self_similarity"} & set(read.model_dump())

@@ -78,7 +78,7 @@ def test_prompts_say_the_trigger_and_no_trait(zoe: Character) -> None:
     recipe = load_recipe("mini", ["evaluate.prompts=6", "evaluate.seeds=3"])
     shots = held_out_shots(recipe.shots, 6, 1, ())
     before, after, leak = (
-        evaluation_prompts(zoe, recipe, shots, side, side) for side in ("before", "after", "leak")
+        evaluation_prompts(zoe, recipe, shots, side, side) for side in ("before", "after", "without_trigger")
     )
     assert len(before) == 18
     assert [record.request for record in before] == [record.request for record in after]

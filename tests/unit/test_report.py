@@ -34,9 +34,9 @@ def make_run(folder: Path, description: str = "1girl, brown hair", recipe: str =
 
 
 def make_scores(pictures: tuple[EvaluationPicture, ...] = (), note: str = "") -> Evaluation:
-    row = ScoreRow(identity=0.5, adherence=0.25, identity_by_trait={"hair_color": 0.5}, similarity=-0.001,
+    row = ScoreRow(identity=0.5, adherence=0.25, identity_by_trait={"hair_color": 0.5}, likeness=-0.001,
                    adherence_by_attribute={"pose": 0.75}, pictures=pictures)  # fmt: skip
-    return Evaluation(character="Zoë", trigger="zoë", model="base", before=row, after=row, leak=ScoreRow(),
+    return Evaluation(character="Zoë", trigger="zoë", model="base", before=row, after=row, without_trigger=ScoreRow(),
                       strength=1.0, lora_sha256="ab", traits={"hair_color": HOSTILE}, shots=1, held_out=1,
                       note=note, fingerprint="", seconds=1.25)  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_the_loss_curve_stays_inside_its_drawing(tmp_path: Path) -> None:
 def records(count: int) -> list[PictureRecord]:
     run = make_run(Path())
     shots = held_out_shots(run.recipe.shots, count, 1, ())
-    return evaluation_prompts(run.character, run.recipe, shots, "model", "leak")
+    return evaluation_prompts(run.character, run.recipe, shots, "model", "without_trigger")
 
 
 @pytest.mark.parametrize("name", ["Elara", "Zoë", "Дарья", "花", "n" * 60])

@@ -7,12 +7,13 @@ from math import sqrt
 from statistics import stdev
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
 from lora_foundry.domain.assessment import Assessment, Found, assess
 from lora_foundry.domain.shots import Shot
 
-Side = Literal["before", "after", "leak", "last", "choice"]
+# Where a field has a second alias, files of earlier versions call it that.
+Side = Literal["before", "after", "without_trigger", "last", "choice"]
 
 
 class EvaluationPicture(BaseModel):
@@ -40,20 +41,20 @@ class ScoreRow(BaseModel):
     """The scores of one group of pictures; shares from 0 to 1, None where no instrument could tell.
 
     identity: the mean, over the described traits, of the share of pictures that show the right value among
-    those in which the trait is visible. adherence: the same over the parts of the prompted shot. similarity:
+    those in which the trait is visible. adherence: the same over the parts of the prompted shot. likeness:
     mean cosine to the mean of the training set. variety: mean difference of all pairs of pictures (1 minus the
     correlation of their thumbnails). nearest: mean difference of each picture to the nearest training picture.
     memorised: share of pictures nearer to one than training pictures are to each other. sound: share that is neither
     blank nor blurred.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
     identity: float | None = None
     adherence: float | None = None
     identity_by_trait: dict[str, float] = {}
     adherence_by_attribute: dict[str, float] = {}
-    similarity: float | None = None
+    likeness: float | None = Field(None, validation_alias=AliasChoices("likeness", "similarity"))
     variety: float | None = None
     nearest: float | None = None
     memorised: float | None = None
@@ -68,6 +69,26 @@ class ScoreRow(BaseModel):
         if len(shares) < 2:
             return None
         return round(1.96 * stdev(shares) / sqrt(len(shares)), 4)
+
+
+class Scores(BaseModel):
+    """What is said of a LoRA on every page, command, card and message, under one name a measure; None where the recipe
+    names no instrument that could tell. Shares from 0 to 1, likeness a cosine.
+
+    before, after: without the LoRA and with it. uncertainty: see ScoreRow. identity_without_trigger: how much of the
+    character appears with the LoRA and without the trigger; lower is better.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    identity_before: float | None = None
+    identity_after: float | None = None
+    identity_uncertainty: float | None = None
+    identity_without_trigger: float | None = None
+    adherence_before: float | None = None
+    adherence_after: float | None = None
+    likeness_before: float | None = None
+    likeness_after: float | None = None
 
 
 class Candidate(BaseModel):
@@ -93,23 +114,23 @@ class Candidate(BaseModel):
 class Evaluation(BaseModel):
     """scores.json: written last by the evaluate stage, so its existence means done.
 
-    before: without the LoRA. after: with it, at `strength`. leak: with it, but without the trigger in the
-    prompt, one seed a prompt: how much of the character comes uncalled. traits: what the tagger understood of
-    the description. held_out: how many of the shots no training picture shows. self_similarity: how close
+    before: without the LoRA. after: with it, at `strength`. without_trigger: with it, but without the trigger in
+    the prompt, one seed a prompt: how much of the character comes uncalled. traits: what the tagger understood of
+    the description. held_out: how many of the shots no training picture shows. own_likeness: how close
     each picture of the training set is to the mean of the others. note: why scores are None; empty where all
     were measured. step, strength: what was chosen among `candidates`; lora_sha256: of evaluation/lora.safetensors,
     which is that checkpoint with what was found in its metadata; trained_sha256: of the training's result.
     overfit_from: the first later step at which the score had fallen, or pictures of the training set came back.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
     character: str
     trigger: str
     model: str
     before: ScoreRow
     after: ScoreRow
-    leak: ScoreRow
+    without_trigger: ScoreRow = Field(validation_alias=AliasChoices("without_trigger", "leak"))
     strength: float
     step: int = 0
     candidates: tuple[Candidate, ...] = ()
@@ -119,14 +140,14 @@ class Evaluation(BaseModel):
     traits: dict[str, str] = {}
     shots: int
     held_out: int
-    self_similarity: float | None = None
+    own_likeness: float | None = Field(None, validation_alias=AliasChoices("own_likeness", "self_similarity"))
     note: str = ""
     fingerprint: str
     seconds: float
 
     def identity_of(self, row: ScoreRow) -> float | None:
         """Identity by the traits; where none were read, likeness as a share of the set's own."""
-        return row.identity if row.identity is not None else own_share(row.similarity, self.self_similarity)
+        return row.identity if row.identity is not None else own_share(row.likeness, self.own_likeness)
 
     # Stored in scores.json, so that pages and programs read the words that the report has. mypy knows no decorated
     # properties; this is how pydantic's documentation has them.
@@ -139,12 +160,27 @@ class Evaluation(BaseModel):
             Found(
                 identity=self.identity_of(after),
                 before=self.identity_of(before),
-                uncalled=self.identity_of(self.leak),
+                uncalled=self.identity_of(self.without_trigger),
                 adherence=after.adherence,
                 adherence_before=before.adherence,
                 memorised=after.memorised,
                 sound=after.sound,
             )
+        )
+
+    @property
+    def scores(self) -> Scores:
+        """The figures that people are told, wherever they are told."""
+        after, before = self.after, self.before
+        return Scores(
+            identity_before=self.identity_of(before),
+            identity_after=self.identity_of(after),
+            identity_uncertainty=after.uncertainty if after.identity is not None else None,
+            identity_without_trigger=self.identity_of(self.without_trigger),
+            adherence_before=before.adherence,
+            adherence_after=after.adherence,
+            likeness_before=before.likeness,
+            likeness_after=after.likeness,
         )
 
     def side(self, side: Side) -> ScoreRow:
@@ -167,11 +203,11 @@ class Evaluation(BaseModel):
         return min(self.after.pictures, key=misses)
 
 
-def own_share(similarity: float | None, own: float | None) -> float | None:
+def own_share(likeness: float | None, own: float | None) -> float | None:
     """Likeness to the training set as a share, 0 to 1, of what the set's own pictures reach."""
-    if similarity is None or own is None or own <= 0:
+    if likeness is None or own is None or own <= 0:
         return None
-    return round(min(max(similarity / own, 0.0), 1.0), 4)
+    return round(min(max(likeness / own, 0.0), 1.0), 4)
 
 
 def f_beta(adherence: float, identity: float, beta: float) -> float:

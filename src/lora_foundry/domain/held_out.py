@@ -60,11 +60,11 @@ def with_faces(vocabulary: Vocabulary) -> Vocabulary:
 def evaluation_prompts(
     character: Character, recipe: Recipe, shots: Collection[Shot], model: str, side: Side
 ) -> list[PictureRecord]:
-    """Every picture of one side. "before" and "after" ask for the very same; "leak" leaves the trigger out
+    """Every picture of one side. "before" and "after" ask for the very same; "without_trigger" leaves the trigger out
     and takes the first seed of each prompt; so does "choice", with seeds of its own."""
     made, seeds = recipe.generate, recipe.evaluate.seeds
     own = "choice-" if side == "choice" else ""
-    trigger = "" if side == "leak" else character.trigger
+    trigger = "" if side == "without_trigger" else character.trigger
     return [
         PictureRecord(
             file=f"{place + 1:03d}_{number + 1}.png",
@@ -85,7 +85,7 @@ def evaluation_prompts(
             guidance_rescale=made.guidance_rescale,
         )
         for place, shot in enumerate(shots)
-        for number in range(1 if side in ("leak", "choice") else seeds)
+        for number in range(1 if side in ("without_trigger", "choice") else seeds)
     ]
 
 

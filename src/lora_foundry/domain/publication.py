@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_foundry.domain.evaluation import Scores
+
 # kohya's `ss_base_model_version` -> (ComfyUI-Lora-Manager's "base_model", A1111's "sd version").
 _BASES = (
     ("sd_v1", "SD 1.5", "SD1"),
@@ -74,7 +76,7 @@ class LoraCard(BaseModel):
     base_model: str
     base_version: str
     steps: int
-    scores: dict[str, float | None]
+    scores: Scores
     recipe: dict[str, Any]
     made_by: str
 

@@ -6,36 +6,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from lora_foundry.domain.evaluation import Scores
 from lora_foundry.files.paths import published_lora, published_preview
 
 _SUFFIX = ".metadata.json"
 _MOST_BYTES = 1_000_000
 
 
-class LoraScores(BaseModel):
-    """Shares from 0 to 1; None where no instrument could tell."""
-
-    identity_before: float | None = None
-    identity_after: float | None = None
-    adherence_before: float | None = None
-    adherence_after: float | None = None
-
-
 class _Card(BaseModel):
     """What we read of a metadata file."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", validate_by_name=True)
 
     character: str
     trigger: str
     description: str = ""
-    recommended_strength: float | None = None
+    strength: float | None = Field(
+        None,
+        validation_alias=AliasChoices("strength", "recommended_strength"),  # as earlier versions wrote it
+    )
     sha256: str = ""
     base_model: str = ""
     steps: int | None = None
-    scores: LoraScores = LoraScores()
+    scores: Scores = Scores()
 
 
 class InstalledLora(_Card):

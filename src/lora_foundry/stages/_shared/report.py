@@ -94,7 +94,6 @@ def write_report(
         rounds=[_shown_round(paths, each) for each in (generation.rounds if generation else ())],
         dataset=[_captioned(paths, caption) for caption in captions[:_MOST_SHOWN]],
         trained=len(captions),
-        uncalled=scores.identity_of(scores.leak),
         edited=sum(caption.source == "edited" for caption in captions),
         rejected=[_rejected(paths, verdict) for verdict in (curation.rejected if curation else ())],
         seconds={
@@ -135,22 +134,19 @@ def _percent(value: float | None) -> str:
 
 def _cards(scores: Evaluation) -> list[Comparison]:
     """The headline figures; the last one only where something was measured."""
-    before, after = scores.before, scores.after
+    told = scores.scores
     cards = [
         Comparison(
-            "identity",
-            scores.identity_of(before),
-            scores.identity_of(after),
-            uncertainty=after.uncertainty if after.identity is not None else None,
+            "identity", told.identity_before, told.identity_after, uncertainty=told.identity_uncertainty
         ),
-        Comparison("adherence", before.adherence, after.adherence),
+        Comparison("adherence", told.adherence_before, told.adherence_after),
     ]
-    if after.similarity is not None:
-        cards.append(Comparison("likeness", before.similarity, after.similarity))
-    uncalled = scores.identity_of(scores.leak)
-    if uncalled is not None:
+    if told.likeness_after is not None:
+        cards.append(Comparison("likeness", told.likeness_before, told.likeness_after))
+    if told.identity_without_trigger is not None:
+        note = "identity; lower is better"
         cards.append(
-            Comparison("appears without the trigger", None, uncalled, note="identity; lower is better")
+            Comparison("appears without the trigger", None, told.identity_without_trigger, note=note)
         )
     return cards
 

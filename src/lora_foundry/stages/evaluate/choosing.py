@@ -86,7 +86,7 @@ def demanded(options: Sequence[Choice], section: EvaluateSection) -> Choice | No
 def rate(choice: Choice, row: ScoreRow, weights: ScoreWeights) -> Candidate:
     """A measured choice with its score."""
     section = weights.section
-    identity = own_share(row.similarity, weights.own)
+    identity = own_share(row.likeness, weights.own)
     identity = row.identity if identity is None else identity
     adherence = row.adherence if row.adherence is not None else _kept(row.variety, weights.variety)
     sound = 1.0 if row.sound is None else row.sound

@@ -39,7 +39,7 @@ def score(
     images: Sequence[Image.Image],
     metrics: EvaluationMetrics,
 ) -> ScoreRow:
-    """Identity and adherence by the tagger, similarity by the embedder; None for what has no instrument."""
+    """Identity and adherence by the tagger, likeness by the embedder; None for what has no instrument."""
     traits, tagger, embedder, own = metrics[:4]
     seen: Sequence[Mapping[str, str]] = tagger.read(images) if tagger else [{} for _ in images]
     asked = [tagger.understand(record.shot.words()) if tagger else [] for record in records]
@@ -50,7 +50,7 @@ def score(
         adherence=mean_share(by_attribute),
         identity_by_trait=by_trait,
         adherence_by_attribute=by_attribute,
-        similarity=similarity(embedder.embed(images), own) if embedder and own is not None else None,
+        likeness=likeness(embedder.embed(images), own) if embedder and own is not None else None,
         **look_at(images, metrics),
         pictures=tuple(
             _picture(file, record, traits, shot, row)
@@ -128,12 +128,12 @@ def mean_share(shares: Mapping[str, float]) -> float | None:
     return round(sum(shares.values()) / len(shares), 4) if shares else None
 
 
-def similarity(embeddings: FloatArray, own: FloatArray) -> float:
+def likeness(embeddings: FloatArray, own: FloatArray) -> float:
     """Mean cosine of `embeddings` with the direction of the mean of `own`."""
     return round(float((embeddings @ _direction(own.sum(axis=0))).mean()), 4)
 
 
-def self_similarity(own: FloatArray) -> float | None:
+def own_likeness(own: FloatArray) -> float | None:
     """Mean cosine of each row with the mean of the others: what a perfect LoRA could reach. None for a
     single row."""
     if len(own) < 2:

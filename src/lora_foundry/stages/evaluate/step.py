@@ -45,8 +45,8 @@ from lora_foundry.stages.evaluate.scoring import (
     NO_THUMBNAILS,
     EvaluationMetrics,
     look_at,
+    own_likeness,
     score,
-    self_similarity,
 )
 
 _AT_ONCE = 64  # training pictures in memory
@@ -70,7 +70,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, trained)
     pictures = EvaluationPictures(ports.generator, run.recipe.generate.batch_size, progress)
     metrics = _metrics(run, ports, training_set)
-    own = None if metrics.own is None else self_similarity(metrics.own)
+    own = None if metrics.own is None else own_likeness(metrics.own)
     options = choices(lora, paths, run.recipe.evaluate)
     evaluation = EvaluationRun(run, paths, pictures, metrics, model, own)
     best, candidates = evaluation.choose(options, [*trained, *shots])
@@ -83,7 +83,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         model=model,
         before=rows["before"],
         after=rows[after],
-        leak=rows.get("leak", ScoreRow()),
+        without_trigger=rows.get("without_trigger", ScoreRow()),
         strength=best.use.strength,
         step=best.step,
         candidates=candidates,
@@ -93,7 +93,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         traits={trait.attribute: trait.value for trait in metrics.traits},
         shots=len(shots),
         held_out=len(set(shots) - set(trained)),
-        self_similarity=own,
+        own_likeness=own,
         note=_note(run, ports.tagger, metrics.traits),
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
@@ -149,8 +149,8 @@ class EvaluationRun(NamedTuple):
     ) -> tuple[dict[Side, ScoreRow], dict[Side, list[Image.Image]]]:
         """All sides: the base, the chosen checkpoint, it without the trigger, and the last one for comparison."""
         sides: dict[Side, Choice | None] = {"before": None, "after": best}
-        if self.metrics.tagger or self.metrics.embedder:  # without an instrument nobody could tell what leaks
-            sides["leak"] = best
+        if self.metrics.tagger or self.metrics.embedder:  # else nobody could tell what comes uncalled
+            sides["without_trigger"] = best
         if best != last:
             sides["last"] = last
         character, recipe = self.run.character, self.run.recipe
@@ -179,7 +179,7 @@ class EvaluationRun(NamedTuple):
 _MESSAGES: dict[Side, str] = {
     "before": "without the LoRA",
     "after": "with the LoRA",
-    "leak": "without the trigger",
+    "without_trigger": "without the trigger",
     "last": "with the last checkpoint",
 }
 

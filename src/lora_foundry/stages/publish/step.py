@@ -183,12 +183,7 @@ def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> L
         base_model=scores.model,
         base_version=read_header(paths.chosen_lora).metadata.get("ss_base_model_version", ""),
         steps=scores.step or lora.steps,
-        scores={
-            "identity_before": scores.identity_of(scores.before),
-            "identity_after": scores.identity_of(scores.after),
-            "adherence_before": scores.before.adherence,
-            "adherence_after": scores.after.adherence,
-        },
+        scores=scores.scores,
         recipe={} if minimal else shareable_recipe(run.recipe).model_dump(mode="json"),
         made_by=f"lora-foundry {__version__}",
     )

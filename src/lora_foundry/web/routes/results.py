@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from lora_foundry.domain.evaluation import Candidate, Evaluation
+from lora_foundry.domain.evaluation import Candidate, Evaluation, Scores
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.files.paths import TRAINING_LOSS, RunPaths
@@ -88,6 +88,7 @@ class Results(BaseModel):
     """Whatever is not there yet is None or empty."""
 
     evaluation: Evaluation | None
+    scores: Scores | None
     training: Training | None
     publication: Publication | None
     candidates: list[CandidateView]
@@ -159,6 +160,7 @@ def _results(here: Site, pipeline: Pipeline) -> Results:
     lora = trained is not None and (paths.chosen_lora.is_file() or paths.trained_lora.is_file())
     return Results(
         evaluation=evaluation,
+        scores=None if evaluation is None else evaluation.scores,
         training=None if trained is None else Training.model_validate(trained.model_dump()),
         publication=read_model(paths.publication, Publication),
         candidates=[] if evaluation is None else _candidates(pipeline.id, paths, evaluation),
@@ -222,7 +224,7 @@ async def evaluation_file(here: Here, request: Request, pipeline: str, file: str
 
 @router.get("/pipelines/{pipeline}/evaluation/{side}/{file}", response_class=Response, responses=PICTURE)
 async def evaluation_picture(here: Here, request: Request, pipeline: str, side: str, file: str) -> Response:
-    """One picture of the evaluation, without the LoRA (`before`), with it (`after`), or without trigger (`leak`)."""
+    """One picture of the evaluation, without the LoRA (`before`), with it (`after`), or without trigger (`without_trigger`)."""
     paths = here.folder(await here.pipeline(pipeline))
     return answers.picture_file(request, jailed(paths.evaluation_pictures(), side, file))
 

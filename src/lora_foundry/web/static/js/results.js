@@ -16,34 +16,45 @@ function draw(run, results) {
   const now = JSON.stringify(results);
   if (now === drawn) return; // whoever stands on a button here keeps standing there
   drawn = now;
-  const { evaluation, publication, training } = results;
+  const { evaluation, publication } = results;
   byId("none").hidden = Boolean(evaluation);
   byId("results").hidden = !evaluation;
   if (!evaluation) return;
-  drawVerdict(publication);
-  drawCards(evaluation, training);
+  drawVerdict(evaluation.assessment, publication);
+  drawCards(results);
   drawActions(results, run);
   drawChoice(results, run);
   drawPairs(results);
   drawTraits(evaluation);
 }
 
-function drawVerdict(publication) {
-  if (!publication) return tell(byId("verdict"), "Measured, not published yet.", "warn");
-  if (!publication.published) return tell(byId("verdict"), `Not published: ${publication.verdict}`, "bad");
-  return tell(byId("verdict"), `Published as ${publication.lora.split(/[\\/]/).at(-1)}.`, "good");
+const COLOURS = { good: "good", usable: "good", weak: "warn", bad: "bad", unmeasured: "warn" };
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** How good the LoRA is decides the colour; that it was installed says nothing of that. */
+function drawVerdict({ level, reason, next_step: next }, publication) {
+  const step = next ? ` Next: ${next}.` : "";
+  tell(byId("verdict"), `${capital(level)}: ${reason}.${step} ${installed(publication)}`, COLOURS[level] ?? "warn");
+}
+
+function installed(publication) {
+  if (!publication) return "Measured, not published yet.";
+  if (!publication.published) return `${capital(publication.verdict)}.`;
+  return `Published as ${publication.lora.split(/[\\/]/).at(-1)}.`;
 }
 
 function card(name, value, note) {
   return el("div", { class: "card" }, el("span", {}, name), el("b", {}, value), el("small", {}, note));
 }
 
-function drawCards({ before, after, leak, strength, note }, training) {
+function drawCards({ scores, evaluation: { strength, note }, training }) {
+  const measured = (value) => value !== null && value !== undefined;
+  const spread = measured(scores.identity_uncertainty) ? ` ± ${share(scores.identity_uncertainty)}` : "";
   byId("cards").replaceChildren(
-    card("identity", share(after.identity), `${share(before.identity)} without the LoRA`),
-    card("adherence", share(after.adherence), `${share(before.adherence)} without the LoRA`),
-    ...(after.similarity === null || after.similarity === undefined ? [] : [card("likeness", share(after.similarity), `${share(before.similarity)} without the LoRA`)]),
-    ...(leak?.identity === null || leak?.identity === undefined ? [] : [card("leak", share(leak.identity), "identity without the trigger word")]),
+    card("identity", `${share(scores.identity_after)}${spread}`, `${share(scores.identity_before)} without the LoRA`),
+    card("adherence", share(scores.adherence_after), `${share(scores.adherence_before)} without the LoRA`),
+    ...(measured(scores.likeness_after) ? [card("likeness", share(scores.likeness_after), `${share(scores.likeness_before)} without the LoRA`)] : []),
+    ...(measured(scores.identity_without_trigger) ? [card("appears without the trigger", share(scores.identity_without_trigger), "identity; lower is better")] : []),
     card("strength", share(strength), "recommended"),
     ...(training ? [card("training", String(training.steps), `steps in ${duration(training.seconds)}, last loss ${training.final_loss.toFixed(4)}`)] : []),
     ...(note ? [el("p", { class: "warn" }, note)] : []),
@@ -84,7 +95,7 @@ function why({ step, strength, overfit_from: overfit }, candidates, run) {
   const best = candidates.reduce((first, each) => (each.score > first.score ? each : first));
   const measured = best.step === step && best.strength === strength
     ? "identity and adherence together are highest there, on prompts of their own."
-    : `in the whole exam it did better than step ${best.step} at strength ${best.strength}, which led on the prompts of the comparison.`;
+    : `in the whole evaluation it did better than step ${best.step} at strength ${best.strength}, which led on the prompts of the comparison.`;
   const reason = run.settings.evaluate?.step ? "it was named by hand." : measured;
   const late = overfit ? ` From step ${overfit} on the scores fall: trained too long.` : "";
   return `Step ${step} at strength ${strength} was chosen among ${candidates.length}: ${reason}${late}`;
@@ -94,7 +105,7 @@ function candidateCell(candidate, run) {
   if (!candidate) return "–";
   const use = () => retryRun(pipelineId, run.character.name, {
     from: "evaluate", settings: [`evaluate.step = ${candidate.step}`, `evaluate.strength = ${candidate.strength}`],
-    words: `Step ${candidate.step} at strength ${candidate.strength} is examined like the one before, and installed.`,
+    words: `Step ${candidate.step} at strength ${candidate.strength} is measured like the one before, and installed.`,
   }).then((again) => again && location.assign(`/pipelines/${encodeURIComponent(pipelineId)}`)).catch(complain);
   return el("div", { class: "candidate" },
     candidate.picture ? el("img", { class: "sharp", src: candidate.picture, alt: `Step ${candidate.step}, strength ${candidate.strength}`, loading: "lazy", width: 96, height: 96 }) : null,
