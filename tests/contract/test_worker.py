@@ -262,7 +262,7 @@ BAD: dict[str, tuple[object, dict[str, Any], str]] = {
     "absolute": (GOOD | {"output_dir": "/etc"}, {}, "output_dir"),
     "link out": (GOOD | {"output_dir": "link/Elara"}, {}, "output_dir"),
     "slashes": (GOOD | {"character_name": "a/b"}, {}, "'/'"),
-    "NUL": (GOOD | {"character_name": "a\0b"}, {}, "NUL"),
+    "NUL": (GOOD | {"character_name": "a\0b"}, {}, "letters, digits"),
     "emoji": (GOOD | {"character_name": "fire\N{FIRE}"}, {}, "letters, digits"),
     "300 characters": (GOOD | {"character_name": "n" * 300}, {}, "300 characters"),
     "5 MB": (GOOD | {"description": "x" * 5_000_000}, {}, "at most 1000000"),

@@ -57,7 +57,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         make_folder(settings.home.expanduser())
         await site.ledger.upgrade()
         yield
-        site.hub.close()
+        await site.hub.finish()
         await site.ledger.close()
 
     app = FastAPI(

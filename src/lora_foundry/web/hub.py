@@ -132,6 +132,12 @@ class Hub:
         for stream in self._streams:
             stream.wake.set()
 
+    async def finish(self) -> None:
+        """Closes, and waits for the look at the table that is under way: the event loop may end right after."""
+        self.close()
+        if self._watcher is not None:
+            await asyncio.gather(self._watcher, return_exceptions=True)
+
     def publish(self, kind: str, pipeline: str, data: bytes) -> None:
         """Sends an event to the streams that want it."""
         self._number += 1
@@ -168,6 +174,7 @@ class Hub:
                     await asyncio.wait_for(self._wake.wait(), LONGEST_PAUSE)
         finally:
             signal.cancel()
+            await asyncio.gather(signal, return_exceptions=True)
 
     async def _look(self, known: dict[str, str]) -> dict[str, str]:
         """Compares the unfinished pipelines with those known and publishes what is different."""

@@ -118,7 +118,7 @@ def in_memory(settings: Settings, scenario: Any) -> None:
         try:
             await scenario(hub, ledger)
         finally:
-            hub.close()
+            await hub.finish()
             await ledger.close()
 
     asyncio.run(run())
@@ -185,6 +185,18 @@ def test_one_stream_too_many_is_refused(settings: Settings, monkeypatch: pytest.
         await anext(stream)
         with pytest.raises(RetryableError):
             await hub.stream(None, None)
+        await stream.aclose()
+
+    in_memory(settings, scenario)
+
+
+def test_a_hub_is_finished_when_its_look_at_the_table_has_ended(settings: Settings) -> None:
+    """Else the event loop may close under a query, whose thread then dies with a traceback on the terminal."""
+
+    async def scenario(hub: Hub, ledger: Ledger) -> None:
+        stream = await hub.stream(None, None)
+        await hub.finish()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         await stream.aclose()
 
     in_memory(settings, scenario)

@@ -37,8 +37,10 @@ def server(
     paths = paint_set(settings)
     with serving(settings) as address, requests.Session() as session:
         made = session.post(f"{address}/api/v1/pipelines", json=ELARA).json()
+        picture = {"files": ("elara.png", paths.image(0).read_bytes())}
+        upload = session.post(f"{address}/api/v1/uploads", files=picture).json()["id"]
         real = {"pipeline": made["id"], "file": paths.image(0).name, "name": "mini", "side": "before",
-                "task": str(made["stages"][0]["task_id"]), "candidate": "step-00005-at-1"}  # fmt: skip
+                "task": str(made["stages"][0]["task_id"]), "candidate": "step-00005-at-1", "upload": upload}  # fmt: skip
         yield address, session, real
 
 
