@@ -14,7 +14,7 @@ from lora_foundry.errors import FoundryError
 from lora_foundry.extras import install_command
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import recipe_base
-from lora_foundry.needs import needs_of
+from lora_foundry.needs import base_needs, needs_of
 from lora_foundry.settings import Settings
 
 LEAST_DISK = 500 * 1024 * 1024  # what one SD1.5 character took in the system this one replaces
@@ -150,7 +150,8 @@ def _base(settings: Settings, recipe: Recipe) -> Iterator[Finding]:
     except FoundryError as error:
         places = " or ".join(str(folder) for folder in settings.model_folders)
         fix = f"Put it into {places}, or name its path: --set model.base=PATH."
-        if recipe.model.source:
+        missing = [need for need in base_needs(recipe, settings) if need.found is None]
+        if missing and missing[0].fetchable:
             fix = f"Run: lora-foundry setup {recipe.name} (or put it into {places})."
         yield Finding(subject, False, str(error), fix)
         return

@@ -153,5 +153,6 @@ class Settings(BaseSettings):
         """Where base models are looked for, in order."""
         folders = [(self.models or self.home / "models").expanduser().absolute()]
         if self.comfyui is not None:
-            folders.append((self.comfyui / "models" / "checkpoints").expanduser().absolute())
+            models = (self.comfyui / "models").expanduser().absolute()
+            folders += [models / "checkpoints", models / "diffusion_models"]
         return tuple(folders)

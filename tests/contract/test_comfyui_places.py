@@ -17,6 +17,7 @@ from lora_foundry.backends.comfyui.options import ComfyUIOptions
 from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.families._shared import loading
 from lora_foundry.families._shared.inspect import _models_below
+from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.settings import Settings, is_local
 from lora_foundry.testing.comfyui_stub import StubServer
 from tests.contract.comfyui_fixtures import CHECKPOINT, QUICK, request
@@ -145,11 +146,11 @@ def test_models_in_linked_folders_are_found_and_a_ring_of_links_ends(tmp_path: P
 def test_clip_s_vocabulary_is_found_in_comfyui_s_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert loading.comfyui_vocabulary(tmp_path) is None
+    assert CLIP.own_folder(tmp_path) is None
     place = tmp_path / "comfy" / "sd1_tokenizer"
     place.mkdir(parents=True)
     (place / "vocab.json").touch()
-    assert loading.comfyui_vocabulary(tmp_path) == place
+    assert CLIP.own_folder(tmp_path) == place
 
 
 def test_a_hub_that_cannot_be_reached_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,5 +164,7 @@ def test_a_hub_that_cannot_be_reached_is_not_asked(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(loading, "hub_answers", lambda: False)
     with pytest.raises(FoundryError, match="could not be fetched"):
-        loading.load_vocabulary(Kind, "no-one/has-this", "LORA_FOUNDRY_NONE", "CLIP")
+        loading.load_vocabulary(
+            Kind, CLIP._replace(repository="no-one/has-this", variable="LORA_FOUNDRY_NONE")
+        )
     assert asked == [True], "only the cache was looked into"

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from lora_foundry import mini
 from lora_foundry.errors import BackendError, InputError, StorageError
@@ -186,3 +188,85 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="no place"):
         parse_source(text, "x")
+
+
+SPLIT = """
+extends = "z-image"
+[model]
+base = "z_image_turbo.safetensors"
+source = "hf:somebody/z-image/z_image_turbo.safetensors"
+licence = "Apache-2.0"
+train_base = ""
+tagger = "none"
+embedder = "none"
+[generate]
+rounds = 1
+settle = false
+[caption]
+look = []
+[train]
+training_adapter = "zimage_turbo_training_adapter_v2.safetensors"
+"""
+
+
+def headed(tensors: dict[str, tuple[int, ...]]) -> bytes:
+    return save({name: torch.zeros(shape, dtype=torch.uint8) for name, shape in tensors.items()})
+
+
+@pytest.fixture
+def split_hub(hub: StubHub) -> StubHub:
+    """The files of Z-Image by their headers, where the family says that they are."""
+    parts = "split_files/{}".format
+    hub.repositories |= {
+        "somebody/z-image": {"z_image_turbo.safetensors": headed(
+            {"noise_refiner.0.attention.q_norm.weight": (1,), "layers.0.feed_forward.w2.weight": (3840, 1)}
+        )},
+        "Comfy-Org/z_image_turbo": {
+            parts("vae/ae.safetensors"): headed({"decoder.conv_in.weight": (2, 16, 1, 1)}),
+            parts("text_encoders/qwen_3_4b.safetensors"): headed(
+                {"model.embed_tokens.weight": (1, 2560), "model.layers.35.mlp.up_proj.weight": (1, 1)}
+            ),
+        },
+        "ostris/zimage_turbo_training_adapter": {
+            "zimage_turbo_training_adapter_v2.safetensors": headed({"x.lora_A.weight": (1,)})
+        },
+        "Qwen/Qwen3-4B": dict.fromkeys(
+            ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"), b"{}"
+        ),
+    }  # fmt: skip
+    return hub
+
+
+def test_what_belongs_to_a_base_in_split_files_is_fetched_with_it(
+    split_hub: StubHub, command: Command, tmp_path: Path
+) -> None:
+    home, models = tmp_path / "home", tmp_path / "home" / "models"
+    (home / "recipes" / "split.toml").write_text(SPLIT)
+    done = command("setup", "split", "--yes", "--json")
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = {row["what"]: row["found"] for row in json.loads(done.stdout)}
+    assert found == {
+        "base model": str(models / "z_image_turbo.safetensors"),
+        "VAE": str(models / "vae" / "ae.safetensors"),
+        "text encoder": str(models / "text_encoders" / "qwen_3_4b.safetensors"),
+        "training adapter": str(models / "loras" / "zimage_turbo_training_adapter_v2.safetensors"),
+        "Qwen3's vocabulary": found["Qwen3's vocabulary"],
+    }
+    assert not any("clip" in asked for asked, _ in split_hub.requests)
+
+    (models / "vae" / "ae.safetensors").unlink()
+    ill = command("doctor", "-r", "split", "--json")
+    missing = {line["subject"]: line for line in json.loads(ill.stdout) if not line["ok"]}
+    assert sorted(missing) == ["VAE", "base model of recipe 'split'"]
+    assert all("lora-foundry setup split" in line["fix"] for line in missing.values())
+    assert "its VAE is in none of" in missing["base model of recipe 'split'"]["found"]
+
+    own = command("setup", "split", "--list", "--json", "--set", "model.vae=mine.safetensors")
+    vae = rows(own)["mine.safetensors"]
+    assert (vae["found"], vae["from"]) == (None, "")
+    assert "name its path: --set model.vae=PATH" in vae["advice"]
+
+
+def test_a_shipped_recipes_base_that_is_not_here_brings_its_familys_vocabulary(command: Command) -> None:
+    listed = command("setup", "sdxl", "--list", "--json")
+    assert {"vocab.json", "merges.txt"} <= set(rows(listed))

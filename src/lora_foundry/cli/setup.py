@@ -17,7 +17,7 @@ from lora_foundry.errors import FoundryError, InputError
 
 if TYPE_CHECKING:
     from lora_foundry.domain.recipe import Recipe
-    from lora_foundry.files.download import Extent
+    from lora_foundry.files.download import Extent, Source
     from lora_foundry.needs import Need
     from lora_foundry.settings import Settings
 
@@ -43,17 +43,22 @@ def set_up(
 
     if base is not None:
         _bring_base(settings, recipe, base)
-    needs = needs_of(recipe, settings)
-    missing = [need for need in needs if need.found is None]
-    planned = [Planned(need, _extent(need, only_list)) for need in missing if need.fetchable]
-    by_hand = [need for need in missing if not need.fetchable]
-    if as_json:
-        print(json.dumps([_row(need, planned) for need in needs]))
-    else:
-        _show(needs, planned)
-    if not only_list and planned:
+    brought: set[Source] = set()
+    while True:  # what belongs to a base may be known only once the base is here
+        needs = needs_of(recipe, settings)
+        missing = [need for need in needs if need.found is None]
+        wanted = [need for need in missing if need.fetchable and need.source not in brought]
+        planned = [Planned(need, _extent(need, only_list)) for need in wanted]
+        if not as_json and (planned or not brought):
+            _show(needs, planned)
+        if only_list or not planned:
+            break
         _agree(planned, agreed, as_json)
         _fetch(planned, quiet=as_json)
+        brought |= {need.source for need, _ in planned}
+    if as_json:
+        print(json.dumps([_row(need, planned) for need in needs]))
+    by_hand = [need for need in missing if need not in wanted]
     for need in by_hand:
         _say(f"[red]Missing:[/red] {escape(need.what)}. {escape(need.advice)}", as_json)
     if by_hand or (only_list and missing):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_foundry.families._shared import loading
+from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.families.sd import load as sd_load
 from lora_foundry.mini import MODEL_DIR
 
@@ -79,7 +79,7 @@ def own_configuration(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
             shutil.copy(file, tmp_path / "sd" / part)
     shutil.copy(tiny_folder / "model_index.json", tmp_path / "sd")
     monkeypatch.setattr(sd_load, "LOADER", replace(sd_load.LOADER, configurations=tmp_path))
-    monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(MODEL_DIR / "tokenizer"))
+    monkeypatch.setenv(CLIP.variable, str(MODEL_DIR / "tokenizer"))
 
 
 def unet_name(name: str) -> str:

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_foundry.errors import BaseModelError
-from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.inspect import find_base, recipe_base
 from lora_foundry.mini import MODEL_DIR
+from lora_foundry.recipe_files import load_recipe
+from lora_foundry.settings import Settings
 
 SD = ("model.diffusion_model.input_blocks.0.0.bias", "first_stage_model.decoder.conv_in.bias",
       "cond_stage_model.transformer.text_model.final_layer_norm.bias")  # fmt: skip
@@ -54,6 +56,11 @@ def klein(root: Path, name: str = "flux-2-klein-base-4b") -> Path:
     comfyui(root, name="other")
     shapes = {"img_in.weight": (3072, 1), "double_stream_modulation_img.lin.weight": (1, 1)}
     return file(root / "diffusion_models" / f"{name}.safetensors", **shapes)
+
+
+def without(path: Path, part: str) -> Path:
+    (path.parents[1] / f"{part}.safetensors").unlink()
+    return path
 
 
 def linked(root: Path) -> Path:
@@ -123,14 +130,23 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], tuple[str, str, bool] | str]] =
     ),
     "z-image without its text encoder": (
         lambda p: comfyui(p, text=False),
-        r"a Z-Image transformer alone, and its text encoder is in none of .*put qwen_3_4b\.safetensors there, or name it "
-        r"in model\.text_encoder",
+        r"a Z-Image transformer alone, and its text encoder is in none of .*put qwen_3_4b\.safetensors there, name it "
+        r"in model\.text_encoder, or let `lora-foundry setup` fetch it",
     ),
     "z-image without its vae": (
-        lambda p: comfyui(p, vae=False), r"its VAE is in none of .*put ae\.safetensors there, or name it in model\.vae",
+        lambda p: comfyui(p, vae=False),
+        r"its VAE is in none of .*put ae\.safetensors there, name it in model\.vae, or let `lora-foundry setup` fetch it",
     ),
     "klein base in comfyui's folders": (klein, ("klein", "split", False)),
     "klein in comfyui's folders": (lambda p: klein(p, "flux-2-klein-4b"), ("klein", "split", True)),
+    "klein without its vae": (
+        lambda p: without(klein(p), "vae/flux2-vae"),
+        r"a FLUX\.2 Klein transformer alone, and its VAE is in none of .*put flux2-vae\.safetensors there, name it in "
+        r"model\.vae, or let `lora-foundry setup` fetch it",
+    ),
+    "klein without its text encoder": (
+        lambda p: without(klein(p), "text_encoders/qwen_3_4b"), r"its text encoder is in none of .*put qwen_3_4b\.safetensors",
+    ),
     "flux.2 of another size": (
         lambda p: file(p / "a.safetensors", **{"img_in.weight": (6144, 1), "double_stream_modulation_img.lin.weight": (1, 1)}),
         "a FLUX.2 transformer of another size",
@@ -167,6 +183,23 @@ def test_what_is_said_of_a_layout(layout: str, tmp_path: Path) -> None:
     base = find_base(str(path))
     assert (base.family, base.layout, base.distilled) == expected
     assert base.path.name == path.name
+
+
+def test_comfyuis_files_are_found_by_their_names_alone(tmp_path: Path) -> None:
+    """As a recipe names them, from the folders of a ComfyUI."""
+    models = tmp_path / "comfy" / "models"
+    comfyui(models)
+    adapter = file(models / "loras" / "adapter.safetensors", "x.lora_A.weight")
+    chosen = ["model.base=z_image_bf16.safetensors", "model.train_base=", "model.vae=ae.safetensors",
+              "train.training_adapter=adapter.safetensors"]  # fmt: skip
+    settings = Settings(home=tmp_path / "home", comfyui=tmp_path / "comfy")
+    base = recipe_base(load_recipe("z-image", chosen), settings.model_folders, anywhere=False)
+    assert (base.family, base.layout, base.adapter) == ("z_image", "split", adapter)
+    assert base.parts["vae"] == models / "vae" / "ae.safetensors"
+    for key in ("model.vae", "train.training_adapter"):
+        recipe = load_recipe("z-image", [*chosen, f"{key}=ade.safetensors"])
+        with pytest.raises(BaseModelError, match=f"The file {key} = 'ade.safetensors' does not exist"):
+            recipe_base(recipe, settings.model_folders)
 
 
 def test_a_part_that_is_named_is_taken_and_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:

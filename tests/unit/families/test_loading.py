@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lora_foundry.errors import BaseModelError
 from lora_foundry.families._shared import loading
 from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.families.sd import load as sd_load
 from lora_foundry.mini import MODEL_DIR
 
@@ -83,12 +84,12 @@ def test_weights_that_do_not_fit_the_configuration_are_one_sentence(tmp_path: Pa
 
 
 def test_a_missing_vocabulary_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CLIP.variable, str(tmp_path))
     with pytest.raises(BaseModelError, match=r"holds no CLIP vocabulary"):
         loading.load_clip_vocabulary()
-    monkeypatch.delenv(loading.VOCABULARY_VARIABLE)
-    monkeypatch.setattr(loading, "CLIP_VOCABULARY", "no-one/has-this")
+    monkeypatch.delenv(CLIP.variable)
+    monkeypatch.setattr(loading, "CLIP", CLIP._replace(repository="no-one/has-this"))
     with pytest.raises(
-        BaseModelError, match=r"could not be fetched; go online once, or set LORA_FOUNDRY_CLIP"
+        BaseModelError, match=r"could not be fetched; go online once and .*setup.* or set LORA_FOUNDRY_CLIP"
     ):
         loading.load_clip_vocabulary()

@@ -18,11 +18,11 @@ from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
-from lora_foundry.families._shared import qwen
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline
 from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.vocabularies import QWEN3
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer import tiny_bases
@@ -73,7 +73,7 @@ def split(folder: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     tiny_bases.configurations(place, tmp_path / "configurations" / configuration)
     load = family_part(family, "load")
     monkeypatch.setattr(load, "LOADER", replace(load.LOADER, configurations=tmp_path / "configurations"))
-    monkeypatch.setenv(qwen.VARIABLE, str(place / "tokenizer"))
+    monkeypatch.setenv(QWEN3.variable, str(place / "tokenizer"))
 
     def make(layout: str) -> Base:
         transformer = LAYOUTS[layout](tiny_bases.read_part(place, "transformer"), names)

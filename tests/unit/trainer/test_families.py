@@ -20,10 +20,10 @@ from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BaseModelError, InputError
-from lora_foundry.families._shared import loading
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
+from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.families.sdxl import load as sdxl_load
 from lora_foundry.mini import MODEL_DIR
 from lora_foundry.ports import TrainingJob
@@ -155,7 +155,7 @@ def test_sdxl_from_one_file(
     tiny_bases.configurations(folder, tmp_path / "own" / "sdxl")
     own = replace(sdxl_load.LOADER, configurations=tmp_path / "own")
     monkeypatch.setattr(sdxl_load, "LOADER", own)
-    monkeypatch.setenv(loading.VOCABULARY_VARIABLE, str(MODEL_DIR / "tokenizer"))
+    monkeypatch.setenv(CLIP.variable, str(MODEL_DIR / "tokenizer"))
     base = find_base(str(tiny_bases.sdxl_file(folder, tmp_path / "noob.safetensors", *markers)))
     assert (base.family, base.configuration) == ("sdxl", "sdxl")
     theirs = load_pipeline(find_base(str(folder)), torch.float32, "cpu")

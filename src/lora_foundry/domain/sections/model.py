@@ -15,7 +15,7 @@ class ModelSection(Section):
 
     base: BaseModelPath = Field(
         description="Base model: `mini` (bundled), a diffusers folder, or one .safetensors file; a bare "
-        "file name is looked for in the models folder and in ComfyUI's checkpoints folder.",
+        "file name is looked for in the models folder and in ComfyUI's checkpoints and diffusion_models folders.",
         json_schema_extra={"private": "file"},
     )
     source: str = Field(

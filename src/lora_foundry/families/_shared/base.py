@@ -23,7 +23,8 @@ class Base(BaseModel):
     configuration: which of the family's configurations a file is loaded with. prediction: what the network answers
     where that is known beside its configuration (epsilon, v_prediction), empty where it is not. zero_terminal: the
     same for a noise schedule that ends in pure noise. distilled: draws in few steps, and is not to be trained as it is.
-    undistilled: what is trained in its place. clip_skip: which of CLIP's last layers is read, 1 being the last.
+    undistilled: what is trained in its place. adapter: the training adapter's file, where the recipe names one.
+    clip_skip: which of CLIP's last layers is read, 1 being the last.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,11 +42,17 @@ class Base(BaseModel):
     clip_skip: int = 1
     parts: dict[str, Path] = {}
     undistilled: Base | None = None
+    adapter: Path | None = None
 
     @property
     def learned_on(self) -> Base:
         """The base that a LoRA for this one is trained on: the undistilled model where the recipe names one."""
         return self.undistilled or self
+
+    def with_adapter(self, file: Path) -> Base:
+        """The base with a training adapter for whatever of it is trained."""
+        twin = self.undistilled and self.undistilled.model_copy(update={"adapter": file})
+        return self.model_copy(update={"adapter": file, "undistilled": twin})
 
     def told(self, prediction: str = "auto", zero_terminal: str = "auto", clip_skip: int = 1) -> Base:
         """The base as a recipe has it: "auto" (and a clip_skip of 1) leaves what was found, anything else stands in its

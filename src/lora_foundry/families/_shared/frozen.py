@@ -60,7 +60,8 @@ class FrozenModel(ABC):
         with quiet_libraries():
             network: Any = self._parts.load_denoiser()
             if self._settings.training_adapter:
-                merge_adapter(network, self._base, Path(self._settings.training_adapter).expanduser())
+                named = Path(self._settings.training_adapter).expanduser()
+                merge_adapter(network, self._base, self._base.adapter or named)
             network = network.to(device=self._device, dtype=self._storage)
         if self._settings.gradient_checkpointing:
             network.enable_gradient_checkpointing()

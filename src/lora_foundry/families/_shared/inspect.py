@@ -16,10 +16,17 @@ from typing import Any
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import BaseModelError, did_you_mean
 from lora_foundry.families._shared.base import Base, check_trainable
-from lora_foundry.families._shared.kinds import Kind, other_kind, packed_format, strange_pipeline, stranger
+from lora_foundry.families._shared.kinds import (
+    Kind,
+    PartFile,
+    other_kind,
+    packed_format,
+    strange_pipeline,
+    stranger,
+)
 from lora_foundry.families._shared.ldm import training_of
 from lora_foundry.families._shared.registry import family_names, family_part
-from lora_foundry.families._shared.split import find_parts, read_json
+from lora_foundry.families._shared.split import find_part, find_parts, part_folders, read_json
 from lora_foundry.files.safetensors import PICKLES, Header, gguf_error, pickle_error, read_header
 from lora_foundry.mini import MODEL_DIR
 
@@ -41,7 +48,7 @@ def recipe_base(
     InputError for a distilled one that would be trained as it is."""
     model = recipe.model
     given = {
-        part: _locate(name, folders, anywhere)
+        part: locate(name, part_folders(folders), anywhere, what=f"The file model.{part} =")
         for part, name in (("vae", model.vae), ("text_encoder", model.text_encoder))
         if name
     }
@@ -56,6 +63,15 @@ def recipe_base(
                 f"{base.family}; a LoRA fits its own family only."
             )
         base = base.model_copy(update={"undistilled": twin})
+    if recipe.train.training_adapter:
+        base = base.with_adapter(
+            locate(
+                recipe.train.training_adapter,
+                part_folders(folders),
+                anywhere,
+                what="The file train.training_adapter =",
+            )
+        )
     if training:
         check_trainable(base.learned_on, recipe.train)
     return base.told(model.prediction, model.zero_terminal_snr, model.clip_skip)
@@ -74,7 +90,7 @@ def find_base(
 
     Raises BaseModelError in one sentence: not there, a pickle, damaged, or of a kind that is not supported.
     """
-    path = MODEL_DIR if name == BUNDLED else _locate(name, folders, anywhere)
+    path = MODEL_DIR if name == BUNDLED else locate(name, folders, anywhere)
     called = BUNDLED if name == BUNDLED else path.stem if path.is_file() else path.name
     return inspect_base(path, called, given or {}, folders)
 
@@ -92,9 +108,24 @@ def inspect_base(
         raise BaseModelError(f"The base model {path} cannot be read ({error.strerror or error}).") from error
 
 
-def _locate(name: str, folders: Sequence[Path], anywhere: bool) -> Path:
+def companions(path: Path, folders: Sequence[Path] = ()) -> list[tuple[PartFile, Path | None]]:
+    """The files that the one at `path` needs beside it, each with where it is, None where it is not here; none of a folder
+    or of a file with everything in it. Raises BaseModelError for a file that cannot be read."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return []
+    kind = kind_of_file(read_header(path), path.stem)
+    return [(part, find_part(path, part, folders)) for part in kind.needs]
+
+
+def family_of_file(path: Path) -> str:
+    """The family that a .safetensors file is of, though a part of it may be missing; empty for none. Raises
+    BaseModelError for a file that cannot be read."""
+    return kind_of_file(read_header(path), path.stem).family
+
+
+def locate(name: str, folders: Sequence[Path], anywhere: bool = True, what: str = "The base model") -> Path:
     """The path meant by `name`, links left as they are: the hub's cache has files under their hashes, and only the link
-    bears the name. Raises BaseModelError, saying where it looked."""
+    bears the name. `what` begins the sentence about what is not there. Raises BaseModelError, saying where it looked."""
     if not name.strip() or "\0" in name:
         raise BaseModelError(
             "The recipe names no base model; set model.base to 'mini', a folder or a .safetensors file."
@@ -117,9 +148,7 @@ def _locate(name: str, folders: Sequence[Path], anywhere: bool) -> Path:
             return Path(os.path.abspath(known[wanted]))
     looked = ", ".join(str(folder) for folder in folders)
     where = f" (looked in {looked})" if looked and not direct.is_absolute() else ""
-    raise BaseModelError(
-        f"The base model {name!r} does not exist{where}; {did_you_mean(name, [BUNDLED, *known])}"
-    )
+    raise BaseModelError(f"{what} {name!r} does not exist{where}; {did_you_mean(name, [BUNDLED, *known])}")
 
 
 def _exists(place: Path) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from lora_foundry.families._shared.vocabularies import Vocabulary
 from lora_foundry.files.safetensors import Header
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -13,13 +14,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 class PartFile(NamedTuple):
     """A file that a denoiser needs beside it where ComfyUI keeps a model in several: its part of the pipeline, what to
-    call it, ComfyUI's folders for it, the file's usual name, and how its header is recognised."""
+    call it, ComfyUI's folders for it, the file's usual name, how its header is recognised, and where `setup` gets it
+    (`hf:owner/name/file`) under which licence."""
 
     part: str
     words: str
     folders: tuple[str, ...]
     usual: str
     fits: Callable[[Header], bool]
+    source: str
+    licence: str
 
 
 class Kind(NamedTuple):
@@ -42,6 +46,12 @@ class Detect(Protocol):
 
     PIPELINES: Mapping[str, str]
     """Classes of diffusers pipelines that are this family's, each in words."""
+
+    VOCABULARY: Vocabulary
+    """What its text encoders read with where the base is not a diffusers folder, which has its own."""
+
+    ADAPTER: PartFile | None
+    """The training adapter of its distilled model, where there is one."""
 
     def look(self, header: Header, name: str) -> Kind | None:
         """What a safetensors file called `name` is, if it has to do with this family.

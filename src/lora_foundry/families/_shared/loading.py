@@ -24,10 +24,9 @@ from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import choose_dtype, cuda_has_bf16
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.tensors import has_scales, read_tensors
+from lora_foundry.families._shared.vocabularies import CLIP, Vocabulary
 from lora_foundry.files.safetensors import read_header
 
-CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
-VOCABULARY_VARIABLE = "LORA_FOUNDRY_CLIP_VOCABULARY"
 _DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # what files may have before its names
 _HUB_SECONDS = 3.0
 _SMALLEST_VOCABULARY = 256
@@ -301,14 +300,7 @@ def load_clip_vocabulary(pad: str = "") -> Any:
     from transformers import CLIPTokenizer
 
     options = {"pad_token": pad} if pad else {}
-    own = comfyui_vocabulary(os.environ.get("LORA_FOUNDRY_COMFYUI"))
-    return load_vocabulary(CLIPTokenizer, CLIP_VOCABULARY, VOCABULARY_VARIABLE, "CLIP", own, **options)
-
-
-def comfyui_vocabulary(comfyui: str | Path | None) -> Path | None:
-    """CLIP's vocabulary as a ComfyUI's own folder holds it; None where there is none."""
-    folder = Path(comfyui).expanduser() / "comfy" / "sd1_tokenizer" if comfyui else None
-    return folder if folder is not None and (folder / "vocab.json").is_file() else None
+    return load_vocabulary(CLIPTokenizer, CLIP, **options)
 
 
 def hub_answers() -> bool:
@@ -328,14 +320,13 @@ def hub_answers() -> bool:
         return False
 
 
-def load_vocabulary(
-    kind: Any, repository: str, variable: str, words: str, own: Path | None = None, **options: Any
-) -> Any:
-    """A tokenizer: from the folder in the environment variable, from `own`, from the Hugging Face cache, or fetched into
-    it once. Raises BaseModelError where none of them has it."""
-    given = os.environ.get(variable)
+def load_vocabulary(kind: Any, vocabulary: Vocabulary, **options: Any) -> Any:
+    """A tokenizer: from the folder in the environment variable, from ComfyUI's own, from the Hugging Face cache, or
+    fetched into it once. Raises BaseModelError where none of them has it."""
+    own = vocabulary.own_folder(os.environ.get("LORA_FOUNDRY_COMFYUI"))
+    given, repository = os.environ.get(vocabulary.variable), vocabulary.repository
     places: list[tuple[str, bool]] = [(str(own), True)] if own else []
-    for source, offline in ((given, True),) if given else (*places, (repository, True), (repository, False)):
+    for source, offline in places if given else (*places, (repository, True), (repository, False)):
         if not offline and not hub_answers():
             break
         try:
@@ -344,12 +335,15 @@ def load_vocabulary(
                 return tokenizer
         except Exception:  # the hub's client raises a different type for every way of being offline
             logging.getLogger(__name__).debug("no vocabulary from %s", source, exc_info=True)
-    files = "vocab.json and merges.txt"
+    files = ", ".join(vocabulary.files)
     if given:
-        raise BaseModelError(f"{variable}={given} holds no {words} vocabulary ({files}).")
+        raise BaseModelError(
+            f"{vocabulary.variable}={given} holds no {vocabulary.words} vocabulary ({files})."
+        )
     raise BaseModelError(
-        f"This base's file needs {words}'s vocabulary ({repository}), which could not be fetched; "
-        f"go online once, or set {variable} to a folder that holds its {files}."
+        f"This base's file needs {vocabulary.words}'s vocabulary ({repository}), which could not be fetched; "
+        "go online once and let `lora-foundry setup` fetch it, or set "
+        f"{vocabulary.variable} to a folder that holds its {files}."
     )
 
 

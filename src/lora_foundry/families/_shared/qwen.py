@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from lora_foundry.families._shared.loading import load_vocabulary
 from lora_foundry.families._shared.prompts import Condition
-
-VOCABULARY = "Qwen/Qwen3-4B"
-VARIABLE = "LORA_FOUNDRY_QWEN_VOCABULARY"
+from lora_foundry.families._shared.vocabularies import QWEN3
 
 
 def load_qwen_vocabulary() -> Any:
     """Qwen3's tokenizer, which the text encoder's file does not contain. Raises BaseModelError where there is none."""
     from transformers import AutoTokenizer
 
-    return load_vocabulary(AutoTokenizer, VOCABULARY, VARIABLE, "Qwen3")
+    return load_vocabulary(AutoTokenizer, QWEN3)
 
 
 class ChatPrompts:

@@ -4,8 +4,9 @@ themselves; another package registers its own by an entry point of the group `lo
 
 from __future__ import annotations
 
+import tomllib
 from functools import cache
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pkgutil import iter_modules
@@ -46,6 +47,17 @@ def family_part(family: str, part: str) -> Any:
 def families_with(part: str) -> tuple[str, ...]:
     """The families that have the module `part`, which not all need."""
     return tuple(name for name, package in _packages().items() if find_spec(f"{package}.{part}") is not None)
+
+
+def family_of_recipe(base: str) -> str | None:
+    """The family whose own recipes name this base: what a base will be that is not here yet. None for any other."""
+    for family, package in _packages().items():
+        for file in resources.files(package).iterdir():
+            if file.name.endswith(".toml"):
+                model = tomllib.loads(file.read_text(encoding="utf-8")).get("model", {})
+                if base in (model.get("base"), model.get("train_base")):
+                    return family
+    return None
 
 
 def _packages() -> dict[str, str]:

@@ -14,6 +14,7 @@ from lora_foundry.files.safetensors import Header, read_header
 
 _MOST_LOOKED_AT = 200
 _DENOISER_FOLDERS = ("diffusion_models", "unet", "checkpoints")
+_PART_FOLDERS = ("vae", "text_encoders", "clip", "loras")
 
 
 def find_parts(
@@ -23,7 +24,6 @@ def find_parts(
     `folders` are searched. Raises BaseModelError for one that is missing or does not fit."""
     found: dict[str, Path] = {}
     for part in kind.needs:
-        places = list(_places(path, part, folders))
         if part.part in given:
             chosen = given[part.part]
             if not _fits(chosen, part):
@@ -32,15 +32,22 @@ def find_parts(
                     f"(usually {part.usual})."
                 )
         else:
-            matching = [file for place in places for file in _files(place) if _fits(file, part)]
-            if not matching:
+            beside = find_part(path, part, folders)
+            if beside is None:
                 raise BaseModelError(
                     f"{path} is {kind.name} alone, and its {part.words} is in none of "
-                    f"{', '.join(map(str, places))}; put {part.usual} there, or name it in model.{part.part}."
+                    f"{', '.join(map(str, _places(path, part, folders)))}; put {part.usual} there, name it in "
+                    f"model.{part.part}, or let `lora-foundry setup` fetch it."
                 )
-            chosen = min(matching, key=lambda file: (file.name != part.usual, len(file.name), file.name))
+            chosen = beside
         found[part.part] = chosen
     return found
+
+
+def find_part(path: Path, part: PartFile, folders: Sequence[Path] = ()) -> Path | None:
+    """The file of one part of the denoiser at `path`: of those that fit, the one with the usual name. None without one."""
+    matching = [file for place in _places(path, part, folders) for file in _files(place) if _fits(file, part)]
+    return min(matching, key=lambda file: (file.name != part.usual, len(file.name), file.name), default=None)
 
 
 def _places(path: Path, part: PartFile, folders: Sequence[Path]) -> Iterator[Path]:
@@ -52,6 +59,12 @@ def _places(path: Path, part: PartFile, folders: Sequence[Path]) -> Iterator[Pat
         if place not in seen:
             seen.add(place)
             yield place
+
+
+def part_folders(folders: Sequence[Path]) -> list[Path]:
+    """The folders of base models, and ComfyUI's for other files beside them."""
+    roots = dict.fromkeys(folder.parent for folder in folders if folder.name in _DENOISER_FOLDERS)
+    return [*folders, *(root / name for root in roots for name in _PART_FOLDERS)]
 
 
 def _files(place: Path) -> list[Path]:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from lora_foundry.families._shared.kinds import Kind, PartFile
 from lora_foundry.families._shared.split import language_model
+from lora_foundry.families._shared.vocabularies import QWEN3
 from lora_foundry.files.safetensors import Header
 
 SUPPORTED = "FLUX.2 Klein (a diffusers folder, or ComfyUI's 4B transformer file with its VAE and text encoder beside it)"
 PIPELINES = {"Flux2KleinPipeline": "a FLUX.2 Klein model"}
 FAMILY = "klein"
+VOCABULARY = QWEN3
+ADAPTER = None
 _MARK = "double_stream_modulation_img."
 _WIDTH = 3072  # of the 4B model's transformer
 _TEXT_WIDTH, _TEXT_LAYERS = 2560, 36  # of Qwen3-4B
+_FILES = "hf:Comfy-Org/vae-text-encorder-for-flux-klein-4b/split_files"  # the repository's own spelling
 
 
 def flux2_vae(header: Header) -> bool:
@@ -25,9 +29,11 @@ def flux2_vae(header: Header) -> bool:
 
 
 NEEDS = (
-    PartFile("vae", "VAE", ("vae",), "flux2-vae.safetensors", flux2_vae),
+    PartFile("vae", "VAE", ("vae",), "flux2-vae.safetensors", flux2_vae,
+             f"{_FILES}/vae/flux2-vae.safetensors", "Apache-2.0"),
     PartFile("text_encoder", "text encoder", ("text_encoders", "clip"), "qwen_3_4b.safetensors",
-             lambda header: language_model(header, _TEXT_WIDTH, _TEXT_LAYERS)),
+             lambda header: language_model(header, _TEXT_WIDTH, _TEXT_LAYERS),
+             f"{_FILES}/text_encoders/qwen_3_4b.safetensors", "Apache-2.0"),
 )  # fmt: skip
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from lora_foundry.families._shared.kinds import Kind
 from lora_foundry.families._shared.ldm import LDM_UNET, channels_fault, examine_unet, whole
+from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.files.safetensors import Header
 
 SUPPORTED = "Stable Diffusion 1.x and 2.x (.safetensors checkpoints or diffusers folders)"
 PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion"}
 FAMILY = "sd"
+VOCABULARY = CLIP
+ADAPTER = None
 
 
 def look(header: Header, name: str) -> Kind | None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from lora_foundry.families._shared.kinds import Kind
 from lora_foundry.families._shared.ldm import LDM_UNET, channels_fault, examine_unet, whole
+from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.files.safetensors import Header
 
 SUPPORTED = "SDXL, Illustrious, Pony and NoobAI (.safetensors checkpoints or diffusers folders)"
 NAME = "an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"
 PIPELINES = {"StableDiffusionXLPipeline": NAME}
 FAMILY = "sdxl"
+VOCABULARY = CLIP
+ADAPTER = None
 
 
 def look(header: Header, name: str) -> Kind | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_foundry.families._shared.kinds import Kind, PartFile, has_key
 from lora_foundry.families._shared.split import flux_vae, language_model, read_json
+from lora_foundry.families._shared.vocabularies import QWEN3
 from lora_foundry.files.safetensors import Header
 
 SUPPORTED = (
@@ -16,15 +17,24 @@ SUPPORTED = (
 )
 PIPELINES = {"ZImagePipeline": "a Z-Image model"}
 FAMILY = "z_image"
+VOCABULARY = QWEN3
+ADAPTER = PartFile(
+    "training_adapter", "training adapter", ("loras",), "zimage_turbo_training_adapter_v2.safetensors",
+    lambda header: any("lora" in key for key in header.shapes),
+    "hf:ostris/zimage_turbo_training_adapter/zimage_turbo_training_adapter_v2.safetensors", "Apache-2.0",
+)  # fmt: skip
 UNDISTILLED_SHIFT = 6.0  # of the scheduler of Tongyi-MAI/Z-Image; Turbo's is 3
 _UNDISTILLED = re.compile(r"base|undistilled|de-?turbo|z-?_?image( |$)")
 _WIDTH, _LUMINA_WIDTH = 3840, 2304  # of the transformer, and of Lumina 2's, which has the same layers
 _TEXT_WIDTH, _TEXT_LAYERS = 2560, 36  # of Qwen3-4B
+_FILES = "hf:Comfy-Org/z_image_turbo/split_files"
 
 NEEDS = (
-    PartFile("vae", "VAE", ("vae",), "ae.safetensors", flux_vae),
+    PartFile("vae", "VAE", ("vae",), "ae.safetensors", flux_vae,
+             f"{_FILES}/vae/ae.safetensors", "Apache-2.0"),
     PartFile("text_encoder", "text encoder", ("text_encoders", "clip"), "qwen_3_4b.safetensors",
-             lambda header: language_model(header, _TEXT_WIDTH, _TEXT_LAYERS)),
+             lambda header: language_model(header, _TEXT_WIDTH, _TEXT_LAYERS),
+             f"{_FILES}/text_encoders/qwen_3_4b.safetensors", "Apache-2.0"),
 )  # fmt: skip
 
 
