@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from lora_foundry.domain.sections.base import (
     NOTHING,
     Affects,
+    BaseModelPath,
     LocalPath,
     Positive,
     Section,
@@ -49,10 +50,10 @@ class NetworkSettings(Section):
     )
     conv_alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="Alpha of the convolutions' LoRA.")
     lokr_factor: int = Field(-1, ge=-1, description="LoKr's factor; -1 takes the most even split.")
-    training_adapter: Annotated[str, LocalPath("models")] = Field(
+    training_adapter: BaseModelPath = Field(
         "",
         description="A LoRA's .safetensors file that is part of a distilled base while it is trained and not of what is "
-        "exported, so that the base keeps its few steps.",
+        "exported, so that the base keeps its few steps; a bare file name is looked for as `model.vae` is.",
     )
     max_norm: float = Field(
         0.0, ge=0, description="Largest norm of a module's update, scaled back after each step; 0: no limit."
