@@ -34,69 +34,114 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORA_FOUNDRY_", frozen=True, extra="forbid")
 
     home: Path = Field(
-        default_factory=default_home, description="Folder that holds everything below unless set."
+        default_factory=default_home,
+        description="Folder that holds everything below unless set. Default: the platform's user data folder "
+        "(`~/.local/share/lora-foundry` on Linux, `~/Library/Application Support/lora-foundry` on macOS, "
+        "`%LOCALAPPDATA%\\lora-foundry` on Windows). `--home` overrides it for one command.",
     )
-    datasets: Path | None = Field(default=None, description="Folder of the training sets; `<home>/datasets`.")
+    datasets: Path | None = Field(
+        default=None,
+        description="Folder of the training sets, one folder a character. Default: `<home>/datasets`.",
+    )
     loras: Path | None = Field(
         default=None,
-        description="Where finished LoRAs go; `<comfyui>/models/loras` if set, else `<home>/loras`.",
+        description="Where finished LoRAs are installed. Default: `<comfyui>/models/loras` if ComfyUI's folder is "
+        "set, else `<home>/loras`.",
     )
-    models: Path | None = Field(default=None, description="Folder of base models; `<home>/models`.")
+    models: Path | None = Field(
+        default=None,
+        description="Folder in which base models are looked for by name. Default: `<home>/models`.",
+    )
     comfyui: Path | None = Field(
-        default=None, description="ComfyUI's folder, for its checkpoints and LoRA folder."
+        default=None,
+        description="ComfyUI's folder. Its `models/checkpoints` is searched for base models, and LoRAs go to its "
+        "`models/loras`.",
     )
     comfyui_url: str | None = Field(
-        default=None, description=f"Address of the ComfyUI server; {COMFYUI_ADDRESS} unless set."
+        default=None,
+        description="Address of the ComfyUI server that makes pictures where a recipe says `generate.backend = "
+        '"comfyui"`. Default: `http://127.0.0.1:8188`.',
     )
     comfyui_token: str = Field(
         default="",
-        description="Bearer token for a ComfyUI behind a proxy; a name and password go into its address.",
+        description="Bearer token for a ComfyUI behind a proxy; a name and password go into its address "
+        "(`https://name:password@host`). Default: none.",
         repr=False,
     )
     comfyui_paths: dict[str, Path] = Field(
         default={},
         description="Folders as ComfyUI's machine or container names them, and what they are here, as a JSON object: "
-        '`{"/app/ComfyUI": "/srv/comfyui"}`.',
+        '`{"/app/ComfyUI": "/srv/comfyui"}`. Default: none.',
     )
     comfyui_gpu: Literal["auto", "shared", "own"] = Field(
         default="auto",
-        description="Whether ComfyUI computes on the GPU that trains, and is asked for its memory before; `auto`: where "
-        "a ComfyUI was named and its address is this machine's.",
+        description="Whether ComfyUI computes on the GPU that trains and is asked for its memory before a training: "
+        "`shared`, `own` (a GPU or a machine of its own), or `auto`: shared where a ComfyUI was named and"
+        " its address is this machine's. Default: `auto`.",
     )
     comfyui_stop: tuple[str, ...] = Field(
-        default=(), description="Command that stops ComfyUI where it keeps too much memory, as a JSON list."
+        default=(),
+        description="Command, as a JSON list of arguments (no shell), that stops ComfyUI where it keeps too much "
+        'memory before a training: `["systemctl", "--user", "stop", "comfyui"]`. Default: none; the '
+        "training is then refused with both figures.",
     )
     comfyui_start: tuple[str, ...] = Field(
-        default=(), description="Command that starts it again after the training, as a JSON list."
+        default=(),
+        description="Command, as a JSON list of arguments, that starts ComfyUI again after the training. Default: "
+        "none.",
     )
     kohya: Path | None = Field(
         default=None,
-        description='Folder of an sd-scripts checkout, for recipes with `train.backend = "kohya"`.',
+        description='Folder of an sd-scripts checkout, for recipes with `train.backend = "kohya"`. Default: none.',
     )
     kohya_python: Path | None = Field(
         default=None,
-        description="The Python that has sd-scripts' requirements; the environment `venv` or `.venv` in its folder.",
+        description="The Python that has sd-scripts' requirements. Default: `venv/bin/python` or `.venv/bin/python` "
+        "in that folder.",
     )
     database_url: str | None = Field(
         default=None,
-        description="Database of the task table, sqlite:/// or postgresql://; `<home>/tasks.db` unless set.",
+        description="Database that holds the task table: `sqlite:///PATH` or `postgresql://user:password@host/name`. "
+        "Default: `<home>/tasks.db`.",
     )
-    redis_url: str | None = Field(default=None, description="Redis for wake-up hints; none unless set.")
+    redis_url: str | None = Field(
+        default=None,
+        description="Redis whose lists `echo_tasks:1` to `echo_tasks:5` wake workers up sooner. Default: none; "
+        "nothing is lost without it.",
+    )
     vlm_url: str | None = Field(
         default=None,
-        description="Address of an OpenAI-compatible server (Ollama, vLLM) whose model looks at pictures, such as "
-        "http://127.0.0.1:11434/v1.",
+        description="Address of an OpenAI-compatible server (Ollama, vLLM) whose model looks at pictures where a "
+        'recipe says `caption.look = ["vlm"]`, such as `http://127.0.0.1:11434/v1`. Default: none.',
     )
-    vlm_model: str = Field(default="", description="Name of that model, as the server knows it.")
-    vlm_key: str = Field(default="", description="Key for that server, where it wants one.", repr=False)
-    recipe: str = Field(default="mini", description="Recipe where none is named.")
+    vlm_model: str = Field(
+        default="",
+        description="That model's name, as the server knows it.",
+    )
+    vlm_key: str = Field(
+        default="",
+        description="Key for that server, where it wants one.",
+        repr=False,
+    )
+    recipe: str = Field(
+        default="mini",
+        description="Recipe where none is named. Default: `mini`.",
+    )
     notify: SecretStr | None = Field(
-        default=None, description="Apprise addresses, separated by spaces, told when a run is over."
+        default=None,
+        description="[Apprise](https://github.com/caronc/apprise) addresses, separated by spaces "
+        "(`ntfy://ntfy.sh/topic mailto://...`): told with the picture when a pipeline that a worker runs "
+        "is completed or fails. Needs the extra `apprise`. Default: none.",
     )
     token: SecretStr | None = Field(
-        default=None, description="What the web server asks for; needed on any address but loopback."
+        default=None,
+        description="What `serve` asks for: 16 or more ASCII characters. On any address but loopback one is made at "
+        "each start, and printed, unless this is set. Default: none.",
     )
-    device: str = Field(default="auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    device: str = Field(
+        default="auto",
+        description="`auto` (a GPU if one is there), `cpu`, `cuda` or `cuda:1`. Default: `auto`.",
+    )
 
     @property
     def datasets_dir(self) -> Path:

@@ -1,5 +1,5 @@
 """The node pack for ComfyUI against a real lora-foundry server, over its REST API. What only ComfyUI has (its folders, its
-models) is played; with the real one it is driven by the commands in docs/comfyui.md."""
+models) is played; with the real one it is driven by the commands in docs/guide/comfyui.md."""
 
 from __future__ import annotations
 

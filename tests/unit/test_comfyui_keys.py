@@ -1,5 +1,5 @@
 """Which keys ComfyUI takes, told from the checkpoint's tensors alone. What a real server took and left out of each of
-these forms is recorded in docs/comfyui.md; here the names are checked against diffusers' own modules."""
+these forms is recorded in docs/guide/comfyui.md; here the names are checked against diffusers' own modules."""
 
 from __future__ import annotations
 

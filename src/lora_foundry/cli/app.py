@@ -30,12 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cli_workflows.workflows, name="workflows")
-app.add_typer(cli_tasks.tasks, name="tasks")
-app.add_typer(cli_tasks.db, name="db")
-app.command()(cli_tasks.worker)
-app.command()(cli_tasks.stats)
-app.command()(cli_web.serve)
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
@@ -117,12 +111,17 @@ def create(
     ],
     description: Annotated[
         str,
-        typer.Option("--description", "-d", help="What the character looks like; own pictures need none."),
+        typer.Option(
+            "--description",
+            "-d",
+            help="What the character looks like, as comma-separated tags or a sentence; own pictures need none.",
+        ),
     ] = "",
     pictures: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder or zip file of own pictures to train on; they are copied, never changed. Repeatable.",
+            help="A folder or zip file of own pictures to train on, with the captions and masks that lie beside them; they are "
+            "copied, never changed. Repeatable.",
             metavar="PATH",
         ),
     ] = None,
@@ -131,22 +130,34 @@ def create(
         str, typer.Option(help="The word that makes prompts draw the character; else the name.")
     ] = "",
     reference: Annotated[
-        Path | None, typer.Option(help="A picture of the character, which the others are to resemble.")
+        Path | None,
+        typer.Option(
+            help="A picture of the character, which the others are to resemble; see generate.reference_*."
+        ),
     ] = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes plan, pictures and evaluation.")] = None,
-    output_name: Annotated[str | None, typer.Option(help="File name of the LoRA, without suffix.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="One number that fixes the plan, every picture's seed and the evaluation."),
+    ] = None,
+    output_name: Annotated[
+        str | None, typer.Option(help="File name of the LoRA, without suffix; else <name>_<recipe>.")
+    ] = None,
     again: Annotated[
         Again | None,
         typer.Option(
             help="What becomes of a character of that name that was made with other words or settings: `new` keeps it "
-            "as an earlier version, `continue` goes on in it, `replace` removes it. A person is asked, else it is `new`."
+            "whole as an earlier version in `versions/NN/` and takes over what fits, `continue` goes on in it, `replace` "
+            "removes it. A person is asked, else it is `new`. The very same command always goes on."
         ),
     ] = None,
     home: Home = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Only put the six tasks into the table, for a worker.")
+        bool,
+        typer.Option(
+            "--detach", help="Only put the pipeline's six tasks into the task table, for a worker to run."
+        ),
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -231,15 +242,25 @@ def recipes(
 def setup(
     recipe: Annotated[str | None, typer.Argument(help="The recipe's name or a TOML file.")] = None,
     base: BaseOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Agree to the sizes and the licences.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", help="Agree to the sizes and the licences, where nobody can be asked."),
+    ] = False,
     only_list: Annotated[
-        bool, typer.Option("--list", help="Only say what is needed; fetch nothing.")
+        bool,
+        typer.Option(
+            "--list", help="Only say what is needed; fetch nothing. Exit code 1 if something is missing."
+        ),
     ] = False,
     settings: SetOption = None,
     home: Home = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch what a recipe needs: base model, taggers, embedders. Broken-off downloads go on."""
+    """Fetch what a recipe needs (the base; the VAE, text encoder, vocabulary and training adapter that its family says
+    belong to it; taggers and embedders), after saying how large each file is, its licence and where it comes from. What
+    belongs to a base of your own is known once the base is here. A download that broke off goes on, SHA-256 is checked
+    where the hub tells it, and nothing starts on a disk without room. Bases go into <home>/models, their parts into
+    vae/, text_encoders/ and loras/ there, everything else into the hub's own cache, which other programs share."""
     from lora_foundry.api import Foundry
     from lora_foundry.cli.setup import set_up
     from lora_foundry.recipe_files import load_recipe
@@ -273,6 +294,15 @@ def doctor(
                 _out.print(f"    -> {_escape(finding.fix)}", soft_wrap=True)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
+
+
+# In the order of the help: what a person does first stands first.
+app.command()(cli_web.serve)
+app.command()(cli_tasks.worker)
+app.command()(cli_tasks.stats)
+app.add_typer(cli_tasks.tasks, name="tasks")
+app.add_typer(cli_workflows.workflows, name="workflows")
+app.add_typer(cli_tasks.db, name="db")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def retry(
         typer.Option(
             "--set",
             "-s",
-            help="Change a recipe value, as in train.steps=800; what it concerns is done again.",
+            help="Change a recipe value, as in train.steps=800, and start at the first stage that it concerns.",
         ),
     ] = None,
     start: Annotated[
@@ -220,7 +220,8 @@ def retry(
     home: Home = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a pipeline again from where it failed, or from a stage; or a task with those that depend on it."""
+    """Run a failed or cancelled pipeline again from the stage that failed, or a task with those that depend on it. Each
+    stage keeps what still fits: changed training settings train anew on the same pictures."""
     from lora_foundry.files.safe_paths import remember
 
     chosen = settings_of(home)
@@ -266,7 +267,7 @@ def prune(
     older_than: Annotated[str, typer.Option(help="Age, as 7d or 12h.")] = "7d",
     home: Home = None,
 ) -> None:
-    """Delete rows of ours that ended longer ago than this."""
+    """Delete rows of ours that ended longer ago than this; other programs' rows are never touched."""
     age = parse_age(older_than)
 
     async def delete(ledger: Ledger) -> int:

@@ -14,10 +14,20 @@ _out = Console(highlight=False)
 
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to answer on; any but loopback needs a token.")
+        str,
+        typer.Option(
+            help="Address to answer on. Any but loopback asks for a token, which is printed once at start unless "
+            "LORA_FOUNDRY_TOKEN is set."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8189,
-    with_worker: Annotated[bool, typer.Option("--with-worker", help="Run a worker as well.")] = False,
+    with_worker: Annotated[
+        bool,
+        typer.Option(
+            "--with-worker",
+            help="Run a worker as well, in a process of its own that is started again when it dies and ends with the server.",
+        ),
+    ] = False,
     home: Home = None,
 ) -> None:
     """Serve the dashboard and the REST API until stopped."""

@@ -1,7 +1,7 @@
 """A recipe is every choice of a run as typed data: one section a stage, one TOML file, nothing else to configure.
 
 Unknown keys are refused with the nearest known one, since a misspelt option that is silently ignored costs hours.
-Every field's description here is its documentation; docs/recipes.md is made from it and tested against it.
+Every field's description here is its documentation; docs/reference/recipes.md is made from it and tested against it.
 """
 
 from __future__ import annotations

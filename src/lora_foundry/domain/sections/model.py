@@ -65,7 +65,7 @@ class ModelSection(Section):
     instruments: Annotated[str, LocalPath("models")] = Field(
         "",
         description="Folder of the instruments' ONNX files; those that are not there are fetched from the hub at their "
-        "first use. Their names are in docs/identity.md.",
+        "first use. Their names are in docs/guide/one-character.md.",
         json_schema_extra={"affects": "nothing", "private": "folder"},
     )
     detector: Annotated[str, OneOf("detector", also=("none",))] = Field(
