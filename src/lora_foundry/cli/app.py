@@ -45,6 +45,22 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change one recipe value, as in train.rank=8. Repeatable."),
 ]
+PicturesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A folder or zip file of own pictures to train on, with the captions and masks that lie beside them; they are "
+        "copied, never changed. Repeatable.",
+        metavar="PATH",
+    ),
+]
+AgainOption = Annotated[
+    Again | None,
+    typer.Option(
+        help="What becomes of a character of that name that was made with other words or settings: `new` keeps it "
+        "whole as an earlier version in `versions/NN/` and takes over what fits, `continue` goes on in it, `replace` "
+        "removes it. A person is asked, else it is `new`. The very same command always goes on."
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object at the end and nothing else.")
 ]
@@ -117,14 +133,7 @@ def create(
             help="What the character looks like, as comma-separated tags or a sentence; own pictures need none.",
         ),
     ] = "",
-    pictures: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A folder or zip file of own pictures to train on, with the captions and masks that lie beside them; they are "
-            "copied, never changed. Repeatable.",
-            metavar="PATH",
-        ),
-    ] = None,
+    pictures: PicturesOption = None,
     tags: Annotated[str, typer.Option(help="Identity tags for captions; else the description's parts.")] = "",
     trigger: Annotated[
         str, typer.Option(help="The word that makes prompts draw the character; else the name.")
@@ -144,14 +153,7 @@ def create(
     output_name: Annotated[
         str | None, typer.Option(help="File name of the LoRA, without suffix; else <name>_<recipe>.")
     ] = None,
-    again: Annotated[
-        Again | None,
-        typer.Option(
-            help="What becomes of a character of that name that was made with other words or settings: `new` keeps it "
-            "whole as an earlier version in `versions/NN/` and takes over what fits, `continue` goes on in it, `replace` "
-            "removes it. A person is asked, else it is `new`. The very same command always goes on."
-        ),
-    ] = None,
+    again: AgainOption = None,
     home: Home = None,
     detach: Annotated[
         bool,
