@@ -1,4 +1,4 @@
-"""Real databases for the contract: a SQLite file and a PostgreSQL server that needs no root."""
+"""Real databases for the contract, a SQLite file and a PostgreSQL server that needs no root; and a ComfyUI."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
+from lora_foundry.testing.comfyui_stub import StubServer
+from tests.contract.comfyui_fixtures import CHECKPOINT, PATIENT, QUICK, REAL, Server
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +45,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.execute("CREATE SCHEMA public")
         connection.execute("DROP SCHEMA IF EXISTS dbos CASCADE")
     return server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A ComfyUI with one checkpoint: the stand-in, or a real one where the environment names it."""
+    if REAL:
+        yield Server(REAL, None, None, PATIENT)
+        return
+    with StubServer((CHECKPOINT,)) as stub:
+        yield Server(stub.url, stub, None, QUICK)

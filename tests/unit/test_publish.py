@@ -58,6 +58,7 @@ def card(character: str, trigger: str = "") -> LoraCard:
         sha256="ab" * 32,
         base_model="base [0]",
         base_version="sd_v1",
+        base_names=("SD 1.5", "SD1"),
         steps=5,
         scores={},
         recipe={},

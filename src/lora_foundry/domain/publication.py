@@ -10,16 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.evaluation import Scores
 
-# kohya's `ss_base_model_version` -> (ComfyUI-Lora-Manager's "base_model", A1111's "sd version").
-_BASES = (
-    ("sd_v1", "SD 1.5", "SD1"),
-    ("sd_v2", "SD 2.1", "SD2"),
-    ("sdxl", "SDXL 1.0", "SDXL"),
-    ("flux1", "Flux.1 D", "Unknown"),
-    ("chroma", "Chroma", "Unknown"),
-    ("qwen", "Qwen", "Unknown"),
-)
-
 
 class Proof(BaseModel):
     """What a server showed when it was asked to load a LoRA.
@@ -62,7 +52,8 @@ class Publication(BaseModel):
 class LoraCard(BaseModel):
     """What people and programs want to know about a LoRA file.
 
-    base_version: kohya's name for the architecture (ss_base_model_version). strength: at which it was measured.
+    base_version: kohya's name for the architecture (ss_base_model_version). base_names: what ComfyUI-Lora-Manager and
+    A1111 call it. strength: at which it was measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,6 +66,7 @@ class LoraCard(BaseModel):
     sha256: str
     base_model: str
     base_version: str
+    base_names: tuple[str, str] = ("Other", "Unknown")
     steps: int
     scores: Scores
     recipe: dict[str, Any]
@@ -91,14 +83,14 @@ class LoraCard(BaseModel):
             "size": size,
             "modified": modified,
             "sha256": self.sha256,
-            "base_model": self._base_names()[0],
+            "base_model": self.base_names[0],
             "preview_url": preview.as_posix(),
             "from_civitai": False,
             "civitai": {"trainedWords": [self.trigger]},
             "tags": ["character"],
             "modelDescription": self.description,
             "usage_tips": json.dumps({"strength": self.strength}),
-            **self.model_dump(mode="json", exclude={"tags", "base_model", "sha256"}),
+            **self.model_dump(mode="json", exclude={"tags", "base_model", "base_names", "sha256"}),
             "character_tags": list(self.tags),
             "trained_on": self.base_model,
         }
@@ -107,13 +99,7 @@ class LoraCard(BaseModel):
         """`<name>.json`, the form of A1111 and its forks: a click on the card writes the activation text."""
         return {
             "description": f"{self.character}: {self.description}",
-            "sd version": self._base_names()[1],
+            "sd version": self.base_names[1],
             "activation text": self.trigger,
             "preferred weight": self.strength,
         }
-
-    def _base_names(self) -> tuple[str, str]:
-        for start, manager, a1111 in _BASES:
-            if self.base_version.startswith(start):
-                return manager, a1111
-        return "Other", "Unknown"

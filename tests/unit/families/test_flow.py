@@ -3,6 +3,7 @@ pipeline (Klein's is in test_klein.py)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline
 from lora_foundry.families._shared.memory import footprint
+from lora_foundry.families._shared.registry import published_name
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
 
@@ -72,6 +74,28 @@ def test_z_images_loss_is_that_of_the_librarys_pipeline(base: Base) -> None:
     target = noise - latents  # the pipeline turns the answer round before its scheduler takes it
     expected = (-torch.stack(list(answer)).squeeze(2) - target).square().mean(dim=(1, 2, 3))
     assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_programs_names_for_what_a_lora_is_for(tmp_path: Path) -> None:
+    """By what each family's own files say of their base; the bundled model's is Stable Diffusion's in width 160."""
+    bases = {
+        "ZImageBase": tiny_bases.z_image_folder(tmp_path / "z-image-base"),
+        "Flux.2 Klein 4B-base": tiny_bases.klein_folder(tmp_path / "klein"),
+    }
+    for expected, folder in bases.items():
+        found = find_base(str(folder))
+        for distilled, name in (
+            (False, expected),
+            (True, {"ZImageBase": "ZImageTurbo"}.get(expected, "Flux.2 Klein 4B")),
+        ):
+            section = short_section(training_adapter="x" if distilled else "")
+            model = load_family(
+                found.model_copy(update={"distilled": distilled}), section, torch.device("cpu")
+            )
+            assert published_name(model.metadata()["ss_base_model_version"]).manager == name
+    assert published_name("sdxl_base_v1-0") == ("SDXL 1.0", "SDXL")
+    assert published_name("sd_v1") == ("SD 1.5", "SD1")
+    assert published_name("") == published_name("sd_other") == ("Other", "Unknown")
 
 
 def test_a_dynamic_shift_grows_with_the_picture_and_a_fixed_one_does_not() -> None:

@@ -39,7 +39,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], Names, str, str, dict[str, int
     ),
     "klein": (
         tiny_bases.klein_folder, tiny_bases.klein_names, "flux-2-klein-base-4b", "base",
-        {"_WIDTH": 32, "_TEXT_WIDTH": 8, "_TEXT_LAYERS": 28},
+        {"WIDTH_4B": 32, "_TEXT_WIDTH": 8, "_TEXT_LAYERS": 28},
     ),
 }  # fmt: skip
 LAYOUTS: dict[str, Callable[[dict[str, Tensor], Names], dict[str, Tensor]]] = {

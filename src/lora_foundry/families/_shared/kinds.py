@@ -26,6 +26,13 @@ class PartFile(NamedTuple):
     licence: str
 
 
+class PublishedName(NamedTuple):
+    """What ComfyUI-Lora-Manager calls a base ("base_model", as Civitai does), and A1111 ("sd version")."""
+
+    manager: str
+    a1111: str = "Unknown"
+
+
 class Kind(NamedTuple):
     """What a model is, in words, the family that handles it (empty: none does), and the configuration of that family's
     that a file is loaded with. needs: the files that belong to it, where it is a denoiser alone. distilled: drawn in few
@@ -52,6 +59,9 @@ class Detect(Protocol):
 
     ADAPTER: PartFile | None
     """The training adapter of its distilled model, where there is one."""
+
+    PUBLISHED: Mapping[str, PublishedName]
+    """What other programs call the base, by how the `ss_base_model_version` of `train.py` begins."""
 
     def look(self, header: Header, name: str) -> Kind | None:
         """What a safetensors file called `name` is, if it has to do with this family.

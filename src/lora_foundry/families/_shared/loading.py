@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -67,7 +68,7 @@ def full_precision(device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Loader:
-    """What is special about loading a family: the classes of pipeline and denoiser in diffusers, the denoiser's name
+    """What is special about loading a family: the classes of pipeline and denoiser (`library_class`), the denoiser's name
     in the pipeline, our configurations for files, the parts that nobody needs, what is told to the scheduler, the
     tokenizers that files do not contain, the types in which the network is trained (by the recipe's precision), pictures
     are drawn and texts encoded for training, and what the pipeline's guidance scale is where it means none (cfg means
@@ -133,14 +134,15 @@ def denoiser(pipeline: Any, base: Base) -> Any:
     return getattr(pipeline, loader_of(base).denoiser)
 
 
-def _pipeline_class(loader: Loader) -> Any:
+def library_class(name: str) -> Any:
+    """A class of diffusers by its name, or any by `module:name`."""
     import diffusers
 
-    return getattr(diffusers, loader.pipeline)
+    return resolve_name(name) if ":" in name else getattr(diffusers, name)
 
 
 def _from_folder(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
-    return _pipeline_class(loader).from_pretrained(
+    return library_class(loader.pipeline).from_pretrained(
         base.path,
         torch_dtype=dtype,
         variant=base.variant or None,
@@ -156,7 +158,7 @@ def _from_file(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[st
     if has_scales(base.path):
         # The library would take scaled fp8 numbers for the weights themselves.
         chosen.setdefault(loader.denoiser, load_denoiser(base, dtype))
-    return _pipeline_class(loader).from_single_file(
+    return library_class(loader.pipeline).from_single_file(
         str(base.path),
         config=str(loader.configuration(base)),
         torch_dtype=dtype,
@@ -181,15 +183,13 @@ def _from_split(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[s
     ):
         parts[name] = given[name] if name in given else load(base, dtype)
     options = {name: value for name, value in index.items() if isinstance(value, bool)}
-    return _pipeline_class(loader)(**parts, **loader.tokenizers(base), **loader.left_out, **options)
+    return library_class(loader.pipeline)(**parts, **loader.tokenizers(base), **loader.left_out, **options)
 
 
 def load_denoiser(base: Base, dtype: torch.dtype, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
     """The denoiser alone, on the CPU; `tensors` are the file's, where they were read already. Raises BaseModelError."""
-    import diffusers
-
     loader = loader_of(base)
-    kind = getattr(diffusers, loader.denoiser_class)
+    kind = library_class(loader.denoiser_class)
     with quiet_libraries(), translated(base.path):
         if base.layout == "folder":
             network: Any = kind.from_pretrained(

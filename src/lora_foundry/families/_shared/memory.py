@@ -18,7 +18,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import FoundryError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import find_device
-from lora_foundry.families._shared.loading import loader_of, quiet_libraries
+from lora_foundry.families._shared.loading import library_class, loader_of, quiet_libraries
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.split import read_json
 from lora_foundry.files.safetensors import read_header
@@ -112,9 +112,7 @@ def _counted(base: Base, targets: tuple[str, ...], convolutions: bool) -> tuple[
 
 @lru_cache(maxsize=16)
 def _count(family: str, config: str, targets: tuple[str, ...], convolutions: bool) -> Counted:
-    import diffusers
-
-    kind = getattr(diffusers, family_part(family, "load").LOADER.denoiser_class)
+    kind = library_class(family_part(family, "load").LOADER.denoiser_class)
     with quiet_libraries(), torch.device("meta"):
         network = kind.from_config(json.loads(config))
     settings = TrainSection.model_validate({"targets": targets, "conv_rank": int(convolutions)})

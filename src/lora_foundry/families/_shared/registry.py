@@ -5,6 +5,7 @@ themselves; another package registers its own by an entry point of the group `lo
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, resources
 from importlib.metadata import entry_points
@@ -14,6 +15,7 @@ from typing import Any
 
 from lora_foundry import families
 from lora_foundry.errors import BaseModelError, did_you_mean
+from lora_foundry.families._shared.kinds import PublishedName
 
 ENTRY_POINTS = "lora_foundry.families"
 _registered: dict[str, str] = {}
@@ -60,6 +62,16 @@ def family_of_recipe(base: str) -> str | None:
     return None
 
 
+def published_name(version: str) -> PublishedName:
+    """What other programs call a base of this `ss_base_model_version`; "Other" where no family knows it."""
+    for family in family_names():
+        names: Mapping[str, PublishedName] = family_part(family, "detect").PUBLISHED
+        for start, name in names.items():
+            if version.startswith(start):
+                return name
+    return PublishedName("Other")
+
+
 def _packages() -> dict[str, str]:
     return {**_installed(), **_registered}
 
@@ -67,7 +79,9 @@ def _packages() -> dict[str, str]:
 @cache
 def _installed() -> dict[str, str]:
     ours = sorted(
-        module.name for module in iter_modules(families.__path__) if not module.name.startswith("_")
+        module.name
+        for module in iter_modules(families.__path__)
+        if not module.name.startswith("_") and module.name != families.EXAMPLE
     )
     theirs = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
     return {name: f"{families.__name__}.{name}" for name in ours} | theirs

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_foundry.families._shared.kinds import Kind, PartFile
+from lora_foundry.families._shared.kinds import Kind, PartFile, PublishedName
 from lora_foundry.families._shared.split import language_model
 from lora_foundry.families._shared.vocabularies import QWEN3
 from lora_foundry.files.safetensors import Header
@@ -14,10 +14,16 @@ from lora_foundry.files.safetensors import Header
 SUPPORTED = "FLUX.2 Klein (a diffusers folder, or ComfyUI's 4B transformer file with its VAE and text encoder beside it)"
 PIPELINES = {"Flux2KleinPipeline": "a FLUX.2 Klein model"}
 FAMILY = "klein"
+PUBLISHED = {
+    "flux2_klein_4b_base": PublishedName("Flux.2 Klein 4B-base"),
+    "flux2_klein_4b": PublishedName("Flux.2 Klein 4B"),
+    "flux2_klein_9b_base": PublishedName("Flux.2 Klein 9B-base"),
+    "flux2_klein_9b": PublishedName("Flux.2 Klein 9B"),
+}
 VOCABULARY = QWEN3
 ADAPTER = None
 _MARK = "double_stream_modulation_img."
-_WIDTH = 3072  # of the 4B model's transformer
+WIDTH_4B = 3072  # of the 4B model's transformer
 _TEXT_WIDTH, _TEXT_LAYERS = 2560, 36  # of Qwen3-4B
 _FILES = "hf:Comfy-Org/vae-text-encorder-for-flux-klein-4b/split_files"  # the repository's own spelling
 
@@ -49,7 +55,7 @@ def look(header: Header, name: str) -> Kind | None:
         ),
         (),
     )
-    if not first or first[0] != _WIDTH:
+    if not first or first[0] != WIDTH_4B:
         return Kind(
             "a FLUX.2 transformer of another size than Klein 4B; give its diffusers folder if it is Klein"
         )

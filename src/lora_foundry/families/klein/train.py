@@ -9,6 +9,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.flow import FlowModel
 from lora_foundry.families._shared.prompts import Condition
+from lora_foundry.families.klein.detect import WIDTH_4B
 
 
 def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
@@ -57,10 +58,13 @@ class Model(FlowModel):
 
     def metadata(self) -> dict[str, str]:
         """How other programs name this architecture."""
+        config = self._parts.denoiser_config
+        size = "4b" if config["num_attention_heads"] * config["attention_head_dim"] <= WIDTH_4B else "9b"
+        kind = "" if self._base.distilled else "_base"
         return {
             "modelspec.architecture": "flux-2-klein/lora",
             "modelspec.implementation": "diffusers",
-            "ss_base_model_version": "flux2_klein",
+            "ss_base_model_version": f"flux2_klein_{size}{kind}",
             "ss_v2": "False",
         }
 

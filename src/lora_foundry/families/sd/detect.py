@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_foundry.families._shared.kinds import Kind
+from lora_foundry.families._shared.kinds import Kind, PublishedName
 from lora_foundry.families._shared.ldm import LDM_UNET, channels_fault, examine_unet, whole
 from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.files.safetensors import Header
@@ -13,6 +13,7 @@ from lora_foundry.files.safetensors import Header
 SUPPORTED = "Stable Diffusion 1.x and 2.x (.safetensors checkpoints or diffusers folders)"
 PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion"}
 FAMILY = "sd"
+PUBLISHED = {"sd_v1": PublishedName("SD 1.5", "SD1"), "sd_v2": PublishedName("SD 2.1", "SD2")}
 VOCABULARY = CLIP
 ADAPTER = None
 

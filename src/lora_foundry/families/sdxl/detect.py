@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_foundry.families._shared.kinds import Kind
+from lora_foundry.families._shared.kinds import Kind, PublishedName
 from lora_foundry.families._shared.ldm import LDM_UNET, channels_fault, examine_unet, whole
 from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.files.safetensors import Header
@@ -14,6 +14,7 @@ SUPPORTED = "SDXL, Illustrious, Pony and NoobAI (.safetensors checkpoints or dif
 NAME = "an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"
 PIPELINES = {"StableDiffusionXLPipeline": NAME}
 FAMILY = "sdxl"
+PUBLISHED = {"sdxl": PublishedName("SDXL 1.0", "SDXL")}
 VOCABULARY = CLIP
 ADAPTER = None
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lora_foundry.families._shared.kinds import Kind, PartFile, has_key
+from lora_foundry.families._shared.kinds import Kind, PartFile, PublishedName, has_key
 from lora_foundry.families._shared.split import flux_vae, language_model, read_json
 from lora_foundry.families._shared.vocabularies import QWEN3
 from lora_foundry.files.safetensors import Header
@@ -17,6 +17,7 @@ SUPPORTED = (
 )
 PIPELINES = {"ZImagePipeline": "a Z-Image model"}
 FAMILY = "z_image"
+PUBLISHED = {"zimage_turbo": PublishedName("ZImageTurbo"), "zimage": PublishedName("ZImageBase")}
 VOCABULARY = QWEN3
 ADAPTER = PartFile(
     "training_adapter", "training adapter", ("loras",), "zimage_turbo_training_adapter_v2.safetensors",

@@ -43,7 +43,7 @@ class Model(FlowModel):
         return {
             "modelspec.architecture": "z-image/lora",
             "modelspec.implementation": "diffusers",
-            "ss_base_model_version": "zimage",
+            "ss_base_model_version": "zimage_turbo" if self._base.distilled else "zimage",
             "ss_v2": "False",
             "ss_discrete_flow_shift": str(self._parts.scheduler_config.get("shift", 1.0)),
         }

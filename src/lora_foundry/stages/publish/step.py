@@ -16,6 +16,7 @@ from lora_foundry.domain.publication import LoraCard, Proof, Publication
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.domain.sharing import shareable_recipe
 from lora_foundry.errors import StageError, VerificationError
+from lora_foundry.families._shared.registry import published_name
 from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.images import load_picture, read_record
 from lora_foundry.files.paths import RunPaths
@@ -173,6 +174,7 @@ def _draw_preview(paths: RunPaths, scores: Evaluation) -> Path:
 
 def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> LoraCard:
     character, minimal = run.character, run.recipe.publish.metadata == "minimal"
+    version = read_header(paths.chosen_lora).metadata.get("ss_base_model_version", "")
     return LoraCard(
         character=character.name,
         trigger=character.trigger,
@@ -181,7 +183,8 @@ def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> L
         strength=scores.strength,
         sha256=scores.lora_sha256,
         base_model=scores.model,
-        base_version=read_header(paths.chosen_lora).metadata.get("ss_base_model_version", ""),
+        base_version=version,
+        base_names=published_name(version),
         steps=scores.step or lora.steps,
         scores=scores.scores,
         recipe={} if minimal else shareable_recipe(run.recipe).model_dump(mode="json"),
