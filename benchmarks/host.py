@@ -178,7 +178,7 @@ def main() -> None:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
     bad = found.lost + found.wrong + found.twice + found.failed + found.foreign_changed
-    finish("host", asdict(found), {}, options.save)
+    finish(f"host_{options.way}", asdict(found), {}, options.save)
     raise SystemExit(bad > 0)
 
 

@@ -23,18 +23,30 @@ def as_ours(error: BaseException, log: Path | None = None) -> FoundryError:
         return missing_package("This stage", error)
     said = f"{type(error).__name__}: {error}".removesuffix(": ")
     where = "" if log is None else f" Its log is {log}."
-    if isinstance(error, MemoryError) or _speaks_of(error, _NO_MEMORY):
-        return BackendError(
-            f"There was not enough memory ({said.splitlines()[0][:300]}). Close other programs, or ask for less: a smaller "
-            "train.batch_size or train.resolution, train.gradient_checkpointing, a smaller generate.batch_size."
-        )
+    report = "" if log is None else f" Its log is {log}; please report it."
+    if lacks_memory(error):
+        return not_enough_memory(said.splitlines()[0][:300])
     if _speaks_of(error, _NO_SPACE):
         return StorageError(f"The disk is full ({said}); free some space and run the same command again.")
     if isinstance(error, OSError) and error.filename is not None:
         return storage_error(Path(str(error.filename)), error)
     if isinstance(error, OSError | RuntimeError):
         return BackendError(f"A stage stopped working ({said}). Run the same command to go on.{where}")
-    return DefectError(f"{said}. This is a fault of the program, not of what it was asked for.{where}")
+    said = said.rstrip(".")
+    return DefectError(f"{said}. This is a fault of the program, not of what it was asked for.{report}")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says, by its class or in its words, that there was no memory left."""
+    return isinstance(error, MemoryError) or _speaks_of(error, _NO_MEMORY)
+
+
+def not_enough_memory(said: str) -> BackendError:
+    """The error for such an exception, with its words."""
+    return BackendError(
+        f"There was not enough memory ({said}). Close other programs, or ask for less: a smaller train.batch_size or "
+        "train.resolution, train.gradient_checkpointing, a smaller generate.batch_size."
+    )
 
 
 def _speaks_of(error: BaseException, words: tuple[str, ...]) -> bool:

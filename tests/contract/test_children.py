@@ -74,7 +74,9 @@ def test_a_child_that_freezes_is_an_error_after_a_silence_that_is_told(
         monkeypatch.setattr(children, "SILENCE", 1.0)
 
     outcome = asyncio.run(Child(tmp_path / "log", started).run(job("freezes", keep=True)))
-    assert outcome.error == "The attempt's process gave no sign of life for 1 s."
+    assert outcome.error == (
+        f"The attempt's process gave no sign of life for 1 s. Its log is {tmp_path / 'log'}; run the same command to go on."
+    )
 
 
 def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_where_nothing_can_be_deleted_either_the_file_that_was_to_be_written_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StorageError, match=r"kept\.json cannot be written \(Read-only file system\); choose"):
+        storage.write_aside(file, refuse)
+
+
 def test_leftovers_are_cleared_where_that_is_asked_for_and_nothing_else(tmp_path: Path) -> None:
     below = tmp_path / "deep" / "er"
     below.mkdir(parents=True)

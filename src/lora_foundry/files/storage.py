@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +72,8 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> Path:
                 os.close(descriptor)
             aside.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be deleted either, the first error is the one to tell
+            aside.unlink(missing_ok=True)
         raise
     return path
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.files.storage import make_folder, storage_errors
 from lora_foundry.processes import cause_of_death, kill_group, own_group
-from lora_foundry.tasks.logs import context
+from lora_foundry.tasks.logs import context, is_calm
 
 LINE_LIMIT = 16 * 1024 * 1024
 TAIL_BYTES = 2000
@@ -209,9 +209,10 @@ class Child:
             code = self.process.returncode if self.process is not None else None
             said = self.killed_for or f"The attempt's process died ({cause_of_death(code)})."
             if not self.killed_for and cause_of_death(code) == "signal SIGKILL":
-                said += " The system does that where memory runs out."
+                said += " The system does that where memory runs out: close other programs, or ask for less."
             tail = _tail(self.log)
-            self.outcome.error = f"{said} Its log {self.log} ends with: {tail}" if tail else said
+            ends = f" and ends with: {tail}" if tail else "; run the same command to go on."
+            self.outcome.error = f"{said} Its log is {self.log}{ends}"
         return self.outcome
 
 
@@ -234,8 +235,10 @@ async def start_process(log: Path, environment: Mapping[str, str], preload: Sequ
 
 
 def _tail(log: Path) -> str:
+    """What the log says last, in one line; without what tells only how far the work had come."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - TAIL_BYTES))
-        return " / ".join(file.read().decode("utf-8", "replace").strip().splitlines()[-3:])[-600:]
+        begin = file.seek(max(0, file.tell() - TAIL_BYTES))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()[bool(begin) :]
+        return " / ".join([line for line in lines if not is_calm(line)][-3:])[-600:]
     return ""

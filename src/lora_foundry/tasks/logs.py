@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
@@ -43,6 +44,14 @@ class Words(logging.Formatter):
         known = {name: value for name, value in context().items() if value is not None}
         said = " ".join(f"{name} {value}" for name, value in known.items())
         return super().format(record) + (f" [{said}]" if said else "")
+
+
+_CALM = re.compile(r"\S+ \S+ (INFO|DEBUG) |\{\"time\": \"[^\"]*\", \"level\": \"(info|debug)\"")
+
+
+def is_calm(line: str) -> bool:
+    """Whether a line is one that `start_log` wrote of something that went as it should."""
+    return _CALM.match(line) is not None
 
 
 def start_log(as_json: bool) -> None:

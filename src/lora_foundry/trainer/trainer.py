@@ -24,6 +24,7 @@ from lora_foundry.domain.run import ProgressEvent, fingerprint
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
+from lora_foundry.failures import lacks_memory, not_enough_memory
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import find_device, freed_memory_kept, use_available_cores
 from lora_foundry.families._shared.family import Batch, FamilyModel, load_family
@@ -352,6 +353,8 @@ def _translated(job: TrainingJob) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
+            if lacks_memory(error):
+                raise not_enough_memory(" ".join(str(error).split())[:200]) from error
             raise BackendError(
                 f"Training in {job.workdir} stopped: {' '.join(str(error).split())[:300]}"
             ) from error

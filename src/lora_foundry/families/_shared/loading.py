@@ -21,6 +21,7 @@ from urllib.request import getproxies
 import torch
 
 from lora_foundry.errors import BaseModelError
+from lora_foundry.failures import lacks_memory, not_enough_memory
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import choose_dtype, cuda_has_bf16
 from lora_foundry.families._shared.registry import family_part
@@ -349,14 +350,24 @@ def load_vocabulary(kind: Any, vocabulary: Vocabulary, **options: Any) -> Any:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """The libraries' errors as ours. Raises BaseModelError."""
+    """The libraries' errors as ours. Raises BaseModelError, BackendError where there was no memory for it."""
     try:
         yield
     except BaseModelError:
         raise
     except FAULTS as error:
         reason = " ".join(str(error).split())[:200]
-        raise BaseModelError(f"The base model {path} cannot be loaded: {reason}") from error
+        if lacks_memory(error):
+            raise not_enough_memory(reason) from error
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            raise BaseModelError(
+                f"The base model {path} is not whole any more: {error.filename} is gone. Put it back, or name another base "
+                "with model.base."
+            ) from error
+        raise BaseModelError(
+            f"The base model {path} cannot be loaded: {reason.rstrip('.')}. See whether its files are whole, or name another "
+            "base with model.base."
+        ) from error
 
 
 @contextmanager
