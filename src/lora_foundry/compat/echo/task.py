@@ -14,6 +14,7 @@ from lora_foundry.domain.task import TaskPriority, TaskStatus, TaskType
 from lora_foundry.errors import InputError
 
 CREATOR = "lora_foundry"
+_NUMBERS = ("retries", "max_retries", "timeout")
 _TIMES = ("created_at", "updated_at", "scheduled_for", "started_at", "completed_at")
 
 
@@ -38,9 +39,9 @@ class Task:
     scheduled_for: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
-    retries: int = 0
-    max_retries: int = 3
-    timeout: int = 300
+    retries: int = ours.Task.retries
+    max_retries: int = ours.Task.max_retries
+    timeout: int = ours.Task.timeout
     result: Any = None
     error: str | None = None
     dependencies: Any = field(default_factory=list)
@@ -126,9 +127,7 @@ def to_row(task: Any) -> ours.Task:
         status=status_of(getattr(task, "status", TaskStatus.PENDING)),
         uuid=canonical(named) if named else str(uuid4()),
         scheduled_for=_moment(task),
-        retries=getattr(task, "retries", 0),
-        max_retries=getattr(task, "max_retries", 3),
-        timeout=getattr(task, "timeout", 300),
+        **{name: getattr(task, name) for name in _NUMBERS if hasattr(task, name)},
         dependencies=[canonical(each) if isinstance(each, str) else each for each in parents]
         if isinstance(parents, list | tuple)
         else parents,
