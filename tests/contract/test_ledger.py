@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from lora_foundry.domain.task import Task, TaskStatus, TaskType
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
-from lora_foundry.tasks import pipelines
-from lora_foundry.tasks.admission import Admitted, admit
+from lora_foundry.tasks import admission, pipelines
+from lora_foundry.tasks.admission import Admitted, Inbox, admit
 from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
 from lora_foundry.tasks.ledger import MAX_RESUMES, Failure, Ledger, pause
 from lora_foundry.tasks.recovery import Own, beat, is_served, take_over, this_process, workers
@@ -162,6 +162,79 @@ def test_rows_come_by_priority_and_age_and_lanes_limit_them(database_url: str) -
             order += [each.task.name for each in taken]
         assert order == ["a", "b", "c", "d", "e"]
         assert await admit(ledger, "w", {"cpu": 5}) == []
+
+    run(database_url, scenario)
+
+
+def by_hand(url: str, task_type: str, payload: object, priority: int = 3, parents: object = ()) -> None:
+    """A row as another program inserts it, named like its character."""
+    words = {"name": payload.get("character_name", "theirs")} if isinstance(payload, dict) else {}
+    columns = {**words, "task_type": task_type, "priority": priority, "status": "pending"}
+    columns |= {"payload": json.dumps(payload), "dependencies": json.dumps(list(parents))}  # type: ignore[call-overload]
+    values = ", ".join(f"'{value}'" for value in columns.values())
+    execute(url, f"INSERT INTO echo_tasks ({', '.join(columns)}) VALUES ({values})")
+
+
+def test_many_rows_that_were_just_written_hold_up_no_urgent_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither ours nor another program's that must be read to be told apart: they are taken in part by part."""
+    monkeypatch.setattr(admission, "PAGE", 2)
+    monkeypatch.setattr(admission, "PAGES", 2)
+
+    async def scenario(ledger: Ledger) -> None:
+        for _ in range(6):
+            by_hand(database_url, "user_request", {"message": "draw me lora_ things"}, 1)
+        for number in range(10):
+            parents = [] if number < 8 else [f"uuid-{number - 1}"]
+            payload = GENERATION | {"character_name": f"{number}", "task_uuid": f"uuid-{number}"}
+            by_hand(database_url, TaskType.LORA_GENERATION, payload, 2 if parents else 3, parents)
+        tagging = {"character_name": "urgent", "image_dir": "a", "character_tags": "b"}
+        by_hand(database_url, TaskType.LORA_TAGGING, tagging, 1)
+        inbox, looks, taken = Inbox(), 0, list[Admitted]()
+        while not taken:
+            taken = await admit(ledger, "w", {"cpu": 1}, inbox=inbox)
+            looks += 1
+            assert taken or inbox.left, "nobody would look again"
+        assert [each.task.name for each in taken] == ["urgent"]
+        assert looks == 2, "six rows of others and the urgent one are two parts"
+        while inbox.left:
+            assert await admit(ledger, "w", {}, inbox=inbox) == []
+        assert await one_lane(ledger, inbox) == [str(number) for number in range(10)]
+        statuses = execute(database_url, "SELECT status, count(*) FROM echo_tasks GROUP BY status ORDER BY 1")
+        assert statuses == [("completed", 10), ("pending", 6), ("running", 1)]
+
+    run(database_url, scenario)
+
+
+async def one_lane(ledger: Ledger, inbox: Inbox) -> list[str]:
+    """All that the GPU's lane gives, one after another, each done at once."""
+    names = []
+    while taken := await admit(ledger, "w", {"gpu": 1}, inbox=inbox):
+        names.append(taken[0].task.name)
+        await ledger.complete(taken[0].task.id or 0, taken[0].ticket, {})
+    return names
+
+
+def test_a_row_of_others_that_ours_depends_on_by_its_payloads_uuid_is_only_read(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        by_hand(database_url, "monitoring", {"task_uuid": "THEIRS-1", "ü": 1.50})
+        before = execute(database_url, "SELECT * FROM echo_tasks")
+        for name in ("first", "second"):
+            by_hand(
+                database_url, TaskType.LORA_GENERATION, GENERATION | {"character_name": name}, 3, ["theirs-1"]
+            )
+        for _ in range(2):
+            assert await admit(ledger, "w", ALL) == []
+            assert execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1") == before
+            assert execute(database_url, "SELECT * FROM lora_foundry_tasks WHERE id = 1") == []
+        (second,) = execute(database_url, "SELECT id FROM echo_tasks WHERE name = 'second'")
+        await pipelines.cancel(ledger, second[0])
+        assert execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1") == before
+        execute(database_url, "UPDATE echo_tasks SET status = 'completed' WHERE id = 1")
+        ended = execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1")
+        assert (await one(ledger)).task.name == "first"
+        assert execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1") == ended
 
     run(database_url, scenario)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from lora_foundry.tasks.schema import NEW, dependencies, moment, ours, tasks, wh
 
 logger = logging.getLogger(__name__)
 PAGE = 200
+PAGES = 5  # that one look takes in, and as many that it links
 WINDOW = 1000
 SWEEP = 60.0
 RUNNING = TaskStatus.RUNNING
@@ -39,6 +41,11 @@ _MAYBE_OURS = _TYPE.in_(OUR_TYPES) | (
     _TYPE.in_([TaskType.USER_REQUEST.value])
     & (_PAYLOAD.like("%character_name%") | sa.func.lower(_PAYLOAD).like("%lora_%"))
 )
+# Rows that depend on nothing may be seen and started in any order, so the most urgent of them come first. The others
+# come in the order in which they were written: parents before their children.
+_DEPENDENCIES = sa.cast(tasks.c.dependencies, sa.Text)
+_IS_FREE = sa.func.coalesce(_DEPENDENCIES, "[]").in_(["[]", "null", ""])
+_ORDER = (sa.case((_IS_FREE, 0), else_=1), sa.case((_IS_FREE, tasks.c.priority), else_=0), tasks.c.id)
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,16 @@ class Admitted:
 @dataclass
 class Inbox:
     """How far a worker has read the shared table. Rows of a transaction that took long may come behind that, so a
-    thousand ids are looked at again; and everything is, once a minute, for what people change by hand."""
+    thousand ids are looked at again; and everything is, once a minute, for what people change by hand.
+
+    left: more was written than one look takes in; the next one goes on with it. passed: rows read since the last sweep
+    that are another program's, or that nothing can be done with.
+    """
 
     seen: int = 0
     swept: float = -SWEEP
+    left: bool = False
+    passed: set[int] = field(default_factory=set)
 
     def sweeps(self) -> bool:
         return time.monotonic() - self.swept >= SWEEP
@@ -70,7 +83,10 @@ async def admit(
     pipeline: str | None = None,
     inbox: Inbox | None = None,
 ) -> list[Admitted]:
-    """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named."""
+    """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named.
+
+    With an inbox, rows that were written since are taken in a thousand at a time, so that many of them hold nobody up.
+    """
     await take_in(ledger, inbox)
     taken: list[Admitted] = []
     for lane, number in free.items():
@@ -80,45 +96,60 @@ async def admit(
 
 
 async def take_in(ledger: Ledger, inbox: Inbox | None = None) -> None:
-    """Holds the rows of ours that were written since, and looks up their dependencies."""
-    inbox = inbox or Inbox()
+    """Holds the rows of ours that were written since, and looks up their dependencies: all of them without an inbox."""
+    given, inbox = inbox, inbox or Inbox()
+    await _look(ledger, inbox)
+    while given is None and inbox.left:
+        await _look(ledger, inbox)
+
+
+async def _look(ledger: Ledger, inbox: Inbox) -> None:
     whole = inbox.sweeps()
     near = sa.true() if whole else tasks.c.id > inbox.seen - WINDOW
     async with ledger.reading() as connection:
         newest = (await connection.execute(sa.select(sa.func.max(tasks.c.id)))).scalar() or 0
         pending = sa.select(tasks.c.id).where(tasks.c.status == TaskStatus.PENDING, near, _MAYBE_OURS)
-        ids = (await connection.execute(pending.order_by(tasks.c.id))).scalars().all()
+        ids = (await connection.execute(pending.order_by(*_ORDER))).scalars().all()
         unlinked = (
             await connection.execute(sa.select(ours.c.id).where(ours.c.queue == NEW).limit(1))
         ).first()
         waits = sa.select(dependencies.c.child).where(dependencies.c.outside == 1).limit(1)
         outside = (await connection.execute(waits)).first()
-    for start in range(0, len(ids), PAGE):
-        await _each_or_all(ledger, ids[start : start + PAGE], _hold)
+    ids = [number for number in ids if number not in inbox.passed]
+    inbox.left = more = len(ids) > PAGE * PAGES
+    for start in range(0, min(len(ids), PAGE * PAGES), PAGE):
+        page = ids[start : min(start + PAGE, PAGE * PAGES)]
+        inbox.passed.update(await _each_or_all(ledger, page, partial(_hold, inbox.passed)))
     if ids or unlinked:
-        while new := await _unlinked(ledger):
-            if not await _each_or_all(ledger, new, _link):
+        for _ in range(PAGES):
+            # Whose parents may not be held yet has to wait for that.
+            new = await _unlinked(ledger, free_only=more)
+            if not new or len(await _each_or_all(ledger, new, _link)) == len(new):
                 break
+        else:
+            inbox.left = True
     if outside:
         async with ledger.writing() as connection:
             await follow_outside(connection, moment(await ledger.now(connection)))
+    if more:
+        return
     if whole:
         await _follow_hands(ledger)
         inbox.swept = time.monotonic()
+        inbox.passed.clear()
     inbox.seen = max(inbox.seen, newest)
 
 
-async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> bool:
+async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> list[int]:
     """Does something to rows in one transaction, or one by one where one of them spoils it for all; a row that cannot
-    be worked on fails alone, and what cannot even be failed is left alone. False where nothing came of any."""
-    done = 0
+    be worked on fails alone, and what cannot even be failed is left alone. Returns those that were left."""
+    left: list[int] = []
     parts: list[Sequence[int]] = [ids]
     while parts:
         part = parts.pop(0)
         try:
             async with ledger.writing() as connection:
                 await work(ledger, connection, part)
-            done += len(part)
         except (OperationalError, InterfaceError, OSError):
             raise  # the database is away or busy: no row's fault
         except Exception as error:
@@ -126,8 +157,9 @@ async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> bool:
                 parts = [[each] for each in part]
                 continue
             logger.warning("Task %s cannot be read: %s", part[0], type(error).__name__)
-            done += await _give_up(ledger, part[0], error)
-    return done > 0
+            if not await _give_up(ledger, part[0], error):
+                left.append(part[0])
+    return left
 
 
 async def _give_up(ledger: Ledger, number: int, error: Exception) -> bool:
@@ -146,27 +178,31 @@ async def _give_up(ledger: Ledger, number: int, error: Exception) -> bool:
     return True
 
 
-async def _hold(ledger: Ledger, connection: AsyncConnection, ids: Sequence[int]) -> None:
+async def _hold(passed: set[int], ledger: Ledger, connection: AsyncConnection, ids: Sequence[int]) -> None:
     """Takes pending rows of ours out of other workers' reach, and gives each its line in our table. One that had one
     already was set to pending by hand, and runs as if it never had."""
     rows = (await connection.execute(whole_row().where(tasks.c.id.in_(ids)).order_by(tasks.c.id))).all()
     found = {task.id: (task, kind) for task in map(to_task, rows) if (kind := kind_of(task))}
+    passed.update(number for number in ids if number not in found)
     if not found:
         return
     stamp = moment(await ledger.now(connection))
     chosen = tasks.c.id.in_(list(found)) & (tasks.c.status == TaskStatus.PENDING)
     held = tasks.update().where(chosen).values(status=HELD, updated_at=stamp).returning(tasks.c.id)
     mine = sorted((await connection.execute(held)).scalars().all())
-    make = postgresql.insert if ledger.dialect == "postgresql" else sqlite.insert
-    for number in mine:
-        values = our_row(*found[number])
-        fresh = {name: value for name, value in values.items() if name != "id"}
-        statement = make(ours).values(**values).on_conflict_do_update(index_elements=["id"], set_=fresh)
-        await connection.execute(statement)
+    if not mine:
+        return
+    values = [our_row(*found[number]) for number in mine]
+    statement = (postgresql.insert if ledger.dialect == "postgresql" else sqlite.insert)(ours)
+    fresh = {name: statement.excluded[name] for name in values[0] if name != "id"}
+    await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=fresh), values)
 
 
-async def _unlinked(ledger: Ledger) -> Sequence[int]:
-    query = sa.select(ours.c.id).where(ours.c.queue == NEW).order_by(ours.c.id).limit(PAGE)
+async def _unlinked(ledger: Ledger, free_only: bool) -> Sequence[int]:
+    query = sa.select(ours.c.id).outerjoin(tasks, tasks.c.id == ours.c.id).where(ours.c.queue == NEW)
+    if free_only:
+        query = query.where(_IS_FREE)
+    query = query.order_by(*_ORDER).limit(PAGE)
     async with ledger.reading() as connection:
         return (await connection.execute(query)).scalars().all()
 

@@ -139,8 +139,12 @@ async def link(connection: AsyncConnection, rows: Sequence[Task], stamp: datetim
         if await _in_circle(connection, child):
             await end(connection, [child], TaskStatus.FAILED, CIRCLE, stamp)
             await stop_children(connection, [child], stamp)
-    for root, children in _roots(ties).items():
-        await connection.execute(ours.update().where(ours.c.id.in_(children)).values(root=root))
+    roots = _roots(ties)
+    alone = [root for root, children in roots.items() if children == [root]]
+    await connection.execute(ours.update().where(ours.c.id.in_(alone)).values(root=ours.c.id))
+    for root, children in roots.items():
+        if children != [root]:
+            await connection.execute(ours.update().where(ours.c.id.in_(children)).values(root=root))
     fresh = ours.c.id.in_(list(names)) & (ours.c.queue == NEW)
     await connection.execute(ours.update().where(fresh).values(queue=None))
     await queue(connection, list(names))

@@ -127,7 +127,8 @@ class Worker:
             while not stop.is_set() and self._refusal is None:
                 self._wake.clear()
                 try:
-                    await self._admit()
+                    if await self._admit():
+                        continue
                 except (DBAPIError, OSError) as error:
                     if not self._is_refused(error):
                         logger.warning("The task database does not answer: %s", error)
@@ -177,11 +178,12 @@ class Worker:
         self._wake.set()
         return True
 
-    async def _admit(self) -> None:
+    async def _admit(self) -> bool:
+        """Starts what may start; whether there is more to look at already."""
         held = [running.admitted.lane for running in self._running.values()]
         free = {lane: number - held.count(lane) for lane, number in self._lanes.items()}
         if self._options.pipeline is not None and held:
-            return  # its stages come one after another
+            return False  # its stages come one after another
         pipeline, inbox = self._options.pipeline, self._inbox
         for admitted in await admit(self._ledger, self.name, free, pipeline, inbox):
             log = task_log(self._settings.home, admitted.task.id or 0)
@@ -196,6 +198,7 @@ class Worker:
             carrier = asyncio.create_task(self._carry(running))
             self._carriers.add(carrier)
             carrier.add_done_callback(self._carriers.discard)
+        return inbox.left
 
     async def _carry(self, running: Running) -> None:
         """One attempt as a workflow; frees the lane however it ends, and then says so to people."""
