@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lora_foundry import stage_job
 from lora_foundry.errors import FolderBusyError, PermanentError
 
 
@@ -59,6 +60,10 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
         os.kill(os.getpid(), 9)
     elif order == "steps":
         _steps(folder, int(value), tell)
+    elif order == "locked":
+        stage_job.LOCK_PATIENCE = 0.5
+        with stage_job._wait_for(folder / ".lock"):
+            _steps(folder, int(value), tell)
     return {"pid": os.getpid(), "attempts": number}
 
 

@@ -461,3 +461,47 @@ def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
             await ledger.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # what is looked at is the folder's lock
+def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
+    database_url: str, settings: Settings
+) -> None:
+    """The frozen child cannot end itself and holds the folder: whoever takes the row waits for it, and then goes on."""
+    folder = settings.datasets_dir / "train"
+    code = STOPPED.format(url=database_url, home=str(settings.home))
+
+    async def scenario() -> None:
+        ledger = Ledger(database_url)
+        await ledger.upgrade()
+        (task,) = await ledger.add(order("train", "locked 15", max_retries=0))
+        first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+        second = Worker(ledger, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
+        stop, running = asyncio.Event(), None
+        try:
+            while not (folder / "steps.json").exists():
+                assert first.poll() is None
+                await asyncio.sleep(0.05)
+            child = int((folder / "attempts").read_text())
+            for pid in (child, first.pid):
+                os.kill(pid, signal.SIGSTOP)
+            running = asyncio.create_task(second.run(stop))
+            while attempts(settings, "train") < 3:
+                await asyncio.sleep(0.05)
+            held = (await ledger.get(task.id or 0), (folder / "steps.json").read_text())
+            for pid in (child, first.pid):
+                os.kill(pid, signal.SIGCONT)
+            ended = await until(ledger, task, "completed", "failed")
+            assert (held[0].status, held[0].retries) in (("running", 0), ("pending", 0), ("retrying", 0))
+            assert (ended.status, ended.retries, ended.error) == ("completed", 0, None)
+            assert int(held[1]) < 15
+            assert gone(child)
+        finally:
+            first.kill()
+            first.wait()
+            stop.set()
+            if running is not None:
+                await running
+            await ledger.close()
+
+    asyncio.run(scenario())

@@ -127,6 +127,33 @@ def test_our_worker_beside_the_hosts_each_does_its_own(host: Any, shared: Shared
     assert shared.columns() == columns
 
 
+def test_the_hosts_own_tasks_go_through_our_queue(host: Any, shared: Shared) -> None:
+    """Its class has no uuid, its enums are its own, and its times are local."""
+
+    async def scenario() -> None:
+        queue = echo.TaskQueue(shared.url)
+        await queue.initialize()
+        theirs = host.create_monitoring_task("look", "here", "system_resources")
+        ours = host.create_monitoring_task("draw", "here", "system_resources")
+        ours.task_type, ours.priority = host.TaskType.USER_REQUEST, host.TaskPriority.LOW
+        ours.payload = {"character_name": "Elara", "description": "1girl"}
+        ours.dependencies = []
+        uuids = [await queue.add_task(each) for each in (theirs, ours)]
+        rows = [host.Task.from_dict(row) for row in shared.rows()]
+        assert [(row.name, row.task_type) for row in rows] == [
+            (each.name, each.task_type) for each in (theirs, ours)
+        ]
+        taken = await queue.get_next_task()
+        assert taken is not None
+        assert (taken.uuid, taken.priority) == (uuids[1], echo.TaskPriority.LOW)
+        assert await queue.update_task_status(taken.id, host.TaskStatus.COMPLETED, {"made": 1})
+        assert await queue.get_next_task() is None
+        assert [row["status"] for row in shared.rows()] == ["pending", "completed"]
+        await queue.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_pipeline_of_stages_never_stands_in_the_hosts_way(host: Any, shared: Shared) -> None:
     """What `create --detach` writes waits for our worker, none being there; the host's own work goes on."""
     from lora_foundry.domain.character import Character

@@ -172,7 +172,7 @@ class Worker:
         if self._options.pipeline is None or not isinstance(error, DBAPIError) or not is_lasting(error):
             return False
         if self._refusal is None and outcome is not None and outcome.error:
-            said = f"{outcome.error} Nor could the task database be written ({error.orig})."
+            said = f"{brief(outcome.error)} Nor could the task database be written ({error.orig})."
             self._refusal = error_of(outcome.kind, said, outcome.permanent)
         self._refusal = self._refusal or database_error(error, self._ledger.url)
         self._wake.set()
