@@ -22,28 +22,38 @@ def condition(count: int, tokens: int, width: int, **others: int) -> dict[str, t
     }
 
 
-CASES: dict[str, tuple[str, str, int, dict[str, Any], dict[str, Any]]] = {
-    "sd 512": ("sd", "sd", 4, {"resolution": 512}, {"tokens": 77, "width": 768}),
+# Family, configuration, the latents' channels and the pixels that one stands for, settings, and the condition's sizes.
+CASES: dict[str, tuple[str, str, tuple[int, int], dict[str, Any], dict[str, Any]]] = {
+    "sd 512": ("sd", "sd", (4, 8), {"resolution": 512}, {"tokens": 77, "width": 768}),
     "sdxl 1024 checkpointed": (
-        "sdxl", "sdxl", 4, {"resolution": 1024, "gradient_checkpointing": True},
+        "sdxl", "sdxl", (4, 8), {"resolution": 1024, "gradient_checkpointing": True},
         {"tokens": 77, "width": 2048, "pooled": 1280},
     ),
     "z_image 1024 checkpointed": (
-        "z_image", "base", 16,
+        "z_image", "base", (16, 8),
         {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
         {"tokens": 128, "width": 2560},
+    ),
+    "klein 768": (
+        "klein", "base", (128, 16), {"resolution": 768, "targets": ("attention", "feed_forward")},
+        {"tokens": 512, "width": 7680},
+    ),
+    "klein 1024 checkpointed": (
+        "klein", "base", (128, 16),
+        {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
+        {"tokens": 512, "width": 7680},
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_estimate_is_what_the_meta_device_counts(case: str) -> None:
-    family, configuration, channels, chosen, text = CASES[case]
+    family, configuration, latents, chosen, text = CASES[case]
     base = full_size(family, configuration)
     settings = TrainSection.model_validate(
         {"precision": "bf16", "rank": 16, "min_snr_gamma": 0.0, "batch_size": 1} | chosen
     )
-    resident, peak = step_bytes(base, settings, condition(1, **text), channels, 8)
+    resident, peak = step_bytes(base, settings, condition(1, **text), *latents)
     estimated = footprint(base, settings)
     moments = estimated.learned // 2  # AdamW's two, which no step has made yet
     ours = estimated.weights + estimated.learned - moments + estimated.activations
