@@ -34,8 +34,8 @@ CASES: dict[str, tuple[str, str, tuple[int, int], dict[str, Any], dict[str, Any]
         {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
         {"tokens": 128, "width": 2560},
     ),
-    "klein 768": (
-        "klein", "base", (128, 16), {"resolution": 768, "targets": ("attention", "feed_forward")},
+    "klein 512": (
+        "klein", "base", (128, 16), {"resolution": 512, "targets": ("attention", "feed_forward")},
         {"tokens": 512, "width": 7680},
     ),
     "klein 1024 checkpointed": (
