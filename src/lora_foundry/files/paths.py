@@ -184,8 +184,30 @@ class RunPaths:
         return self.evaluation / "report.html"
 
     @property
+    def trials(self) -> Path:
+        """Prompts that a person has tried with the finished LoRA, a folder each."""
+        return self.root / "trials"
+
+    def trial(self, name: str) -> TrialPaths:
+        return TrialPaths(self.trials / name)
+
+    @property
     def publication(self) -> Path:
         return self.root / "publication.json"
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """One prompt that was tried: what was asked, and a picture a seed without and with the LoRA."""
+
+    root: Path
+
+    @property
+    def result(self) -> Path:
+        return self.root / "trial.json"
+
+    def picture(self, side: str, number: int) -> Path:
+        return self.root / f"{side}_{number + 1}.png"
 
 
 @dataclass(frozen=True)

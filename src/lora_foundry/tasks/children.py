@@ -216,6 +216,21 @@ class Child:
         return self.outcome
 
 
+async def run_alone(child: Child, job: Job, every: float) -> Outcome:
+    """Runs a job for one who has no worker: it gives the child its signs of life, one `every` seconds."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(every)
+            child.write("beat")
+
+    beats = asyncio.create_task(beat())
+    try:
+        return await child.run(job)
+    finally:
+        beats.cancel()
+
+
 async def start_process(log: Path, environment: Mapping[str, str], preload: Sequence[str] = ()) -> Process:
     """A child that imports `preload` and waits for its first job, in a group of its own. Raises StorageError where its log
     cannot be written, OSError."""

@@ -30,6 +30,7 @@ from lora_foundry.web.routes import (
     system,
     tasks,
     uploads,
+    use,
 )
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
@@ -41,6 +42,7 @@ ROUTERS = (
     pipelines.router,
     dataset.router,
     results.router,
+    use.router,
     references.router,
     uploads.router,
     tasks.router,
@@ -58,6 +60,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         await site.ledger.upgrade()
         yield
         await site.hub.finish()
+        await site.trials.finish()
         await site.ledger.close()
 
     app = FastAPI(

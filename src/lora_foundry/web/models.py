@@ -139,6 +139,9 @@ class PipelineDetail(PipelineView):
     dataset_dir: str
     has_results: bool
     published: bool
+    waits_for: str | None = Field(
+        default=None, description="Why the next stage does not run yet and what to do, where it waits."
+    )
 
 
 class PipelinePage(BaseModel):

@@ -24,6 +24,7 @@ PAGES: tuple[tuple[str, str, str], ...] = (
     ("/pipelines/{pipeline}", "run", "pipelines"),
     ("/pipelines/{pipeline}/dataset", "dataset", "pipelines"),
     ("/pipelines/{pipeline}/results", "results", "pipelines"),
+    ("/pipelines/{pipeline}/use", "use", "pipelines"),
     ("/system", "system", "system"),
     ("/login", "login", ""),
 )

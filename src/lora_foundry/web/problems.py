@@ -106,7 +106,7 @@ def install(app: FastAPI) -> None:
         return problem(503, "The task database does not answer; try again soon.", request.url.path)
 
     @app.exception_handler(Exception)
-    async def ours_to_mend(request: Request, error: Exception) -> JSONResponse:
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return problem(500, "This is a fault of the server; its log says more.", request.url.path)
 
 

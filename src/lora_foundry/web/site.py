@@ -24,6 +24,7 @@ from lora_foundry.web.machine import Machine
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.thumbnails import Thumbnails
+from lora_foundry.web.trials import Trials
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Site:
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     machine: Machine = field(default_factory=Machine)
     looks: Looks = field(default_factory=Looks)
+    trials: Trials = field(default_factory=Trials)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
 
     async def pipeline(self, reference: str) -> Pipeline:

@@ -15,7 +15,7 @@ from lora_foundry.errors import InputError, error_of
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
 from lora_foundry.stage_job import ENTRY
-from lora_foundry.tasks.children import Child, Job
+from lora_foundry.tasks.children import Child, Job, run_alone
 from lora_foundry.tasks.payloads import prepare, recognise
 from lora_foundry.tasks.recovery import Timing
 
@@ -108,17 +108,7 @@ def _registered(worker: HasHandlers, key: Any) -> Handler | None:
 
 async def run_child(child: Child, work: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Runs a job with signs of life from this process; raises what its process raised where it fails."""
-
-    async def beat() -> None:
-        while True:
-            await asyncio.sleep(BEAT)
-            child.write("beat")
-
-    beats = asyncio.create_task(beat())
-    try:
-        outcome = await child.run(Job(ENTRY, work, PATIENCE, timeout))
-    finally:
-        beats.cancel()
+    outcome = await run_alone(child, Job(ENTRY, work, PATIENCE, timeout), BEAT)
     if outcome.result is None:
         raise error_of(outcome.kind, outcome.error, outcome.permanent)
     return outcome.result

@@ -18,6 +18,7 @@ from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.tasks import pipelines as engine
 from lora_foundry.tasks.pipelines import Pipeline
+from lora_foundry.tasks.recovery import workers
 from lora_foundry.web import uploads
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
@@ -146,7 +147,28 @@ async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
         dataset_dir=str(paths.root),
         has_results=paths.evaluation_result.is_file(),
         published=published is not None and published.published,
+        waits_for=await _waits_for(here, view),
     )
+
+
+async def _waits_for(here: Site, view: PipelineView) -> str | None:
+    """What a stage that could run waits for: a worker that is not there, or one that does something else."""
+    now = next((stage for stage in view.stages if stage.stage == view.stage), None)
+    if now is None or now.status not in (TaskStatus.PENDING, TaskStatus.RETRYING):
+        return None
+    if view.status == TaskStatus.FAILED:
+        return None
+    fitting = [each.name for each in await workers(here.ledger) if now.lane in each.lanes.split(",")]
+    if not fitting:
+        return (
+            f"No worker is running for {now.stage}. Start one with `lora-foundry worker`, or start this server with "
+            "--with-worker."
+        )
+    if now.status == TaskStatus.RETRYING and now.error:
+        return f"The last attempt failed and is made again soon: {now.error}"
+    busy = await here.ledger.recent(status=TaskStatus.RUNNING, limit=500)
+    before = next((task.name for task in busy if task.worker in fitting), None)
+    return f"Waits until {before} has ended." if before else "A worker takes it in a moment."
 
 
 def _fits(pipeline: Pipeline, status: TaskStatus | None, words: str) -> bool:

@@ -24,9 +24,9 @@ from lora_foundry.web import answers
 from lora_foundry.web.dataset import picture_files
 from lora_foundry.web.jail import jailed
 from lora_foundry.web.loras import InstalledLora, installed_loras
-from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes.dataset import PICTURE, Size
 from lora_foundry.web.site import Here, Site
+from lora_foundry.web.trials import lora_file
 from lora_foundry.web.views import address
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
@@ -262,20 +262,11 @@ async def lora(here: Here, pipeline: str) -> Response:
     """The LoRA: the one that was installed, else the one that was chosen, else the one that was trained."""
     found = await here.pipeline(pipeline)
     paths = here.folder(found)
-    name = f"{found.output_name or paths.slug}.safetensors"
-    published = await asyncio.to_thread(read_model, paths.publication, Publication)
-    if (
-        published is not None
-        and published.lora is not None
-        and published.lora.parent == here.settings.loras_dir
-    ):
-        try:
-            return answers.download(jailed(here.settings.loras_dir, published.lora.name), published.lora.name)
-        except NotFoundError:
-            pass  # somebody moved it; the chosen one is the same file
-    if paths.chosen_lora.is_file():
-        return answers.download(jailed(paths.root, paths.evaluation.name, paths.chosen_lora.name), name)
-    return answers.download(jailed(paths.root, paths.training.name, paths.trained_lora.name), name)
+    file = await asyncio.to_thread(lora_file, here.settings, paths)
+    installed = file.parent == here.settings.loras_dir.resolve()
+    return answers.download(
+        file, file.name if installed else f"{found.output_name or paths.slug}.safetensors"
+    )
 
 
 @router.get("/loras")

@@ -1,20 +1,22 @@
 // One run, watched while it happens: the stages, the pictures as they arrive, the loss, the samples, the log.
 
 import { byId, el, say, shown, sync } from "./dom.js";
-import { get, getIfThere, path, pipelineId, pipelinePath } from "./api.js";
+import { get, getIfThere, path, pipelineId, pipelinePath, post } from "./api.js";
 import { lineChart, smooth, thin } from "./chart.js";
 import { startChrome } from "./chrome.js";
 import { about, bytes, duration, plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
 import { coalesced, live } from "./live.js";
+import { retryRun } from "./retry.js";
 
 const MARKS = { completed: "✓", failed: "!", cancelled: "–" };
 let run = null;
 let logStage = "";
 
 function showRun(found) {
-  run = found;
+  run = { ...run, ...found }; // an event says less than the page asked for
   showHead(run, refresh);
+  showFailure();
   sync(byId("steps"), run.stages, (stage) => stage.stage, makeStep, updateStep);
   const now = run.stages.find((stage) => stage.stage === run.stage);
   const running = now?.status === "running";
@@ -25,10 +27,21 @@ function showRun(found) {
   showStages();
 }
 
+function showFailure() {
+  const failed = run.status === "failed" ? run.stages.find((stage) => stage.status === "failed") : null;
+  byId("failure").hidden = !failed;
+  if (!failed) return;
+  say(byId("failure-title"), `It stopped in ${failed.stage}`);
+  say(byId("failure-reason"), failed.error || "No reason was given; the log says more.");
+}
+
+const again = (how) => how().then((done) => done !== false && refresh()).catch(complain);
+
 function doing(stage) {
+  if (run.status === "failed") return "What is done stays; trying again goes on from here.";
   if (stage.error && stage.status !== "running") return `${stage.stage}: ${stage.error}`;
   if (stage.status === "running") return [`${stage.stage} on ${stage.worker ?? "a worker"}`, stage.message].filter(Boolean).join(" · ");
-  return `${stage.stage} waits for a free worker.`;
+  return run.waits_for ?? `${stage.stage} waits for a free worker.`;
 }
 
 function makeStep(stage) {
@@ -129,6 +142,8 @@ const refresh = coalesced(async () => {
 }, { failed: complain });
 
 startChrome();
+byId("failure-again").addEventListener("click", () => again(() => post(pipelinePath("retry"), {})));
+byId("failure-change").addEventListener("click", () => again(() => retryRun(pipelineId, run.character.name)));
 byId("log-stage").addEventListener("change", () => {
   byId("log-stage").dataset.chosen = "true";
   showLog().catch(complain);

@@ -1,0 +1,198 @@
+"""Using what a run has made: how to draw with the LoRA, prompts tried with it here, and the set as a file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
+
+from lora_foundry.domain.evaluation import Evaluation
+from lora_foundry.domain.run import Run
+from lora_foundry.domain.task import TaskStatus
+from lora_foundry.domain.trial import SIDES, Trial
+from lora_foundry.errors import BackendError
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.set_archive import write_archive
+from lora_foundry.files.storage import read_model
+from lora_foundry.tasks.pipelines import Pipeline
+from lora_foundry.tasks.recovery import workers
+from lora_foundry.web import answers
+from lora_foundry.web.jail import jailed
+from lora_foundry.web.models import RequestModel
+from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.routes.dataset import PICTURE
+from lora_foundry.web.site import Here, Site
+from lora_foundry.web.trials import lora_file, new_trial
+from lora_foundry.web.views import address
+
+router = APIRouter(prefix="/api/v1/pipelines/{pipeline}", tags=["use"])
+EXAMPLE = "standing, smile, in a forest"
+
+
+class Use(BaseModel):
+    """How to draw with the LoRA. `strength` is the one at which it was measured; `a1111` goes into a prompt there;
+    `folder` is where it was installed, None where it was not."""
+
+    trigger: str
+    strength: float
+    file: str
+    folder: str | None
+    prompt: str
+    negative: str
+    a1111: str
+    diffusers: str
+    lora_url: str
+    set_url: str
+
+
+class TrialIn(RequestModel):
+    """A prompt to be tried. Without seeds, new ones are taken."""
+
+    prompt: str = Field(min_length=1, max_length=2000, examples=["elara, standing, smile, in a forest"])
+    negative: str | None = Field(default=None, max_length=2000, description="Else the recipe's own.")
+    strength: float | None = Field(default=None, ge=-4, le=4, description="Else the recommended one.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[], max_length=8)
+    pictures: int = Field(default=2, ge=1, le=8, description="How many, where no seeds are given.")
+
+
+class TrialPair(BaseModel):
+    """A seed's two pictures; None until they are drawn."""
+
+    seed: int
+    before: str | None
+    after: str | None
+
+
+class TrialView(Trial):
+    pairs: list[TrialPair]
+
+
+@router.get("/use")
+async def use(here: Here, pipeline: str) -> Use:
+    """Everything that one needs to draw with it elsewhere."""
+    found = await here.pipeline(pipeline)
+    paths = here.folder(found)
+    file = await asyncio.to_thread(lora_file, here.settings, paths)
+    run, strength = await asyncio.to_thread(_made_as, paths)
+    trigger = run.character.trigger
+    installed = file.parent == here.settings.loras_dir.resolve()
+    name = Path(file.name if installed else f"{found.output_name or paths.slug}.safetensors")
+    code = (
+        "from diffusers import DiffusionPipeline",
+        'pipeline = DiffusionPipeline.from_pretrained("path/to/the/base")',
+        f"pipeline.load_lora_weights({name.name!r})",
+        f"pipeline({f'{trigger}, {EXAMPLE}'!r}).images[0].save('picture.png')",
+    )
+    return Use(
+        trigger=trigger,
+        strength=strength,
+        file=name.name,
+        folder=str(file.parent) if installed else None,
+        prompt=f"{trigger}, {EXAMPLE}",
+        negative=run.recipe.generate.negative,
+        a1111=f"<lora:{name.stem}:{strength:g}>",
+        diffusers="\n".join(code),
+        lora_url=address(found.id, "lora"),
+        set_url=address(found.id, "set.zip"),
+    )
+
+
+def _made_as(paths: RunPaths) -> tuple[Run, float]:
+    """The run, and the strength to use its LoRA at. Raises NotFoundError."""
+    run = read_model(paths.run_file, Run)
+    if run is None:
+        raise NotFoundError("This run has not begun yet; there is no LoRA to use.")
+    scores = read_model(paths.evaluation_result, Evaluation)
+    return run, run.recipe.evaluate.strength if scores is None else scores.strength
+
+
+@router.post("/trials", status_code=202)
+async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
+    """Begins to draw a prompt without and with the LoRA, on this machine, and returns at once; ask for the trials until it
+    is completed or failed. 503 while another one is drawn, or a worker draws or trains."""
+    found = await here.pipeline(pipeline)
+    paths = here.folder(found)
+    if busy := await _at_work_here(here):
+        raise BackendError(
+            f"{busy} is under way, and the machine does one thing at a time; try again when it has ended."
+        )
+    run, strength = await asyncio.to_thread(_made_as, paths)
+    trial = new_trial(
+        asked.prompt,
+        run.recipe.generate.negative if asked.negative is None else asked.negative,
+        strength if asked.strength is None else asked.strength,
+        tuple(asked.seeds) or tuple(secrets.randbits(32) for _ in range(asked.pictures)),
+    )
+    return _shown(found, paths, here.trials.start(here.settings, run, paths, trial))
+
+
+async def _at_work_here(here: Site) -> str:
+    """The name of a task that a worker of this machine runs, if there is one; those of other hosts disturb nobody."""
+    ours = {each.name for each in await workers(here.ledger) if each.host == socket.gethostname()}
+    running = await here.ledger.recent(status=TaskStatus.RUNNING, limit=500)
+    return next((task.name for task in running if task.worker in ours), "")
+
+
+@router.get("/trials")
+async def trials(here: Here, pipeline: str) -> list[TrialView]:
+    """What was tried with this run's LoRA, the newest first; the last twenty are kept."""
+    found = await here.pipeline(pipeline)
+    paths = here.folder(found)
+    return [_shown(found, paths, each) for each in await asyncio.to_thread(here.trials.shown, paths)]
+
+
+@router.get("/trials/{trial}/{file}", response_class=Response, responses=PICTURE)
+async def trial_picture(here: Here, request: Request, pipeline: str, trial: str, file: str) -> Response:
+    """A picture of a trial: before_1.png, after_1.png, ..."""
+    paths = here.folder(await here.pipeline(pipeline))
+    return answers.picture_file(request, jailed(paths.trials, trial, file))
+
+
+@router.get(
+    "/set.zip",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}, "description": "A zip file."}},
+)
+async def set_archive(here: Here, pipeline: str) -> Response:
+    """The training set with its captions and masks, laid out as sd-scripts and the trainers beside it read it."""
+    paths = here.folder(await here.pipeline(pipeline))
+    run, _ = await asyncio.to_thread(_made_as, paths)
+    file = await asyncio.to_thread(_archive, here, paths, run)
+    return FileResponse(
+        file,
+        media_type="application/zip",
+        filename=f"{paths.slug}_set.zip",
+        background=BackgroundTask(file.unlink, missing_ok=True),
+    )
+
+
+def _archive(here: Site, paths: RunPaths, run: Run) -> Path:
+    handle, name = tempfile.mkstemp(suffix=".zip", dir=here.settings.home.expanduser())
+    os.close(handle)
+    file = Path(name)
+    try:
+        write_archive(file, paths, run.character.trigger)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def _shown(pipeline: Pipeline, paths: RunPaths, trial: Trial) -> TrialView:
+    folder, where = paths.trial(trial.id), f"{address(pipeline.id, 'trials')}/{quote(trial.id)}"
+    pairs = []
+    for number, seed in enumerate(trial.seeds):
+        files = {side: folder.picture(side, number) for side in SIDES}
+        urls = {side: f"{where}/{file.name}?v=1" if file.is_file() else None for side, file in files.items()}
+        pairs.append(TrialPair(seed=seed, before=urls["before"], after=urls["after"]))
+    return TrialView(**trial.model_dump(), pairs=pairs)

@@ -1,0 +1,110 @@
+// How to draw with the LoRA elsewhere, and prompts tried with it here, without and with it, from the same seeds.
+
+import { byId, el, say, shown, sync } from "./dom.js";
+import { get, getIfThere, path, pipelineId, pipelinePath, post } from "./api.js";
+import { startChrome } from "./chrome.js";
+import { ago, plural } from "./format.js";
+import { complain, look, showHead } from "./head.js";
+import { coalesced, live } from "./live.js";
+
+const LOOK_AGAIN = 1000; // ms, while a prompt is drawn
+let filled = false;
+
+function draw(use) {
+  byId("none").hidden = Boolean(use);
+  byId("use").hidden = !use;
+  if (!use) return;
+  byId("facts").replaceChildren(...[["Trigger word", use.trigger], ["Strength", String(use.strength)], ["File", use.file], ["Folder", use.folder ?? "not installed; download it below"]]
+    .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  byId("prompt-example").value = use.prompt;
+  byId("a1111").value = use.a1111;
+  byId("diffusers").value = use.diffusers;
+  say(byId("comfyui"), `In ComfyUI: add the node Load LoRA between the checkpoint and the prompts, choose ${use.file}, set both strengths to ${use.strength}, and begin the prompt with ${use.trigger}.`);
+  byId("files").replaceChildren(
+    el("a", { class: "button main", href: use.lora_url, download: "" }, "Download the LoRA"),
+    el("a", { class: "button", href: use.set_url, download: "" }, "Download the training set"));
+  if (filled) return; // what a person has typed stays
+  filled = true;
+  byId("prompt").value = use.prompt;
+  byId("negative").value = use.negative;
+  byId("strength").value = use.strength;
+}
+
+const WORDS = { running: "being drawn", completed: "", failed: "failed" };
+
+function showTrials(trials) {
+  const running = trials.some((trial) => trial.state === "running");
+  byId("draw").disabled = running;
+  say(byId("drawing"), running ? "Being drawn; loading the model takes a while at first." : "");
+  sync(byId("trials"), trials, (trial) => trial.id, makeTrial, updateTrial);
+  if (running) setTimeout(() => refreshTrials().catch(complain), LOOK_AGAIN);
+}
+
+function makeTrial(trial) {
+  const again = () => {
+    byId("prompt").value = trial.prompt;
+    byId("negative").value = trial.negative;
+    byId("strength").value = trial.strength;
+    byId("seeds").value = trial.seeds.join(", ");
+    byId("prompt").focus();
+  };
+  return el("article", { class: "stack" },
+    el("div", { class: "row between" }, el("h3", {}, trial.prompt), el("button", { type: "button", class: "quiet", on: { click: again } }, "Take over")),
+    el("p", { class: "soft small about" }), el("p", { class: "message bad", hidden: true }), el("ul", { class: "pairs sharp" }));
+}
+
+function updateTrial(node, trial) {
+  const facts = [`strength ${trial.strength}`, plural(trial.seeds.length, "seed"), WORDS[trial.state], ago(trial.made_at)];
+  say(node.querySelector(".about"), facts.filter(Boolean).join(" · "));
+  const problem = node.querySelector(".message");
+  problem.hidden = !trial.error;
+  say(problem, trial.error);
+  const there = trial.pairs.filter((pair) => pair.before || pair.after);
+  const large = there.flatMap((pair) => [["without the LoRA", pair.before], ["with the LoRA", pair.after]]
+    .filter(([, source]) => source).map(([side, source]) => ({ source, title: side, text: `${trial.prompt} · seed ${pair.seed}` })));
+  sync(node.querySelector(".pairs"), there, (pair) => `${pair.seed} ${Boolean(pair.before)} ${Boolean(pair.after)}`, (pair) => el("li", { class: "pair" },
+    el("div", { class: "two" }, ...[["before", pair.before], ["after", pair.after]].map(([side, source]) => el("figure", {},
+      source ? el("button", { type: "button", on: { click: () => look(large, large.findIndex((each) => each.source === source)) } },
+        el("img", { src: source, loading: "lazy", decoding: "async", width: 140, height: 140, alt: `${side === "before" ? "without" : "with"} the LoRA, seed ${pair.seed}` })) : null,
+      el("figcaption", {}, side === "before" ? "without" : "with")))),
+    el("div", { class: "body" }, el("span", { class: "soft" }, `seed ${pair.seed}`))));
+}
+
+async function refreshTrials() {
+  showTrials(await get(pipelinePath("trials")));
+}
+
+async function tryPrompt(event) {
+  event.preventDefault();
+  const form = new FormData(event.target);
+  const seeds = String(form.get("seeds")).split(/[, ]+/).filter(Boolean).map(Number);
+  await post(pipelinePath("trials"), {
+    prompt: form.get("prompt"), negative: form.get("negative"), strength: Number(form.get("strength")), seeds, pictures: Number(form.get("pictures")),
+  });
+  byId("message").hidden = true;
+  await refreshTrials();
+}
+
+async function copy(id) {
+  const field = byId(id);
+  field.select();
+  try {
+    await navigator.clipboard.writeText(field.value);
+    say(byId("copied"), "Copied.");
+  } catch { // a page that is not on https or localhost may not
+    say(byId("copied"), "Marked; copy it with Ctrl-C.");
+  }
+}
+
+const refresh = coalesced(async () => {
+  const [run, use, trials] = await Promise.all([get(pipelinePath()), getIfThere(pipelinePath("use")), getIfThere(pipelinePath("trials"))]);
+  showHead(run, refresh);
+  draw(use);
+  showTrials(trials ?? []);
+  shown();
+}, { failed: complain });
+
+startChrome();
+byId("try").addEventListener("submit", (event) => tryPrompt(event).catch(complain));
+for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button.dataset.copy));
+live(path("pipelines", pipelineId, "events"), { refresh, pipeline: refresh });
