@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("web",),
     ("compat", "doctor"),
     ("needs",),
-    ("stage_job",),
+    ("stage_job", "trial_job"),
     ("api",),
     ("composition",),
     ("backends", "tasks", "trainer"),
