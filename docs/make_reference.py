@@ -1,12 +1,14 @@
 """Writes the pages of docs/reference that the code can say of itself: recipes.md from the recipe's fields, settings.md
-from the settings', commands.md from the commands' own help. A test compares them; run
+from the settings', commands.md from the commands' own help, memory.md from the memory estimate. A test compares them; run
 `python docs/make_reference.py` after a change."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import tomllib
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import typer
@@ -15,8 +17,12 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from lora_foundry.cli.app import app
 from lora_foundry.domain.recipe import Recipe, help_of
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.memory import training_memory
+from lora_foundry.families._shared.registry import family_names, family_package, family_part
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
+from lora_foundry.trainer.memory import CARDS, RESERVE, fit
 
 FOLDER = Path(__file__).parent / "reference"
 
@@ -56,6 +62,17 @@ COMMANDS = """# Commands
 Exit codes: 0 done; 1 failed, and the same command may succeed later; 2 the input cannot be used (the message says why);
 130 stopped with Ctrl-C. A stopped or killed run goes on where it stood when the same command is given again.
 """
+
+
+MEMORY = f"""# Memory
+
+What training takes of a GPU by the one estimate that the trainer, `doctor` and ComfyUI's handover go by, at the base's full
+size, and what `train.memory = "auto"` changes for a card of so many GB, of which {RESERVE:.0f} is left to desktop and driver.
+Gradient checkpointing and smaller batches more often learn the same, only slower. The estimate's numbers are counted on
+torch's meta device and hold within a tenth there; on GPUs they are not measured yet. `train.needs_mib` replaces it.
+
+"""
+GIB = 1 << 30
 
 
 def shown(value: object) -> str:
@@ -128,7 +145,45 @@ def commands_page() -> str:
     return COMMANDS + "\n".join(lines) + "\n"
 
 
-PAGES = {"recipes.md": recipes_page, "settings.md": settings_page, "commands.md": commands_page}
+def memory_page() -> str:
+    header = row("recipe", "as it is set", *(f"{card.removesuffix('gb')} GB" for card in CARDS))
+    lines = [MEMORY + header, "| --- " * (2 + len(CARDS)) + "|"]
+    for family in family_names():
+        recipe = tomllib.loads(
+            resources.files(family_package(family)).joinpath("recipe.toml").read_text("utf-8")
+        )
+        lines.append(memory_row(family, load_recipe(recipe["name"])))
+    return "\n".join(lines) + "\n"
+
+
+def memory_row(family: str, recipe: Recipe) -> str:
+    """One shipped recipe: what its training takes as it is set, and fitted to each card."""
+    configuration = min(path.name for path in family_part(family, "load").LOADER.configurations.iterdir())
+    base = Base(
+        path=Path("full-size"),
+        layout="file",
+        family=family,
+        name=family,
+        identity="",
+        configuration=configuration,
+    )
+    cells = [f"{training_memory(base, recipe.train) / GIB:.1f} GiB"]
+    for card, size in CARDS.items():
+        fitted, _ = fit(recipe.train.model_copy(update={"memory": card}), base, None)
+        needed = training_memory(base, fitted) / GIB
+        ways = [
+            f"batch {fitted.batch_size}" + (f" x {fitted.accumulation}" if fitted.accumulation > 1 else "")
+        ]
+        if fitted.gradient_checkpointing:
+            ways.append("checkpointing")
+        fits = needed <= size - RESERVE
+        cells.append(f"{needed:.1f} GiB: {', '.join(ways)}" if fits else f"no: {needed:.1f} GiB at the least")
+    return row(f"`{recipe.name}`, {recipe.train.resolution} px", *cells)
+
+
+PAGES = {
+    "recipes.md": recipes_page, "settings.md": settings_page, "commands.md": commands_page, "memory.md": memory_page,
+}  # fmt: skip
 
 
 def main() -> None:

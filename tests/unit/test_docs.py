@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_foundry.domain.recipe import field_paths
-from lora_foundry.recipe_files import recipe_names
+from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +22,20 @@ PAGES = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["PAGES"]
 def test_a_page_of_the_reference_says_what_the_code_says(name: str) -> None:
     text = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
     assert text == PAGES[name](), f"docs/reference/{name} is out of date; run python docs/make_reference.py"
+
+
+def test_a_recipe_names_the_smallest_card_that_its_training_fits() -> None:
+    """By the table of the memory page, which a test above keeps true."""
+    table = [
+        line.split(" | ") for line in (ROOT / "docs/reference/memory.md").read_text("utf-8").splitlines()
+    ]
+    rows = {cells[0].split("`")[1]: cells[2:] for cells in table if cells[0].startswith("| `")}
+    assert len(rows) >= 4
+    for name, cells in rows.items():
+        fitting = [
+            size for size, cell in zip((8, 12, 16, 24), cells, strict=True) if not cell.startswith("no")
+        ]
+        assert f"a GPU with {fitting[0]} GB." in load_recipe(name).description, name
 
 
 def test_the_reference_names_every_field_setting_and_command() -> None:

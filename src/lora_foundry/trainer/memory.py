@@ -12,7 +12,7 @@ from lora_foundry.families._shared.memory import training_memory
 
 _GIB = 1024**3
 CARDS = {"8gb": 8.0, "12gb": 12.0, "16gb": 16.0, "24gb": 24.0}
-_RESERVE = 1.0  # GiB of a card that the desktop and the driver take
+RESERVE = 1.0  # GiB of a card that the desktop and the driver take
 
 
 def fit(settings: TrainSection, base: Base, free: float | None) -> tuple[TrainSection, str]:
@@ -22,7 +22,7 @@ def fit(settings: TrainSection, base: Base, free: float | None) -> tuple[TrainSe
     computed twice instead of kept, and a batch is computed in parts. Where that does not suffice, the words say so.
     """
     if settings.memory in CARDS:
-        free = CARDS[settings.memory] - _RESERVE
+        free = CARDS[settings.memory] - RESERVE
     if free is None or settings.memory == "as_set":
         return settings, ""
     fitted = settings

@@ -46,6 +46,11 @@ def family_part(family: str, part: str) -> Any:
     return import_module(f"{packages[family]}.{part}")
 
 
+def family_package(family: str) -> str:
+    """The package that a family is."""
+    return _packages()[family]
+
+
 def families_with(part: str) -> tuple[str, ...]:
     """The families that have the module `part`, which not all need."""
     return tuple(name for name, package in _packages().items() if find_spec(f"{package}.{part}") is not None)
