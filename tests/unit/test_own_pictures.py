@@ -3,8 +3,9 @@ drawn for them."""
 
 from __future__ import annotations
 
+import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lora_foundry.files import importing
 from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, read_model, require_model
+from lora_foundry.files.training_set import list_set
 from lora_foundry.ports import Box, FloatArray
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
@@ -308,3 +310,37 @@ def test_an_import_that_was_broken_off_goes_on_under_the_same_names(tmp_path: Pa
     (paths.images / "p00.txt").write_text("its own words")  # captions come first
     assert import_pictures([source], paths).copied == 2
     assert set(tree(paths.images)) == {"p00.png", "p00.txt", "p01.png"}
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions are called meanwhile: a measure of work that no busy machine changes."""
+    count = 0
+
+    def called(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_twice_the_pictures_are_twice_the_work(tmp_path: Path) -> None:
+    imported, listed = [], []
+    for count in (1, 40, 80):  # the first loads what is loaded once
+        source, paths = tmp_path / f"photos-{count}", RunPaths(tmp_path / f"set-{count}", "zoë")
+        make_folder(paths.masks)
+        source.mkdir()
+        for number in range(count):
+            (source / f"p{number:03d}.png").write_bytes(bytes([number]))
+            (source / f"p{number:03d}.txt").write_text("words")
+            (source / f"p{number:03d}_mask.png").write_bytes(bytes([number, 1]))
+            (paths.masks / f"p{number:03d}.png").write_bytes(bytes([number, 2]))
+        imported.append(calls(lambda source=source, paths=paths: import_pictures([source], paths)))  # type: ignore[misc]
+        listed.append(calls(lambda paths=paths: list_set(paths)))  # type: ignore[misc]
+        assert all(picture.mask and picture.caption for picture in list_set(paths).pictures)
+    assert imported[2] < 2.2 * imported[1]
+    assert listed[2] < 2.2 * listed[1]

@@ -5,6 +5,7 @@ written over."""
 from __future__ import annotations
 
 import lzma
+import os
 import shutil
 import stat
 import zipfile
@@ -20,7 +21,7 @@ from lora_foundry.files.hashing import file_hash, readable_hash
 from lora_foundry.files.images import is_readable
 from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.sidecars import CAPTION_SUFFIXES, captions_beside
+from lora_foundry.files.sidecars import CAPTION_SUFFIXES, FolderNames, captions_beside
 from lora_foundry.files.storage import make_folder, storage_errors, write_aside
 from lora_foundry.files.training_set import (
     LeftOut,
@@ -54,6 +55,7 @@ def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
     make_folder(paths.images)
     copied = present = 0
     left_out: list[LeftOut] = []
+    copier = _Copier(paths)
     for source in sources:
         with _opened(source) as found:
             if not found.pictures:
@@ -61,7 +63,7 @@ def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
                 raise InputError(f"There is no picture in {source}." + (f" {reasons}." if reasons else ""))
             left_out += found.left_out
             for picture in found.pictures:
-                if _copy(picture, paths):
+                if copier.copy(picture):
                     copied += 1
                 else:
                     present += 1
@@ -146,24 +148,46 @@ def _belongs(name: Path) -> bool:
     return is_readable(name) or name.suffix.lower() in CAPTION_SUFFIXES
 
 
-def _copy(picture: SetPicture, paths: RunPaths) -> bool:
-    """Copies one picture with its captions and mask; False where it is in the set already. A name that another picture
-    has, or that the drawn pictures get, is changed by a number, and so is one under which a caption or a mask lies that
-    is not this picture's: it would be written over, or taken for this one's."""
-    digest = readable_hash(picture.path)
-    for target in _places(picture, paths):
-        if target.exists():
-            if file_hash(target) == digest:
-                return False
-            continue
-        belongings = _belongings(picture, target)
-        if not _is_free(target, belongings):
-            continue
-        for path, source in belongings.items():
-            _copy_file(source, path)
-        _copy_file(picture.path, target)
-        return True
-    raise AssertionError("there is always a free name")
+class _Copier:
+    """Copies pictures into a set; it knows what lies there, so that thousands do not take the square of their time."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self._paths = paths
+        self._names: dict[Path, FolderNames] = {}
+
+    def copy(self, picture: SetPicture) -> bool:
+        """Copies one picture with its captions and mask; False where it is in the set already. A name that another
+        picture has, or that the drawn pictures get, is changed by a number, and so is one under which a caption or a
+        mask lies that is not this picture's: it would be written over, or taken for this one's."""
+        digest = readable_hash(picture.path)
+        for target in _places(picture, self._paths):
+            if target.exists():
+                if file_hash(target) == digest:
+                    return False
+                continue
+            belongings = _belongings(picture, target)
+            if not self._is_free(target, belongings):
+                continue
+            for path, source in [*belongings.items(), (target, picture.path)]:
+                _copy_file(source, path)
+                self._in(path.parent).add(path.name)
+            return True
+        raise AssertionError("there is always a free name")
+
+    def _in(self, folder: Path) -> FolderNames:
+        if folder not in self._names:
+            names = os.listdir(folder) if folder.is_dir() else []
+            self._names[folder] = FolderNames(names)
+        return self._names[folder]
+
+    def _is_free(self, target: Path, belongings: Mapping[Path, Path]) -> bool:
+        """Whether nothing lies at the places of a picture's belongings, nor any other caption that would be taken for
+        its; what is the same is no matter, as an import that was broken off leaves it."""
+        taken = {target.with_name(name) for name in captions_beside(target.name, self._in(target.parent))}
+        taken |= {path for path in belongings if path.exists()}
+        return all(
+            path in belongings and file_hash(path) == readable_hash(belongings[path]) for path in taken
+        )
 
 
 def _belongings(picture: SetPicture, target: Path) -> dict[Path, Path]:
@@ -178,17 +202,6 @@ def _belongings(picture: SetPicture, target: Path) -> dict[Path, Path]:
         ending = picture.mask.stem[len(picture.path.stem) :]
         found[target.with_name(f"{target.stem}{ending}{picture.mask.suffix}")] = picture.mask
     return found
-
-
-def _is_free(target: Path, belongings: Mapping[Path, Path]) -> bool:
-    """Whether nothing lies at the places of a picture's belongings, nor any other caption that would be taken for its;
-    what is the same is no matter, as an import that was broken off leaves it."""
-    if not target.parent.is_dir():
-        return True
-    names = [path.name for path in target.parent.iterdir()]
-    taken = {target.with_name(name) for name in captions_beside(target.name, names)}
-    taken |= {path for path in belongings if path.exists()}
-    return all(path in belongings and file_hash(path) == readable_hash(belongings[path]) for path in taken)
 
 
 def _places(picture: SetPicture, paths: RunPaths) -> Iterator[Path]:

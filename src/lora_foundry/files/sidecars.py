@@ -4,7 +4,7 @@ program wrote them. Nothing here writes."""
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from charset_normalizer import from_bytes
@@ -23,16 +23,37 @@ _MARKS = (
 _MOST_BYTES = 100_000
 
 
-def captions_beside(picture: str, files: Iterable[str]) -> list[str]:
-    """Those of `files`, names in a picture's folder, that hold its caption, the one that counts first: `x.png.txt`
-    before `x.txt`, and .txt before .caption before .tags, in any case of letters."""
-    stem = Path(picture).stem
-    order = {name: place for place, name in enumerate((picture, stem))}
+class FolderNames:
+    """The names in a folder by their stems, so that what belongs to a picture is found at once among thousands."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_stem: dict[str, list[str]] = {}
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Takes in a name that the folder has now."""
+        same = self._by_stem.setdefault(Path(name).stem, [])
+        if name not in same:
+            same.append(name)
+
+    def of(self, stem: str) -> Sequence[str]:
+        """The names with this stem."""
+        return self._by_stem.get(stem, ())
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for names in self._by_stem.values() for name in names)
+
+
+def captions_beside(picture: str, files: FolderNames) -> list[str]:
+    """Those of the files in a picture's folder that hold its caption, the one that counts first: `x.png.txt` before
+    `x.txt`, and .txt before .caption before .tags, in any case of letters."""
     found = []
-    for file in files:
-        start, suffix = Path(file).stem, Path(file).suffix.lower()
-        if start in order and suffix in CAPTION_SUFFIXES and file != picture:
-            found.append((order[start], CAPTION_SUFFIXES.index(suffix), file))
+    for order, stem in enumerate((picture, Path(picture).stem)):
+        for file in files.of(stem):
+            suffix = Path(file).suffix.lower()
+            if suffix in CAPTION_SUFFIXES and file != picture:
+                found.append((order, CAPTION_SUFFIXES.index(suffix), file))
     return [file for _, _, file in sorted(found)]
 
 

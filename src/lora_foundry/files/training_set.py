@@ -20,7 +20,7 @@ from lora_foundry.extras import install_command
 from lora_foundry.files.hashing import readable_hash
 from lora_foundry.files.images import is_readable, read_record, wants_heic_extra
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.sidecars import captions_beside, new_caption
+from lora_foundry.files.sidecars import FolderNames, captions_beside, new_caption
 from lora_foundry.files.storage import move_file, read_model
 
 LeftOutCode = Literal["excluded", "unreadable", "format", "link", "twice", "mask"]
@@ -234,7 +234,12 @@ class _Walk:
     left_out: list[LeftOut] = field(default_factory=list)
     folders: set[Path] = field(default_factory=set)
     files: dict[tuple[int, int], str] = field(default_factory=dict)
-    masks: dict[Path, list[str]] = field(default_factory=dict)
+    masks: dict[Path, FolderNames] = field(default_factory=dict)
+
+    def masks_in(self, place: Path) -> FolderNames:
+        if place not in self.masks:
+            self.masks[place] = _names(place)
+        return self.masks[place]
 
     def is_generated(self, path: Path) -> bool:
         if self.paths is None or not has_planned_name(path, self.paths):
@@ -242,6 +247,19 @@ class _Walk:
         if self.recorded is None:
             self.recorded = _recorded(self.paths)
         return path.name in self.recorded or read_record(path) is not None
+
+
+class _Folder:
+    """What lies in one folder, and the pictures' stems and the masks among it."""
+
+    def __init__(self, entries: Sequence[Path]) -> None:
+        pictures = [entry for entry in entries if is_readable(entry)]
+        self.names = FolderNames(entry.name for entry in entries)
+        self.stems = Counter(entry.stem for entry in pictures)
+        self.masks: dict[str, Path] = {}
+        for entry in pictures:
+            if ending := _MASK_ENDING.search(entry.stem):
+                self.masks.setdefault(entry.stem[: ending.start()], entry)
 
 
 def _list(folder: Path, paths: RunPaths | None) -> TrainingSet:
@@ -258,17 +276,16 @@ def _walk_folder(folder: Path, repeats: int, walk: _Walk) -> None:
         return
     walk.folders.add(real)
     entries = sorted(_visible(folder))
-    names = [entry.name for entry in entries]
-    stems = Counter(entry.stem for entry in entries if is_readable(entry))
+    beside = _Folder(entries)
     for entry in entries:
         if not entry.is_dir():
-            _add(entry, names, stems, repeats, walk)
+            _add(entry, beside, repeats, walk)
     for entry in entries:
         if entry.is_dir() and entry.name.lower() not in _MASK_FOLDERS:
             _walk_folder(entry, folder_repeats(entry.name) or repeats, walk)
 
 
-def _add(path: Path, names: Sequence[str], stems: Counter[str], repeats: int, walk: _Walk) -> None:
+def _add(path: Path, beside: _Folder, repeats: int, walk: _Walk) -> None:
     """Lists one file as a picture, or as left out, or, where nobody would take it for a picture, not at all."""
     name = path.relative_to(walk.root).as_posix()
     if not is_readable(path) or path.suffix.lower() in _NOT_MEANT:
@@ -279,7 +296,7 @@ def _add(path: Path, names: Sequence[str], stems: Counter[str], repeats: int, wa
             reason = f"{path.suffix} files are not read; save it as PNG, JPEG or WebP"
             walk.left_out.append(LeftOut(name, "format", reason))
         return
-    if _is_mask(path, stems):
+    if _is_mask(path, beside.stems):
         return
     try:
         stat = path.stat()
@@ -290,15 +307,15 @@ def _add(path: Path, names: Sequence[str], stems: Counter[str], repeats: int, wa
     if known != name:
         walk.left_out.append(LeftOut(name, "twice", f"it is the same file as {known}"))
         return
-    captions = tuple(path.with_name(each) for each in captions_beside(path.name, names))
+    captions = tuple(path.with_name(each) for each in captions_beside(path.name, beside.names))
     walk.pictures.append(
         SetPicture(
             name=name,
             path=path,
             generated=walk.is_generated(path),
-            target=captions[0] if captions else new_caption(path, shared=stems[path.stem] > 1),
+            target=captions[0] if captions else new_caption(path, shared=beside.stems[path.stem] > 1),
             captions=captions,
-            mask=_mask(path, names, stems, walk),
+            mask=_mask(path, beside, walk),
             repeats=repeats,
             crop=walk.crops.get(name),
         )
@@ -325,8 +342,8 @@ def _visible(folder: Path) -> Iterator[Path]:
         raise InputError(f"The folder {folder} cannot be read ({error.strerror or error}).") from error
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in _visible(folder)]
+def _names(folder: Path) -> FolderNames:
+    return FolderNames(path.name for path in _visible(folder))
 
 
 # Masks ------------------------------------------------------------------------------------------------------------
@@ -340,18 +357,13 @@ def _is_mask(path: Path, stems: Counter[str]) -> bool:
     return found is not None and path.stem[: found.start()] in stems
 
 
-def _mask(path: Path, names: Sequence[str], stems: Counter[str], walk: _Walk) -> Path | None:
+def _mask(path: Path, beside: _Folder, walk: _Walk) -> Path | None:
     """The picture's mask: in masks/ under its name, or beside it. One that could be another picture's too is none's."""
     if walk.paths is not None:
         place = _mask_folder(path, walk.paths)
-        known = walk.masks.setdefault(place, _names(place))
-        if found := _masks_among(path.name, known, shared=stems[path.stem] > 1):
+        if found := _masks_among(path.name, walk.masks_in(place), shared=beside.stems[path.stem] > 1):
             return place / found[0]
-    for name in names:
-        ending = _MASK_ENDING.search(Path(name).stem)
-        if ending and Path(name).stem[: ending.start()] == path.stem and is_readable(Path(name)):
-            return path.with_name(name)
-    return None
+    return beside.masks.get(path.stem)
 
 
 def mask_place(picture: Path, paths: RunPaths) -> Path:
@@ -363,9 +375,10 @@ def _mask_folder(picture: Path, paths: RunPaths) -> Path:
     return mask_place(picture, paths).parent
 
 
-def _masks_among(picture: str, files: Sequence[str], shared: bool = False) -> list[str]:
+def _masks_among(picture: str, files: FolderNames, shared: bool = False) -> list[str]:
     """Those of `files` that bear a picture's name, whatever their kind, the whole name first; `shared`: another picture
     has the same name but for its ending, so only a mask with the whole name is surely this one's."""
-    whole = [name for name in files if picture in {name, Path(name).stem}]
-    stem = [name for name in files if Path(name).stem == Path(picture).stem and name not in whole]
+    same = files.of(Path(picture).stem)
+    whole = [*(name for name in same if name == picture), *files.of(picture)]
+    stem = [name for name in same if name not in whole]
     return [name for name in (whole if shared else [*whole, *stem]) if is_readable(Path(name))]
