@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -75,6 +76,14 @@ class NoiseSampler:
             flipped = self._settings.flip and coin.random() < 0.5
             chosen.append(Sample(image, self._caption(self._images[image].caption, rng), flipped))
         return chosen
+
+    def never_shown(self, steps: int) -> int:
+        """How many pictures no step of a training of so many shows."""
+        turns = Counter(group for group, _ in self._turns[:steps])
+        shown = {
+            image for group, count in turns.items() for image in self._order(group, 0)[: count * self._size]
+        }
+        return len({image for group in self._groups for image in group} - shown)
 
     def noise(self, step: int, shape: Sequence[int]) -> Tensor:
         """Normal noise; with a noise offset each channel is shifted as a whole (Guttenberg 2023), with
@@ -149,6 +158,10 @@ class TrainingDataset:
         self.latents, self.captions, self.bucket_sizes = latents, captions, bucket_sizes
         self._sampler, self._images, self._settings = sampler, images, settings
         self._masks: dict[int, Tensor] = {}
+
+    def never_shown(self, steps: int) -> int:
+        """See NoiseSampler."""
+        return self._sampler.never_shown(steps)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """The samples of step `step` (counted from 0), `batch_size` at a time. Each is made when it is asked for: where
@@ -227,8 +240,9 @@ def hold_out(images: Sequence[TrainingImage], settings: TrainSection) -> list[in
 
 def _turns(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Which group each step of an era draws from, and its how-manieth turn that is: group g has as many turns as
-    samples, spread evenly, so that in an era every sample comes equally often."""
-    places = [((turn + 0.5) / size, group, turn) for group, size in enumerate(sizes) for turn in range(size)]
+    samples, spread evenly, so that in an era every sample comes equally often. Each group's first turn is among the
+    first steps: a short training ends within an era, and the picture with a shape of its own is to be seen even there."""
+    places = [(turn / size, group, turn) for group, size in enumerate(sizes) for turn in range(size)]
     return [(group, turn) for _, group, turn in sorted(places)]
 
 

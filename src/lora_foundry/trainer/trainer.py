@@ -7,8 +7,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from lora_foundry.files.paths import (
     TRAINING_LOG,
     TRAINING_LOSS,
 )
-from lora_foundry.ports import ProgressCallback, TrainingJob
+from lora_foundry.ports import ProgressCallback, TrainingImage, TrainingJob
 from lora_foundry.trainer.caches import CaptionCache, DeviceCache, TensorFile, cache_latents, latent_name
 from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.trainer.data import (
@@ -267,6 +268,11 @@ class Training:
                 f"{'going on' if start else 'start'}: {total} steps, {len(job.images)} pictures at "
                 f"{self.bucket_size[0]}x{self.bucket_size[1]}, {self.state.adapter.count():,} weights, {self.device}",
             )
+            if unseen := self.dataset.never_shown(total):
+                log.say(
+                    start,
+                    f"so few steps show all but {unseen} of the pictures; raise train.steps or train.epochs",
+                )
             exporter = CheckpointExporter(
                 settings,
                 planned_exports(settings, total, steps_per_epoch(settings, job.images)),
@@ -312,12 +318,22 @@ class Training:
                 "settings": job.settings,
                 "asked": asked,
                 "steps": total,
-                "images": {image.path.name: image.caption for image in job.images},
+                "images": dict(zip(_names(job.images), (image.caption for image in job.images), strict=True)),
                 "bucket_size": self.bucket_size,
                 "parameters": self.state.adapter.count(),
                 "fingerprint": self.fingerprint,
             },
         )
+
+
+def _names(images: Sequence[TrainingImage]) -> list[str]:
+    """The pictures' file names, with folders where two have the same."""
+    often = Counter(image.path.name for image in images)
+    root = Path(os.path.commonpath([image.path.parent for image in images]))
+    return [
+        image.path.name if often[image.path.name] == 1 else image.path.relative_to(root).as_posix()
+        for image in images
+    ]
 
 
 def _check(job: TrainingJob) -> None:

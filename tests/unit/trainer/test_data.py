@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.ports import TrainingImage
-from lora_foundry.trainer.data import NoiseSampler, derive_seed, shuffle_tags
+from lora_foundry.trainer.data import (
+    NoiseSampler,
+    derive_seed,
+    group_pictures,
+    plan_bucket_sizes,
+    shuffle_tags,
+)
+from lora_foundry.trainer.schedule import total_steps
 
 IMAGES = [TrainingImage(Path(f"{n}.png"), f"elara, a{n}, b{n}, c{n}, d{n}", 1 + n % 2) for n in range(5)]
 
@@ -49,6 +56,45 @@ def test_batches_do_not_stop_at_the_end_of_an_epoch() -> None:
     one_by_one = [draws(batch_size=1).samples(step)[0].image for step in range(12)]
     batched = [sample.image for step in range(3) for sample in draws(batch_size=4).samples(step)]
     assert batched == one_by_one
+
+
+def grouped(counts: list[int], **settings: object) -> tuple[NoiseSampler, list[int]]:
+    """Draws from groups of so many pictures each, and the first picture of each group."""
+    firsts = [sum(counts[:place]) for place in range(len(counts))]
+    groups = [range(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+    images = [TrainingImage(Path(f"{n}.png"), "elara", 1) for n in range(sum(counts))]
+    return NoiseSampler(TrainSection.model_validate(settings), images, groups), firsts
+
+
+def test_a_picture_with_a_shape_of_its_own_is_shown_in_a_short_training() -> None:
+    sizes = [(1024, 1024)] * 12 + [(832, 1216)] * 5 + [(1216, 832)] * 2 + [(640, 1536)]
+    settings = TrainSection(steps=0, resolution=1024, epochs=10, batch_size=4, accumulation=8)
+    images = [TrainingImage(Path(f"{n}.png"), "elara", 1) for n in range(len(sizes))]
+    groups = group_pictures(plan_bucket_sizes(sizes, settings, 64), [])
+    assert len(groups) == 4
+    stream = NoiseSampler(settings, images, groups)
+    shown = Counter(
+        each.image for step in range(total_steps(settings, images)) for each in stream.samples(step)
+    )
+    assert set(shown) == set(range(len(sizes)))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 40))
+def test_what_a_training_does_not_show_is_counted(counts: list[int], batch: int, steps: int) -> None:
+    stream, firsts = grouped(counts, batch_size=batch)
+    shown = {each.image for step in range(steps) for each in stream.samples(step)}
+    assert stream.never_shown(steps) == sum(counts) - len(shown)
+    if steps >= len(counts):
+        assert all(
+            shown & set(range(first, first + count)) for first, count in zip(firsts, counts, strict=True)
+        )
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 5))
+def test_in_the_long_run_all_are_shown_equally_often(counts: list[int], batch: int) -> None:
+    stream, _ = grouped(counts, batch_size=batch)
+    shown = Counter(each.image for step in range(sum(counts)) for each in stream.samples(step))
+    assert set(shown.values()) == {batch}
 
 
 def test_positions_are_spread_over_the_batch_and_uniform_over_time() -> None:

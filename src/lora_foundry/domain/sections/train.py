@@ -118,11 +118,13 @@ class DatasetSettings(Section):
 
     resolution: Size = Field(
         512,
-        description="Pictures are scaled and cut around their centre to this area (the square of it), "
-        "in the set's commonest shape.",
+        description="Pictures are scaled to this area (the square of it), and cut around their centre to a shape in whole "
+        "steps of the model's.",
     )
     buckets: bool = Field(
-        False, description="Let pictures of unlike shape keep theirs, in batches of one shape."
+        True,
+        description="Let pictures of unlike shape keep theirs, in batches of one shape; otherwise all are cut to the "
+        "commonest. Drawn pictures have one shape anyway.",
     )
     min_snr_gamma: float = Field(
         5.0, ge=0, description="Min-SNR loss weighting (arXiv 2303.09556); 0 turns it off."
