@@ -87,19 +87,6 @@ class SecondEye(MiniTagger):
     def _reader(self) -> AttributeReader:
         return AttributeReader.load(folder=SECOND_READER)
 
-    def describe(
-        self, character: Character, pictures: Sequence[PictureRecord], folder: Path
-    ) -> list[list[str]]:
-        """See ports.Captioner."""
-        images = [load_picture(folder / picture.file) for picture in pictures]
-        tags = []
-        for row in self.read([image for image in images if image is not None]):
-            named = [row[name] for name in row if name in world().identity and name != "outfit_color"]
-            if {"outfit", "outfit_color"} <= row.keys():
-                named.append(f"{row['outfit_color']} {row['outfit']}")
-            tags.append(named)
-        return tags
-
 
 class Subject(NamedTuple):
     """A character, and the traits that its description names."""

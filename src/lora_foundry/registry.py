@@ -47,6 +47,7 @@ BACKENDS: tuple[Backend, ...] = (
         "generator", "comfyui", "lora_foundry.backends.comfyui.generator:ComfyUIGenerator",
         "by a ComfyUI server (LORA_FOUNDRY_COMFYUI_URL)", "lora_foundry.backends.comfyui.ahead:check_run",
     ),
+    Backend("captioner", "mini", "lora_foundry.backends.mini_instruments:MiniTagger", "the bundled one"),
     Backend("captioner", "wd", "lora_foundry.backends.onnx.wd_tagger:WdTagger", "a WD v3 tagger"),
     Backend(
         "captioner", "vlm", "lora_foundry.backends.vlm:VisionCaptioner",

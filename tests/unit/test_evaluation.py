@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from lora_foundry.backends.mini_instruments import MiniEmbedder, MiniTagger
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.dataset import own_record
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.shots import Shot
 from lora_foundry.ports import Trait
@@ -153,3 +157,15 @@ def test_scores_of_earlier_versions_are_read_under_the_names_of_today() -> None:
     written = read.model_dump_json()
     assert Evaluation.model_validate_json(written) == read
     assert not {"leak", "similarity", "self_similarity"} & set(read.model_dump())
+
+
+def test_the_bundled_reader_says_features_and_leaves_the_shot_to_the_plan(tmp_path: Path) -> None:
+    images = draw(5, 3)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    records = [own_record(f"{number}.png", "", "") for number in range(3)]
+    described = MiniTagger().describe(Character(name="Zoë", description=""), records, tmp_path)
+    for tags, seen in zip(described, MiniTagger().read(images), strict=True):
+        told = MiniTagger().understand(tags)
+        assert dict(told) == {name: value for name, value in seen.items() if name in TRAITS}
+        assert len(told) >= 6

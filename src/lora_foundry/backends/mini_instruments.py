@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 from PIL import Image
 
 from lora_foundry.context import Context
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.dataset import PictureRecord
+from lora_foundry.files.images import read_picture
 from lora_foundry.mini import world
 from lora_foundry.mini.instruments import AttributeReader, ImageEncoder
 from lora_foundry.ports import FloatArray, Trait
@@ -20,7 +24,7 @@ _ARM_POSES = ("arms crossed", "reaching up", "jumping", "dancing", "fighting sta
 
 
 class MiniTagger:
-    """Reads the attributes of the miniature world."""
+    """Reads the attributes of the miniature world; as a captioner, the features of the character that it sees."""
 
     @classmethod
     def make(cls, context: Context) -> Self:
@@ -44,6 +48,22 @@ class MiniTagger:
         """See ports.Tagger. An attribute that the picture, as read, cannot show is left out."""
         rows = [{name: reading.value for name, reading in row.items()} for row in self._reader.read(images)]
         return [{name: value for name, value in row.items() if _shows(name, row)} for row in rows]
+
+    def describe(
+        self, character: Character, pictures: Sequence[PictureRecord], folder: Path
+    ) -> list[list[str]]:
+        """See ports.Captioner. What is seen of the shot is left to the plan, which asked for it."""
+        rows = self.read([read_picture(folder / picture.file) for picture in pictures])
+        return [_features(row) for row in rows]
+
+
+def _features(row: Mapping[str, str]) -> list[str]:
+    """A character's features as tags; the colour of clothes stands before them."""
+    apart = {"outfit", "outfit_color"}
+    tags = [row[name] for name in world().identity if name in row and name not in apart]
+    if apart <= row.keys():
+        tags.append(f"{row['outfit_color']} {row['outfit']}")
+    return tags
 
 
 def _traits(tag: str) -> list[Trait]:

@@ -318,7 +318,9 @@ class Training:
                 "settings": job.settings,
                 "asked": asked,
                 "steps": total,
-                "images": dict(zip(_names(job.images), (image.caption for image in job.images), strict=True)),
+                "images": dict(
+                    zip(file_names(job.images), (image.caption for image in job.images), strict=True)
+                ),
                 "bucket_size": self.bucket_size,
                 "parameters": self.state.adapter.count(),
                 "fingerprint": self.fingerprint,
@@ -326,7 +328,7 @@ class Training:
         )
 
 
-def _names(images: Sequence[TrainingImage]) -> list[str]:
+def file_names(images: Sequence[TrainingImage]) -> list[str]:
     """The pictures' file names, with folders where two have the same."""
     often = Counter(image.path.name for image in images)
     root = Path(os.path.commonpath([image.path.parent for image in images]))

@@ -20,6 +20,7 @@ from lora_foundry.trainer.data import (
     shuffle_tags,
 )
 from lora_foundry.trainer.schedule import total_steps
+from lora_foundry.trainer.trainer import file_names
 
 IMAGES = [TrainingImage(Path(f"{n}.png"), f"elara, a{n}, b{n}, c{n}, d{n}", 1 + n % 2) for n in range(5)]
 
@@ -161,3 +162,10 @@ def test_multi_resolution_noise_is_as_coarse_as_sd_scripts() -> None:
         one, other = (sum(alike(noise, distance) for noise in group) / 150 for group in (ours, theirs))
         assert abs(one - other) < 0.02
     assert all(abs(float(noise.std()) - 1) < 1e-3 for noise in ours)
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart() -> None:
+    paths = ["set/a/1.png", "set/b/1.png", "set/c/2.png"]
+    images = [TrainingImage(Path(path), "elara", 1) for path in paths]
+    assert file_names(images) == ["a/1.png", "b/1.png", "2.png"]
+    assert file_names(images[2:]) == ["2.png"]
