@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.run import Again, Run
+from lora_foundry.errors import InputError
 from lora_foundry.files.locks import claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.versions import continued, current_run, folder_of, numbered, working_folder
@@ -150,3 +153,23 @@ def test_keeping_that_was_broken_off_is_done_again(root: Path) -> None:
     begin(root, numbered(run_of(root, "blue hair"), "new"))
     assert contents(paths.version(1)) == {"images/nyx_001.png": "purple hair", "log.txt": "purple hair"}
     assert not half.exists()
+
+
+@pytest.mark.parametrize("said_by", ["card", "LoRA"])
+def test_a_name_whose_lora_would_take_anothers_file_is_refused_before_anything_is_made(
+    tmp_path: Path, said_by: str
+) -> None:
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    told = {"lora_foundry.character": json.dumps({"name": "NYX"})} if said_by == "LoRA" else None
+    save_file({"x": np.zeros(1, np.float16)}, loras / "nyx.safetensors", metadata=told)
+    if said_by == "card":
+        (loras / "nyx.metadata.json").write_text(json.dumps({"character": "NYX"}))
+    root = tmp_path / "nyx"
+    run = run_of(root, "purple hair").model_copy(update={"lora_dir": loras})
+    root.mkdir()
+    with pytest.raises(InputError, match="belongs to the character 'NYX'"):
+        claim(RunPaths(root, "nyx"), run)
+    assert list(root.iterdir()) == []
+    same = run.model_copy(update={"character": Character(name="NYX", description="purple hair")})
+    claim(RunPaths(root, "nyx"), same)
