@@ -5,6 +5,7 @@ counted from the last time it happened; the retries before it wait 5 s and more 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import finish, table
+from common import RESULTS, finish, table
 from failing_trainer import BASE, FAULT, FAULTS, MOMENTS
 
 from lora_foundry.mini import MODEL_DIR
@@ -33,23 +34,24 @@ ENTRY_POINT = "[lora_foundry.trainer]\nfailing = failing_trainer:FailingTrainer\
 
 @dataclass(frozen=True)
 class Seen:
-    """What one fault came to. times: how often it happened; seconds: from the last time to the prompt."""
+    """What one fault came to. times: how often it happened; seconds: from the last time to the prompt; load: of the machine
+    then, as the processes that wanted a core for each core there is."""
 
     fault: str
     times: int
     seconds: float
     exit_code: int
+    load: float
     sentence: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "faults", nargs="*", default=[], help=f"some of: {', '.join(FAULTS)}; all unless given"
-    )
+    known = f"some of: {', '.join(FAULTS)}; the stored rows of the others stay. All unless given"
+    parser.add_argument("faults", nargs="*", default=[], choices=[[], *FAULTS], help=known, metavar="FAULT")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
-    rows = []
+    rows = [] if not options.faults else [row for row in stored() if row.fault not in options.faults]
     for fault in options.faults or FAULTS:
         if fault in NEEDS_ROOT and os.geteuid():
             print(f"{fault}: left out, it takes root to mount a small file system", flush=True)
@@ -57,9 +59,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(suffer(fault, Path(folder)))
         print(rows[-1], flush=True)
+    rows.sort(key=lambda row: list(FAULTS).index(row.fault))
     table(
-        ["fault", "times", "s to the prompt", "exit code", "sentence"],
-        [[row.fault, row.times, row.seconds, row.exit_code, row.sentence] for row in rows],
+        ["fault", "times", "s to the prompt", "exit code", "load", "sentence"],
+        [list(asdict(row).values()) for row in rows],
     )
     quick = [row for row in rows if row.fault != HANGS]
     figures = {
@@ -70,6 +73,12 @@ def main() -> None:
     }
     details = {"limit_s": LIMIT, "limit_of_a_frozen_child_s": SILENCE, "rows": [asdict(row) for row in rows]}
     finish("failing_stages", figures, details, not options.no_save)
+
+
+def stored() -> list[Seen]:
+    """The rows of an earlier run, to which those of single faults are added."""
+    file = RESULTS / "failing_stages.json"
+    return [Seen(**row) for row in json.loads(file.read_text())["rows"]] if file.is_file() else []
 
 
 def suffer(fault: str, folder: Path) -> Seen:
@@ -96,7 +105,8 @@ def suffer(fault: str, folder: Path) -> Seen:
     sentence = last.removeprefix("Error: ").replace(str(folder), "") if last.startswith("Error: ") else ""
     if not sentence:
         print(done.stdout, done.stderr, file=sys.stderr)
-    return Seen(fault, len(happened), seconds, done.returncode, sentence)
+    load = round(os.getloadavg()[0] / len(os.sched_getaffinity(0)), 1)
+    return Seen(fault, len(happened), seconds, done.returncode, load, sentence)
 
 
 def plug_in(folder: Path) -> Path:

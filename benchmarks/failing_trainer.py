@@ -66,7 +66,7 @@ class FailingTrainer:
 
 def _not_a_number(folder: Path) -> None:
     for each in gc.get_objects():
-        if isinstance(each, torch.Tensor) and each.requires_grad and each.is_leaf:
+        if type(each) in (torch.Tensor, torch.nn.Parameter) and each.requires_grad and each.is_leaf:
             each.data.fill_(float("nan"))
 
 

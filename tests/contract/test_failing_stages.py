@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.domain.task import Task
+from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.errors import DivergedError, FoundryError, StorageError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import foreground, pipelines
@@ -119,6 +119,8 @@ class RefusingLedger(Ledger):
                 await connection.exec_driver_sql("CREATE TABLE filler AS SELECT randomblob(1000000)")
             elif self.refuses == "read-only":
                 await connection.exec_driver_sql("PRAGMA query_only = ON")
+            else:
+                await connection.exec_driver_sql(f"PRAGMA max_page_count = {2**30}")
             yield connection
 
 
@@ -183,3 +185,42 @@ def test_a_database_that_refuses_while_a_stage_is_at_work_ends_it_at_once(tmp_pa
     told = refused(ledger, tmp_path, "generate hangs", Watcher(progress=refuse))
     assert type(told) is StorageError
     assert "cannot be used (attempt to write a readonly database); look at the file" in str(told)
+
+
+class FullForAWhile(RefusingLedger):
+    """From the first end on six writes of any kind are refused; then there is space again."""
+
+    left = 6
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        self.left -= bool(self.refuses)
+        self.refuses = self.refuses if self.left else ""
+        async with super().writing() as connection:
+            yield connection
+
+    async def complete(self, number: int, ticket: str, result: dict[str, Any]) -> bool:
+        self.refuses = "full" if self.left else ""
+        return await super().complete(number, ticket, result)
+
+
+def test_a_worker_for_which_nobody_waits_writes_the_end_once_there_is_space_again(tmp_path: Path) -> None:
+    ledger = FullForAWhile(f"sqlite:///{tmp_path / 'tasks.db'}")
+    options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
+
+    async def scenario() -> Task:
+        await ledger.upgrade()
+        payload = {"character_name": "Elara", "description": "caption none"}
+        (task,) = await ledger.add(Task("make", TaskType.LORA_GENERATION, payload, max_retries=0))
+        stop = asyncio.Event()
+        running = asyncio.create_task(Worker(ledger, Settings(home=tmp_path), options).run(stop))
+        while (found := await ledger.get(task.id or 0)).status in ("pending", "retrying", "running"):
+            assert not running.done(), running
+            await asyncio.sleep(0.1)
+        stop.set()
+        await running
+        await ledger.close()
+        return found
+
+    done = asyncio.run(scenario())
+    assert (done.status, done.retries, done.resumes, ledger.left) == ("completed", 0, 0, 0)
