@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, finish, table
 from failing_trainer import BASE, FAULT, FAULTS, MOMENTS
@@ -94,9 +95,9 @@ def suffer(fault: str, folder: Path) -> Seen:
     if fault == "disk full":
         environment["LORA_FOUNDRY_DATABASE_URL"] = f"sqlite:///{folder / 'tasks.db'}"
     with small_disk(home, fault), reopened(home, fault):
-        done = subprocess.run(
-            command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
+        here = Path(sys.prefix).parent  # paths in sentences are told from here
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run(command, check=False, env=environment, cwd=here, **streams)
         ended = time.monotonic()
     happened = [float(line) for line in moments.read_text().split()] if moments.exists() else []
     said = done.stderr.strip().splitlines()

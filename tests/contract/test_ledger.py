@@ -239,6 +239,32 @@ def test_a_row_of_others_that_ours_depends_on_by_its_payloads_uuid_is_only_read(
     run(database_url, scenario)
 
 
+def test_whoever_is_cancelled_in_a_transaction_leaves_no_lock(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.add(generation())
+        held = await one(ledger)
+        number, news = held.task.id or 0, {"stage": "train", "done": 1, "total": 2}
+
+        async def write() -> None:
+            while True:
+                await ledger.report(number, held.ticket, news)
+
+        async def cancel_after(steps: int) -> None:
+            writer = asyncio.create_task(write())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.sleep(steps / 2000)
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+        for steps in range(60):
+            await cancel_after(steps)
+            async with asyncio.timeout(20):  # BUSY_SECONDS are 30
+                assert await ledger.report(number, held.ticket, news)
+
+    run(database_url, scenario)
+
+
 def test_two_workers_never_take_the_same_row(database_url: str) -> None:
     async def scenario(ledger: Ledger) -> None:
         await ledger.add(*[generation(str(number)) for number in range(16)])

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ _UNUSABLE = {
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, "25006", "58030"),
 }
+
+
+class Connection(sqlite3.Connection):
+    """One that gives its locks back when it is closed. SQLite keeps a closed connection alive, and what it has locked, for
+    as long as one of its statements is unfinished; that of a coroutine which was cancelled while it read is, until the
+    garbage of that coroutine is collected, and nobody could write before."""
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 def parse_url(url: str) -> sa.URL:
@@ -57,7 +68,7 @@ def sync_url(url: sa.URL) -> sa.URL:
 def connect_arguments(url: sa.URL) -> dict[str, Any]:
     """Driver options: wait for a lock on SQLite; speak UTC and notice a dead server on PostgreSQL."""
     if url.get_backend_name() == "sqlite":
-        return {"timeout": BUSY_SECONDS}
+        return {"timeout": BUSY_SECONDS, "factory": Connection}
     return {"options": "-c timezone=utc", "connect_timeout": 5, "prepare_threshold": None}
 
 
