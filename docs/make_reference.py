@@ -71,6 +71,9 @@ size, and what `train.memory = "auto"` changes for a card of so many GB, of whic
 Gradient checkpointing and smaller batches more often learn the same, only slower. The estimate's numbers are counted on
 torch's meta device and hold within a tenth there; on GPUs they are not measured yet. `train.needs_mib` replaces it.
 
+Drawing needs no setting: where a card does not hold the base's parts at once, they come to it one after another, and where it
+does not hold a whole picture's decoding, the VAE works in tiles. Both go by the card's size. Not yet tried on a GPU.
+
 """
 GIB = 1 << 30
 

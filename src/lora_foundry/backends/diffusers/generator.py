@@ -27,6 +27,7 @@ from lora_foundry.families._shared.convolutions import quicken
 from lora_foundry.families._shared.devices import find_device, use_available_cores
 from lora_foundry.families._shared.drawing import Drawing, Guide, Shot, make_drawing
 from lora_foundry.families._shared.loading import load_pipeline, loader_of, quiet_libraries
+from lora_foundry.families._shared.placement import place_pipeline
 from lora_foundry.families._shared.prompts import Condition, Prompts
 from lora_foundry.ports import GeneratedImage
 
@@ -99,7 +100,8 @@ class DiffusersGenerator:
         if self._loaded is None:
             device = find_device(self._device_name)
             use_available_cores()
-            pipeline = load_pipeline(self._base, loader_of(self._base).drawing(device), device)
+            pipeline = load_pipeline(self._base, loader_of(self._base).drawing(device), None)
+            place_pipeline(pipeline, self._base, self._section, device)
             self._loaded = make_drawing(pipeline, self._base, self._section)
             if device.type == "cpu":
                 quicken(self._loaded.network)

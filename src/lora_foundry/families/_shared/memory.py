@@ -29,7 +29,7 @@ _MOMENTS = {
     "adamw8bit": 2,
     "adafactor": 1,
 }  # bytes of optimizer state a trained number, where it is not AdamW's two fp32
-_RUNTIME = 900 * MIB  # CUDA's context, its libraries' workspaces, and the allocator's gaps
+RUNTIME = 900 * MIB  # CUDA's context, its libraries' workspaces, and the allocator's gaps
 _UNKNOWN = 6_000_000_000  # weights of a base whose configuration cannot be read here
 
 
@@ -48,7 +48,7 @@ class Footprint(NamedTuple):
     weights: int
     learned: int
     activations: int
-    runtime: int = _RUNTIME
+    runtime: int = RUNTIME
 
     @property
     def total(self) -> int:
