@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from lora_foundry.errors import FoundryError
 from lora_foundry.extras import install_command
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import recipe_base
+from lora_foundry.files.storage import disk_space
 from lora_foundry.needs import base_needs, needs_of
 from lora_foundry.settings import Settings
 
@@ -190,7 +190,7 @@ def _folder(subject: str, folder: Path, variable: str) -> Iterator[Finding]:
         fix = f"Make {existing} writable, or set {variable} to a folder that you can write."
         yield Finding(subject, False, f"{folder}: {error.strerror}", fix)
         return
-    free = shutil.disk_usage(existing).free
+    free = disk_space(existing).free
     enough = free >= LEAST_DISK
     yield Finding(
         subject, enough, f"{folder}, {free >> 20} MiB free", f"Free {LEAST_DISK >> 20} MiB on its disk."

@@ -1,4 +1,4 @@
-"""The whole pipeline on one page: six stages, in this order, each a package of `lora_foundry.stages`.
+"""The whole pipeline on one page: its stages, in this order, each a package of `lora_foundry.stages`.
 
 Every stage is called as `stage(run, ports, progress) -> result`. It finds what came before in the run's folder, works
 there, writes its result last, and continues where it stood when it is run again: an interrupted pipeline is repaired by
@@ -11,16 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, cast
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 
-from lora_foundry.domain.run import ProgressEvent, Run, StageName
+from lora_foundry.domain.run import ProgressEvent, Run
+from lora_foundry.errors import did_you_mean
 from lora_foundry.ports import Ports, ProgressCallback
 
 if TYPE_CHECKING:
     from lora_foundry.domain.dataset import GenerationMetadata
     from lora_foundry.domain.evaluation import Evaluation
+
+
+Part = Literal["generation", "tagging", "training"]
 
 
 class StageFunction(Protocol):
@@ -32,9 +36,11 @@ class StageFunction(Protocol):
 @dataclass(frozen=True)
 class Stage:
     """A stage's name, the lane it needs, how long an attempt may take (seconds) and how often it is tried again. An
-    attempt that runs out of time goes on where it stood, and costs no retry where it got further."""
+    attempt that runs out of time goes on where it stood, and costs no retry where it got further. part: which of the
+    three kinds of LoRA task of the old programs it is done by."""
 
-    name: StageName
+    name: str
+    part: Part
     lane: Literal["cpu", "gpu"]
     timeout: int
     retries: int
@@ -47,14 +53,18 @@ class Stage:
 
 
 PIPELINE: tuple[Stage, ...] = (
-    Stage("generate", lane="gpu", timeout=3600, retries=2),  # rounds, then a planned picture for every shot
-    Stage("curate", lane="gpu", timeout=3600, retries=2),  # what is bad is made again for the same shot
-    Stage("caption", lane="cpu", timeout=300, retries=2),  # a text file beside every picture
-    Stage("train", lane="gpu", timeout=7200, retries=1),  # the LoRA
-    Stage(
-        "evaluate", lane="gpu", timeout=3600, retries=2
-    ),  # same seeds without and with it; trained longer if weak
-    Stage("publish", lane="gpu", timeout=300, retries=2),  # proven, then copied to where it is used
+    # rounds, then a planned picture for every shot
+    Stage("generate", "generation", lane="gpu", timeout=3600, retries=2),
+    # what is bad is made again for the same shot
+    Stage("curate", "generation", lane="gpu", timeout=3600, retries=2),
+    # a text file beside every picture
+    Stage("caption", "tagging", lane="cpu", timeout=300, retries=2),
+    # the LoRA
+    Stage("train", "training", lane="gpu", timeout=7200, retries=1),
+    # same seeds without and with it; trained longer if weak
+    Stage("evaluate", "training", lane="gpu", timeout=3600, retries=2),
+    # proven, then copied to where it is used
+    Stage("publish", "training", lane="gpu", timeout=300, retries=2),
 )
 
 
@@ -99,6 +109,22 @@ _LOOPS: dict[str, StageFunction] = {"generate": generate, "evaluate": evaluate}
 
 
 STAGE_NAMES = tuple(stage.name for stage in PIPELINE)
+
+
+def stages_of(part: str) -> tuple[str, ...]:
+    """The names of the stages that a kind of LoRA task does, in order; none for another word."""
+    return tuple(stage.name for stage in PIPELINE if stage.part == part)
+
+
+def check_stage(name: str) -> str:
+    """The name of a stage. Raises ValueError, with the nearest name, for another word."""
+    if name not in STAGE_NAMES:
+        raise ValueError(f"{name[:80]!r} is no stage; {did_you_mean(name, STAGE_NAMES)}")
+    return name
+
+
+# A stage's name as it comes from outside.
+StageName = Annotated[str, AfterValidator(check_stage), Field(json_schema_extra={"enum": list(STAGE_NAMES)})]
 
 
 def run_pipeline(

@@ -15,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from safetensors import safe_open
 
+from lora_foundry.web.pages import pages
 from tests.browser.conftest import NARROW, PATIENCE, STAGES, WIDE, Server, settled, write_picture
 from tests.homes import SMALL
 
@@ -100,8 +101,7 @@ def test_a_character_is_created_and_watched_to_its_published_lora(server: Server
     assert trained_on(server) == len(list((data_of(server) / "images").glob("*.png"))) >= 6
 
 
-PAGES = {"pipelines": "/", "new": "/new", "run": "{run}", "dataset": "{run}/dataset", "results": "{run}/results",
-         "system": "/system", "login": "/login"}  # fmt: skip
+PAGES = {page.name: page.address for page in pages()}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -114,7 +114,7 @@ def test_every_page_fits_its_screen_and_axe_finds_no_serious_fault(
     name: str,
     view: str,
 ) -> None:
-    address = PAGES[name].format(run=run_address.removeprefix(server.url))
+    address = PAGES[name].format(pipeline=run_address.rpartition("/")[2])
     size, scheme = (WIDE, "light") if view == "wide-light" else (NARROW, "dark")
     page = settled(open_page(server.url + address, viewport=size, color_scheme=scheme))
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from lora_foundry.web import pages
+from lora_foundry.web.routes import modules
 
 WEB = Path(pages.__file__).parent
 MODULES = sorted((WEB / "static" / "js").glob("*.js"))
-NAMES = [page for _, page, _ in pages.PAGES]
+PAGES = {page.name: page for page in pages.pages()}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
@@ -22,9 +23,9 @@ def test_no_module_can_turn_text_into_markup_or_code(module: Path) -> None:
     assert not re.findall(ways, code)
 
 
-@pytest.mark.parametrize("page", NAMES)
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_hold_nothing_inline_and_name_only_files_that_are_there(page: str) -> None:
-    text = pages.render(page, "pipelines", "some-id")
+    text = pages.render(PAGES[page], "some-id")
     assert not re.findall(r"<style|\sstyle=|\son\w+=|javascript:", text)
     assert all('src="/static/' in tag for tag in re.findall(r"<script[^>]*>", text))
     files = re.findall(r'"/static/([^"]+)"', text)
@@ -32,17 +33,28 @@ def test_pages_hold_nothing_inline_and_name_only_files_that_are_there(page: str)
     assert [file for file in files if not (WEB / "static" / file).is_file()] == []
 
 
-@pytest.mark.parametrize("page", NAMES)
+@pytest.mark.parametrize("page", PAGES)
 def test_every_control_has_a_name_and_every_id_is_there_once(page: str) -> None:
-    text = pages.render(page, "pipelines", "some-id")
+    text = pages.render(PAGES[page], "some-id")
     ids = re.findall(r'\sid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     for target in re.findall(r'\s(?:for|aria-labelledby|aria-describedby)="([^"]+)"', text):
         assert target in ids
 
 
+def test_a_page_and_a_route_are_found_by_lying_in_the_folder() -> None:
+    """Adding one changes no list: the module is there, the menu has its words, every page has its template and script."""
+    folder = {path.stem for path in (WEB / "routes").glob("*.py")} - {"__init__"}
+    assert {module.__name__.rpartition(".")[2] for module in modules()} == folder
+    menu = re.findall(r"</svg>\s*([\w ]+)</a>", pages.render(PAGES["run"], "some-id").partition("<nav")[2])
+    assert menu == ["Runs", "New character", "System"]
+    for name in PAGES:
+        assert (WEB / "templates" / f"{name}.html.jinja").is_file()
+        assert (WEB / "static" / "js" / f"{name}.js").is_file()
+
+
 def test_an_address_is_escaped() -> None:
-    text = pages.render("run", "pipelines", '"><img src=x onerror=alert(1)>')
+    text = pages.render(PAGES["run"], '"><img src=x onerror=alert(1)>')
     assert "<img src=x" not in text
 
 

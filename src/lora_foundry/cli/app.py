@@ -158,7 +158,7 @@ def create(
     detach: Annotated[
         bool,
         typer.Option(
-            "--detach", help="Only put the pipeline's six tasks into the task table, for a worker to run."
+            "--detach", help="Only put the pipeline's tasks into the task table, for a worker to run."
         ),
     ] = False,
     as_json: JsonOption = False,

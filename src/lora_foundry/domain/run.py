@@ -15,7 +15,6 @@ from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.sections.dataset import Source
 from lora_foundry.errors import InputError
 
-StageName = Literal["generate", "curate", "caption", "train", "evaluate", "publish"]
 # What becomes of a character of that name that was asked for with other words or settings: it is kept as an earlier
 # version, the run goes on in it, or it is replaced. The very same request always goes on.
 Again = Literal["new", "continue", "replace"]
@@ -67,7 +66,7 @@ class ProgressEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    stage: StageName
+    stage: str
     done: int
     total: int
     unit: str = "step"

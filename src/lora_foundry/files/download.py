@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from lora_foundry.errors import BackendError, FoundryError, InputError, StorageError
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.storage import disk_space
 
 SHA256_DIGITS = 64  # hexadecimal; the hub's other etags are git hashes
 SPARE = 1 << 30  # bytes that a disk must keep free beside what is fetched
@@ -101,7 +103,7 @@ def fetch(
     aside.mkdir(parents=True, exist_ok=True)
     with _fetch_errors(source):
         got = (_fetch_url if source.url else _fetch_hub)(source, aside, extent, progress)
-    if extent.sha256 and got.is_file() and (found := hash_of(got)) != extent.sha256:
+    if extent.sha256 and got.is_file() and (found := file_hash(got)) != extent.sha256:
         shutil.rmtree(aside, ignore_errors=True)
         raise _damaged(source, found, extent)
     _move_in(got, target)
@@ -120,7 +122,7 @@ def fetch_cached(source: Source, extent: Extent, progress: Progress = lambda don
     with _fetch_errors(source):
         bar = _bar(progress, extent.size)
         path = Path(hf_hub_download(source.repository, source.path, endpoint=endpoint, tqdm_class=bar))
-    if extent.sha256 and (found := hash_of(path)) != extent.sha256:
+    if extent.sha256 and (found := file_hash(path)) != extent.sha256:
         path.resolve().unlink(missing_ok=True)
         raise _damaged(source, found, extent)
     return path
@@ -155,12 +157,6 @@ def bring(file: Path, target: Path) -> Path:
     return target
 
 
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _link_or_copy(source: str, target: str) -> str:
     try:
         os.link(source, target)
@@ -180,7 +176,7 @@ def _wanted(path: str) -> bool:
 
 
 def _check_room(target: Path, extent: Extent) -> None:
-    free = shutil.disk_usage(target.parent).free
+    free = disk_space(target.parent).free
     if extent.size is not None and free < extent.size + SPARE:
         raise StorageError(
             f"{target.name} takes {extent.size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; "

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -116,6 +116,19 @@ def require_model(path: Path, kind: type[Model], made_by: str) -> Model:
     if model is None:
         raise StageError(f"{path} is missing or damaged; run the '{made_by}' stage again.")
     return model
+
+
+class DiskSpace(NamedTuple):
+    """Bytes of a disk."""
+
+    total: int
+    used: int
+    free: int
+
+
+def disk_space(folder: Path) -> DiskSpace:
+    """Of the disk on which a folder lies, or will lie."""
+    return DiskSpace(*shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())))
 
 
 def remove_tree(path: Path) -> None:

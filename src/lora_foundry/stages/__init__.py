@@ -1,1 +1,1 @@
-"""The six stages of the pipeline, a package each: `step` is the stage, beside it only what it alone needs."""
+"""The stages of the pipeline, a package each: `step` is the stage, beside it only what it alone needs."""

@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_foundry.domain.character import Character, check_name, file_name, split_tags
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
-from lora_foundry.domain.run import Run, StageName
+from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskType
 from lora_foundry.errors import BackendError, FoundryError, InputError, brief, did_you_mean, is_storable
 from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.safe_paths import check_recipe_paths, inside, readable_picture
 from lora_foundry.files.versions import current_run, working_folder
-from lora_foundry.pipeline import PIPELINE
+from lora_foundry.pipeline import PIPELINE, StageName, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 
@@ -40,7 +40,7 @@ class Payload(BaseModel):
     """What all payloads share. Unknown keys are another program's business."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-    stages: ClassVar[tuple[StageName, ...]] = ()
+    stages: ClassVar[tuple[str, ...]] = ()
 
     character_name: str
     recipe: str | dict[str, Any] | None = None
@@ -49,7 +49,7 @@ class Payload(BaseModel):
 
 
 class GenerationPayload(Payload):
-    stages: ClassVar[tuple[StageName, ...]] = ("generate", "curate")
+    stages: ClassVar[tuple[str, ...]] = stages_of("generation")
 
     description: str
     output_dir: str | None = None
@@ -57,7 +57,7 @@ class GenerationPayload(Payload):
 
 
 class TaggingPayload(Payload):
-    stages: ClassVar[tuple[StageName, ...]] = ("caption",)
+    stages: ClassVar[tuple[str, ...]] = stages_of("tagging")
 
     image_dir: str
     character_tags: str | list[str]
@@ -65,7 +65,7 @@ class TaggingPayload(Payload):
 
 
 class TrainingPayload(Payload):
-    stages: ClassVar[tuple[StageName, ...]] = ("train", "evaluate", "publish")
+    stages: ClassVar[tuple[str, ...]] = stages_of("training")
 
     training_dir: str
     output_name: str
@@ -139,7 +139,7 @@ class Work:
     """A checked task: the run and the stages of it to be done."""
 
     run: Run
-    stages: tuple[StageName, ...]
+    stages: tuple[str, ...]
 
     def job(self, settings: Settings) -> dict[str, Any]:
         """The same as JSON-like values, for the process that does it."""

@@ -1,4 +1,4 @@
-"""Pipelines as the command line and the REST API speak of them: six linked rows, one a stage, submitted, listed,
+"""Pipelines as the command line and the REST API speak of them: linked rows, one a stage, submitted, listed,
 cancelled and done again as one thing. What must really be redone is decided by the stages themselves, which keep
 whatever still fits; here it is only decided which rows run again, and with which settings."""
 
@@ -21,7 +21,7 @@ from lora_foundry.domain.run import Again, Run
 from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
 from lora_foundry.errors import InputError
 from lora_foundry.files.versions import continued, current_run, same_request
-from lora_foundry.pipeline import PIPELINE
+from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
@@ -287,9 +287,7 @@ def _first_again(
 
 def _sections_of(row: Task) -> set[str]:
     """The recipe's sections that decide what a row's stages do; what belongs to none starts with the pictures."""
-    kind = recognise(row.task_type, row.payload)
-    kinds = {"generation": STAGES[:2], "tagging": STAGES[2:3], "training": STAGES[3:]}
-    names = set(kinds.get(kind or "", (_stage_of(row),)))
+    names = set(stages_of(recognise(row.task_type, row.payload) or "") or (_stage_of(row),))
     return names | {"seed", "name", "description", "model", "shots"} if STAGES[0] in names else names
 
 

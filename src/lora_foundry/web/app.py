@@ -14,40 +14,13 @@ from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline
-from lora_foundry.web import pages, problems
+from lora_foundry.web import pages, problems, routes
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.metrics import Traffic, TrafficMiddleware
-from lora_foundry.web.routes import (
-    dataset,
-    events,
-    health,
-    login,
-    pipelines,
-    recipes,
-    references,
-    results,
-    system,
-    tasks,
-    uploads,
-    use,
-)
+from lora_foundry.web.routes import pipelines
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
-
-ROUTERS = (
-    health.router,
-    recipes.router,
-    events.router,
-    pipelines.router,
-    dataset.router,
-    results.router,
-    use.router,
-    references.router,
-    uploads.router,
-    tasks.router,
-    system.router,
-)
 
 
 def create_app(settings: Settings, token: str | None = None) -> FastAPI:
@@ -74,9 +47,8 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         responses=problems.RESPONSES,
     )
     app.state.site = site
-    for router in ROUTERS:
-        app.include_router(router)
-    app.include_router(login.router, include_in_schema=False)
+    for module in routes.modules():
+        app.include_router(module.router)
     app.include_router(pages.page_router())
     app.mount("/static", pages.static_files())
     problems.install(app)

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from lora_foundry.errors import BackendError
+from lora_foundry.files.storage import disk_space
 from lora_foundry.settings import Settings
-from lora_foundry.web.metrics import disk_usage
 
 Answer = TypeVar("Answer")
 _MIB = 1024 * 1024
@@ -96,9 +96,9 @@ def disks(datasets: Path, loras: Path) -> list[Disk]:
     """Where sets and LoRAs go; one entry where both are on the same disk."""
     found: dict[tuple[int, int], Disk] = {}
     for name, folder in (("datasets", datasets), ("LoRAs", loras)):
-        usage = disk_usage(folder)
-        disk = Disk(name=name, folder=str(folder), free_bytes=usage.free, total_bytes=usage.total)
-        found.setdefault((usage.total, usage.used), disk)
+        space = disk_space(folder)
+        disk = Disk(name=name, folder=str(folder), free_bytes=space.free, total_bytes=space.total)
+        found.setdefault((space.total, space.used), disk)
     return list(found.values())
 
 

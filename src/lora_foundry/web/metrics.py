@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lora_foundry import __version__
+from lora_foundry.files.storage import disk_space
 from lora_foundry.tasks.recovery import workers as live_workers
 
 if TYPE_CHECKING:
@@ -73,10 +72,5 @@ async def exposition(site: Site) -> bytes:
         "lora_foundry_disk_free_bytes", "Free space where the folder lies.", ("folder",), registry=state
     )
     for name, folder in (("datasets", site.settings.datasets_dir), ("loras", site.settings.loras_dir)):
-        free.labels(name).set((await asyncio.to_thread(disk_usage, folder)).free)
+        free.labels(name).set((await asyncio.to_thread(disk_space, folder)).free)
     return generate_latest(state) + generate_latest(site.registry)
-
-
-def disk_usage(folder: Path) -> shutil._ntuple_diskusage:
-    """Of the disk on which a folder lies, or will lie."""
-    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists()))

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lora_foundry.domain.run import StageName
 from lora_foundry.domain.task import TaskStatus
+from lora_foundry.pipeline import StageName
 
 SettingText = Annotated[str, Field(max_length=2000, examples=["train.rank=8"])]
 

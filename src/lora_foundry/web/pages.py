@@ -17,17 +17,15 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-# Every page: its address, its template and module, and the entry of the main menu that it belongs to.
-PAGES: tuple[tuple[str, str, str], ...] = (
-    ("/", "pipelines", "pipelines"),
-    ("/new", "new", "new"),
-    ("/pipelines/{pipeline}", "run", "pipelines"),
-    ("/pipelines/{pipeline}/dataset", "dataset", "pipelines"),
-    ("/pipelines/{pipeline}/results", "results", "pipelines"),
-    ("/pipelines/{pipeline}/use", "use", "pipelines"),
-    ("/system", "system", "system"),
-    ("/login", "login", ""),
-)
+from lora_foundry.pipeline import STAGE_NAMES
+from lora_foundry.web.routes import Page, modules
+
+
+def pages() -> tuple[Page, ...]:
+    """Every page, as the modules of `routes` name them."""
+    return tuple(page for module in modules() for page in getattr(module, "PAGES", ()))
+
+
 # Loaded beside the page's own module instead of after it: modules that import one another are a chain of waits.
 _SHARED = ("dom", "api", "format", "live", "chrome")
 
@@ -47,12 +45,19 @@ def static_files() -> Static:
     return Static(packages=[("lora_foundry.web", "static")])
 
 
-def render(page: str, section: str = "", pipeline: str = "") -> str:
+def render(page: Page, pipeline: str = "") -> str:
     """A page as HTML. `pipeline` is whatever stood in the address; it is escaped like everything else."""
     return (
         _environment()
-        .get_template(f"{page}.html.jinja")
-        .render(page=page, section=section, pipeline=pipeline, modules=(*_SHARED, page))
+        .get_template(f"{page.name}.html.jinja")
+        .render(
+            page=page.name,
+            section=page.below or page.name,
+            pipeline=pipeline,
+            menu=sorted((each for each in pages() if each.words), key=lambda each: each.place),
+            stages=STAGE_NAMES,
+            modules=(*_SHARED, page.name),
+        )
     )
 
 
@@ -67,15 +72,15 @@ def _environment() -> Environment:
 def page_router() -> APIRouter:
     """A route for each page, and the icon that browsers ask for at a fixed address."""
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-    for address, page, section in PAGES:
-        router.add_api_route(address, _route(page, section), methods=["GET"])
+    for page in pages():
+        router.add_api_route(page.address, _route(page), methods=["GET"])
     router.add_api_route("/favicon.ico", _icon, methods=["GET"])
     return router
 
 
-def _route(page: str, section: str) -> Callable[[Request], Awaitable[HTMLResponse]]:
+def _route(page: Page) -> Callable[[Request], Awaitable[HTMLResponse]]:
     async def show(request: Request) -> HTMLResponse:
-        return HTMLResponse(render(page, section, request.path_params.get("pipeline", "")))
+        return HTMLResponse(render(page, request.path_params.get("pipeline", "")))
 
     return show
 

@@ -57,7 +57,7 @@ def _stage_view(stage: StageState, recipe: str | None, estimates: Estimates, now
     return StageView(
         stage=stage.stage,
         task_id=stage.task_id,
-        lane=_LANES.get(stage.stage),  # type: ignore[call-overload]
+        lane=_LANES.get(stage.stage),
         status=stage.status,
         done=_number(progress.get("done")),
         total=_number(progress.get("total")),

@@ -17,7 +17,8 @@ from huggingface_hub.file_download import get_hf_file_metadata
 from PIL import Image
 
 from lora_foundry.errors import BackendError, InputError
-from lora_foundry.files.download import SHA256_DIGITS, Source, cached, hash_of
+from lora_foundry.files.download import SHA256_DIGITS, Source, cached
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.ports import FloatArray
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def find_file(source: Source, folder: Path | None) -> Path:
             f"The instrument's file {source.name} cannot be fetched from {source.repository} "
             f"({type(error).__name__}), and {where}; put it there and set model.instruments."
         ) from error
-    _log.info("%s: SHA-256 %s", source.name, hash_of(path))
+    _log.info("%s: SHA-256 %s", source.name, file_hash(path))
     return path
 
 

@@ -17,11 +17,13 @@ from lora_foundry.web import dataset as sets
 from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.thumbnails import SIZES
 from lora_foundry.web.views import address
 
 router = APIRouter(prefix="/api/v1/pipelines/{pipeline}", tags=["dataset"])
+PAGES = (Page("/pipelines/{pipeline}/dataset", "dataset", below="pipelines"),)
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/webp": {}}, "description": "The picture."}
 }

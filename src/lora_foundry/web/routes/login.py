@@ -9,10 +9,12 @@ from fastapi.responses import RedirectResponse, Response
 
 from lora_foundry.web.guard import too_many
 from lora_foundry.web.problems import problem
+from lora_foundry.web.routes import Page
 from lora_foundry.web.sessions import COOKIE, COOKIE_SECONDS
 from lora_foundry.web.site import Here
 
-router = APIRouter(tags=["login"])
+router = APIRouter(tags=["login"], include_in_schema=False)
+PAGES = (Page("/login", "login"),)
 
 
 @router.post("/login", status_code=303, response_class=RedirectResponse)

@@ -22,17 +22,23 @@ from lora_foundry.tasks.recovery import workers
 from lora_foundry.web import uploads
 from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.submission import checked_run, own_pictures, pipeline_request
 from lora_foundry.web.views import address, pipeline_view
 
 router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
 MOST_LISTED = 1000
+PAGES = (
+    Page("/", "pipelines", "Runs", "M4 6h16M4 12h16M4 18h10", place=1),
+    Page("/new", "new", "New character", "M12 5v14M5 12h14", place=2),
+    Page("/pipelines/{pipeline}", "run", below="pipelines"),
+)
 
 
 @router.post("", status_code=201)
 async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineView:
-    """Checks everything as a worker would, then puts six tasks into the table."""
+    """Checks everything as a worker would, then puts a task for each stage into the table."""
     request = await asyncio.to_thread(pipeline_request, here.settings, asked)
     run = await asyncio.to_thread(checked_run, here.settings, asked)
     await asyncio.to_thread(check_ahead, run, here.settings)

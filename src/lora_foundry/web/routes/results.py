@@ -24,12 +24,14 @@ from lora_foundry.web import answers
 from lora_foundry.web.dataset import picture_files
 from lora_foundry.web.jail import jailed
 from lora_foundry.web.loras import InstalledLora, installed_loras
+from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.dataset import PICTURE, Size
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.trials import lora_file
 from lora_foundry.web.views import address
 
 router = APIRouter(prefix="/api/v1", tags=["results"])
+PAGES = (Page("/pipelines/{pipeline}/results", "results", below="pipelines"),)
 # The report is a page of its own that loads nothing; in the sandbox it could not do anything with our origin either.
 REPORT_POLICY = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"

@@ -14,9 +14,11 @@ from lora_foundry.tasks.recovery import WorkerState, workers
 from lora_foundry.web import machine
 from lora_foundry.web.machine import ComfyState, Disk, Finding, Gpu
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here
 
 router = APIRouter(prefix="/api/v1/system", tags=["server"])
+PAGES = (Page("/system", "system", "System", "M4 19V9m5 10V5m5 14v-7m5 7V8", place=3),)
 
 
 class WorkerView(BaseModel):

@@ -30,12 +30,14 @@ from lora_foundry.web import answers
 from lora_foundry.web.jail import jailed
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.dataset import PICTURE
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.trials import lora_file, new_trial
 from lora_foundry.web.views import address
 
 router = APIRouter(prefix="/api/v1/pipelines/{pipeline}", tags=["use"])
+PAGES = (Page("/pipelines/{pipeline}/use", "use", below="pipelines"),)
 EXAMPLE = "standing, smile, in a forest"
 
 

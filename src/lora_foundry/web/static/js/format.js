@@ -1,7 +1,5 @@
 // Times, sizes and shares as people read them.
 
-export const STAGES = ["generate", "curate", "caption", "train", "evaluate", "publish"];
-
 /** Seconds as "48 s", "3 min 20 s", "2 h 05 min". */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "";

@@ -3,7 +3,7 @@
 
 import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, path } from "./api.js";
-import { about, ago, plural, STAGES } from "./format.js";
+import { about, ago, plural } from "./format.js";
 import { coalesced, live } from "./live.js";
 import { startChrome } from "./chrome.js";
 import { cancelRun, isOver, retryRun } from "./retry.js";
@@ -49,7 +49,7 @@ function doing(run) {
   if (run.status === "failed") return `failed in ${run.stage}`;
   const stage = run.stages.find((each) => each.stage === run.stage);
   const count = stage?.total ? ` · ${stage.done} of ${stage.total}` : "";
-  return `${run.stage} (${STAGES.indexOf(run.stage) + 1} of ${STAGES.length})${count}`;
+  return `${run.stage} (${run.stages.indexOf(stage) + 1} of ${run.stages.length})${count}`;
 }
 
 function button(box, run) {
