@@ -45,7 +45,8 @@ def followed(tmp_path: Path) -> str:
         text = (
             file.read_text(encoding="utf-8").replace(ours, "their_package").replace(pipeline, "TheirPipeline")
         )
-        file.write_text(text.replace(f'"{name}"', '"theirs"'), encoding="utf-8")
+        text = text.replace(f'"{name}"', '"theirs"').replace(f'"_{name}"', '"theirs"')
+        file.write_text(text, encoding="utf-8")
     return "their_package"
 
 
@@ -123,3 +124,13 @@ def test_the_document_names_every_file_of_the_example_and_no_family_lacks_one() 
     for family in family_names():
         folder = Path(families.__path__[0]) / family
         assert not [file for file in FILES if file not in own and not (folder / file).is_file()], family
+
+
+def test_the_copys_recipe_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    register("theirs", followed(tmp_path))
+    try:
+        assert "theirs" in recipe_names()
+        assert load_recipe("theirs").name == "theirs"
+    finally:
+        unregister("theirs")
