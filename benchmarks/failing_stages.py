@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("faults", nargs="*", default=[], choices=[[], *FAULTS], help=known, metavar="FAULT")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
-    rows = [] if not options.faults else [row for row in stored() if row.fault not in options.faults]
+    rows = list[Seen]()
     for fault in options.faults or FAULTS:
         if fault in NEEDS_ROOT and os.geteuid():
             print(f"{fault}: left out, it takes root to mount a small file system", flush=True)
@@ -60,6 +60,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(suffer(fault, Path(folder)))
         print(rows[-1], flush=True)
+    if options.faults:
+        rows += [row for row in stored() if row.fault not in options.faults]
     rows.sort(key=lambda row: list(FAULTS).index(row.fault))
     table(
         ["fault", "times", "s to the prompt", "exit code", "load", "sentence"],

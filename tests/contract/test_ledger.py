@@ -395,6 +395,23 @@ def test_pauses_double_up_to_a_limit_and_tasks_do_not_return_in_step(retries: in
     assert max(drawn) - min(drawn) > 0.2 * seconds
 
 
+def test_an_error_of_any_length_is_one_short_line_in_the_row_and_its_childrens(database_url: str) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        (parent,) = await ledger.add(generation("parent", max_retries=0))
+        (child,) = await ledger.add(generation("child", dependencies=[parent.id]))
+        held = await one(ledger)
+        await ledger.fail(
+            held.task, held.ticket, Failure("Traceback\n\0" + "line \ud800\n" * 1000, permanent=True)
+        )
+        for each in (parent, child):
+            error = (await ledger.get(each.id or 0)).error or ""
+            assert "Traceback" in error
+            assert len(error) < 500
+            assert not set("\n\0\ud800") & set(error)
+
+    run(database_url, scenario)
+
+
 def test_permanent_errors_are_not_retried_and_progress_burns_no_retry(database_url: str) -> None:
     async def scenario(ledger: Ledger) -> None:
         await ledger.add(generation("bad"))
