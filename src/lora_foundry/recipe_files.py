@@ -9,14 +9,15 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from lora_foundry import families
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe, forget_source, help_of
 from lora_foundry.errors import InputError, did_you_mean
+from lora_foundry.families._shared.registry import family_names, family_package
 
 _DEEPEST = 8  # recipes that extend one another; a person's file needs two or three
 
@@ -139,19 +140,19 @@ def _own_files(folder: Path) -> Iterator[Path]:
         yield from sorted(path for path in folder.glob("*.toml") if not path.name.startswith((".", "_")))
 
 
-@cache
 def _shipped() -> dict[str, str]:
-    """The text of every recipe that ships, by name; a family's `recipe.toml` says its name inside."""
+    """The text of every recipe that ships, by name, those of other packages' families too; a family's `recipe.toml` says
+    its name inside."""
+    packages = [family_package(name) for name in family_names()]
+    return _texts(("lora_foundry.recipes", f"{families.__name__}.{families.EXAMPLE}", *packages))
+
+
+@cache
+def _texts(packages: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for file in _toml_files():
-        text = file.read_text(encoding="utf-8")
-        name = file.name.removesuffix(".toml")
-        found[str(tomllib.loads(text).get("name", name))] = text
+    for package in packages:
+        for file in resources.files(package).iterdir():
+            if file.name.endswith(".toml"):
+                text = file.read_text(encoding="utf-8")
+                found[str(tomllib.loads(text).get("name", file.name.removesuffix(".toml")))] = text
     return found
-
-
-def _toml_files() -> Iterator[Traversable]:
-    for package in ("lora_foundry.recipes", "lora_foundry.families"):
-        for entry in resources.files(package).iterdir():
-            inside = entry.iterdir() if entry.is_dir() else iter((entry,))
-            yield from (file for file in inside if file.name.endswith(".toml"))
