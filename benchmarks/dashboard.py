@@ -33,9 +33,9 @@ from lora_foundry.domain.shots import Shot
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import write_model, write_text
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
 from lora_foundry.tasks.schema import ours, tasks
+from lora_foundry.tasks.store import TaskStore
 from tests.browser.chromium import FLAGS, find_chromium
 from tests.browser.conftest import WIDE, Server, settled
 
@@ -96,14 +96,14 @@ def fill_folder(paths: RunPaths, pictures: Sequence[Path]) -> None:
 
 async def fill_table(settings: Settings, names: Sequence[str]) -> str:
     """Six rows a run: most are completed, the newest few run. Returns the newest completed pipeline's id."""
-    ledger = Ledger(settings.task_database)
-    await ledger.upgrade()
+    store = TaskStore(settings.task_database)
+    await store.upgrade()
     now, chosen = datetime.now(UTC), ""
     for number, name in enumerate(names):
         rows = pipeline_tasks(
             PipelineRequest(character=Character(name=name, description=f"1girl, number {number}"))
         )
-        await ledger.add(*rows)
+        await store.add(*rows)
         done = number < len(names) - 5
         chosen = str(rows[0].pipeline) if done else chosen
         for index, row in enumerate(rows):
@@ -111,11 +111,11 @@ async def fill_table(settings: Settings, names: Sequence[str]) -> str:
             values: dict[str, Any] = {"status": status, "started_at": now - timedelta(minutes=9)}
             values |= {"completed_at": now - timedelta(minutes=5)} if status == "completed" else {}
             progress = {"stage": "train", "done": 700, "total": 6000, "unit": "step", "loss": 0.2}
-            async with ledger.writing() as connection:
+            async with store.writing() as connection:
                 await connection.execute(sa.update(tasks).where(tasks.c.id == row.id).values(**values))
                 beside = {"status": status, "queue": None, "progress": progress}
                 await connection.execute(sa.update(ours).where(ours.c.id == row.id).values(**beside))
-    await ledger.close()
+    await store.close()
     return chosen
 
 

@@ -29,9 +29,9 @@ import sqlalchemy as sa
 from benchmarks.common import finish, table
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.schema import ours, tasks
 from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import WorkerOptions
 
 ROOT = Path(__file__).parents[1]
@@ -73,20 +73,20 @@ def short_task(number: int) -> Task:
     return Task(name=f"t{number}", task_type=TaskType.LORA_GENERATION, payload=payload)
 
 
-async def _ended(ledger: Ledger, number: int) -> None:
-    while (await ledger.counts())["completed"] < number:
+async def _ended(store: TaskStore, number: int) -> None:
+    while (await store.counts())["completed"] < number:
         await asyncio.sleep(0.02)
 
 
-async def latencies(ledger: Ledger, number: int) -> list[float]:
+async def latencies(store: TaskStore, number: int) -> list[float]:
     """Milliseconds from commit to start of single tasks, by the database's clock."""
     found = []
     for index in range(number):
-        (task,) = await ledger.add(short_task(index))
-        async with ledger.reading() as connection:
-            committed = await ledger.now(connection)
-        await _ended(ledger, index + 1)
-        (row,) = await ledger.where(tasks.c.id == task.id)
+        (task,) = await store.add(short_task(index))
+        async with store.reading() as connection:
+            committed = await store.now(connection)
+        await _ended(store, index + 1)
+        (row,) = await store.where(tasks.c.id == task.id)
         assert row.started_at is not None
         started = row.started_at - EPOCH
         found.append(max(0.0, (started.total_seconds() - committed) * 1000))
@@ -94,12 +94,12 @@ async def latencies(ledger: Ledger, number: int) -> list[float]:
     return found
 
 
-async def throughput(ledger: Ledger, number: int) -> float:
+async def throughput(store: TaskStore, number: int) -> float:
     """Tasks a second while the table is full."""
-    before = (await ledger.counts())["completed"]
+    before = (await store.counts())["completed"]
     started = time.perf_counter()
-    await ledger.add(*(short_task(1000 + index) for index in range(number)))
-    await _ended(ledger, before + number)
+    await store.add(*(short_task(1000 + index) for index in range(number)))
+    await _ended(store, before + number)
     return number / (time.perf_counter() - started)
 
 
@@ -116,19 +116,19 @@ async def measure(kind: str, single: int, many: int, idle: float) -> dict[str, f
     folder.chmod(0o755)
     try:
         with database(kind, folder) as url:
-            ledger = Ledger(url)
-            await ledger.upgrade()
+            store = TaskStore(url)
+            await store.upgrade()
             with worker(url, folder) as process:
-                await ledger.add(short_task(-1))
-                await _ended(ledger, 1)
-                async with ledger.writing() as connection:
+                await store.add(short_task(-1))
+                await _ended(store, 1)
+                async with store.writing() as connection:
                     for full in (tasks, ours):
                         await connection.execute(sa.delete(full))
-                times = await latencies(ledger, single)
-                speed = await throughput(ledger, many)
+                times = await latencies(store, single)
+                speed = await throughput(store, many)
                 await asyncio.sleep(1)
                 share = await asyncio.to_thread(idle_share, process, idle)
-            await ledger.close()
+            await store.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     percentiles = statistics.quantiles(times, n=100, method="inclusive")

@@ -23,8 +23,8 @@ import sqlalchemy as sa
 from benchmarks.common import finish, table
 from benchmarks.engine import database, short_task
 from lora_foundry.tasks.admission import Inbox, admit, take_in
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.schema import moment, tasks
+from lora_foundry.tasks.store import TaskStore
 
 REPEATS = 9
 CHILDREN = 1000
@@ -39,10 +39,10 @@ async def median_ms(work: Callable[[], Awaitable[object]], repeats: int = REPEAT
     return round(statistics.median(times), 2)
 
 
-async def fill(ledger: Ledger, foreign: int, own: int) -> int:
+async def fill(store: TaskStore, foreign: int, own: int) -> int:
     """Another program's rows, half of them pending, and ours; the id of the parent with many children."""
-    async with ledger.writing() as connection:
-        stamp = moment(await ledger.now(connection))
+    async with store.writing() as connection:
+        stamp = moment(await store.now(connection))
         rows = [
             {"name": f"watch {number}", "task_type": "monitoring" if number % 4 else "user_request", "priority": 3}
             | {"status": "pending" if number % 2 else "completed", "payload": {"message": f"number {number}"}}
@@ -51,13 +51,13 @@ async def fill(ledger: Ledger, foreign: int, own: int) -> int:
         ]  # fmt: skip
         for start in range(0, len(rows), 5000):
             await connection.execute(sa.insert(tasks), rows[start : start + 5000])
-    (head,) = await ledger.add(short_task(0))
+    (head,) = await store.add(short_task(0))
     for start in range(0, own, 1000):
         new = [short_task(number) for number in range(start, min(start + 1000, own))]
         for index, task in enumerate(new):
             if index % 2:
                 task.dependencies = [head.id if start == 0 else new[index - 1].uuid]
-        await ledger.add(*new)
+        await store.add(*new)
     return head.id or 0
 
 
@@ -66,36 +66,34 @@ async def measure(kind: str, foreign: int, own: int) -> dict[str, float]:
     folder.chmod(0o755)
     try:
         with database(kind, folder) as url:
-            ledger = Ledger(url)
-            await ledger.upgrade()
-            await fill(ledger, foreign, own)
+            store = TaskStore(url)
+            await store.upgrade()
+            await fill(store, foreign, own)
             started = time.perf_counter()
             inbox = Inbox()
-            await take_in(ledger, inbox)
+            await take_in(store, inbox)
             figures = {"first_ms": round((time.perf_counter() - started) * 1000, 2)}
-            figures["counts_ms"] = await median_ms(ledger.counts)
-            figures["list_ms"] = await median_ms(lambda: ledger.recent(limit=50))
-            figures["list_pending_ms"] = await median_ms(lambda: ledger.recent(status="pending", limit=50))
-            figures["sweep_ms"] = await median_ms(lambda: take_in(ledger), 3)
-            (head,) = await admit(ledger, "w", {"gpu": 1}, inbox=inbox)
-            figures["idle_ms"] = await median_ms(lambda: admit(ledger, "w", {}, inbox=inbox))
-            figures["admit_one_lane_ms"] = await median_ms(
-                lambda: admit(ledger, "w", {"gpu": 1}, inbox=inbox)
-            )
+            figures["counts_ms"] = await median_ms(store.counts)
+            figures["list_ms"] = await median_ms(lambda: store.recent(limit=50))
+            figures["list_pending_ms"] = await median_ms(lambda: store.recent(status="pending", limit=50))
+            figures["sweep_ms"] = await median_ms(lambda: take_in(store), 3)
+            (head,) = await admit(store, "w", {"gpu": 1}, inbox=inbox)
+            figures["idle_ms"] = await median_ms(lambda: admit(store, "w", {}, inbox=inbox))
+            figures["admit_one_lane_ms"] = await median_ms(lambda: admit(store, "w", {"gpu": 1}, inbox=inbox))
             lanes = {"gpu": 1, "cpu": 1}
-            figures["admit_two_lanes_ms"] = await median_ms(lambda: admit(ledger, "w", lanes, inbox=inbox))
+            figures["admit_two_lanes_ms"] = await median_ms(lambda: admit(store, "w", lanes, inbox=inbox))
             started = time.perf_counter()
-            await ledger.complete(head.task.id or 0, head.ticket, {})
+            await store.complete(head.task.id or 0, head.lease, {})
             figures["complete_with_children_ms"] = round((time.perf_counter() - started) * 1000, 2)
-            taken = await admit(ledger, "w", {"gpu": REPEATS}, inbox=inbox)
+            taken = await admit(store, "w", {"gpu": REPEATS}, inbox=inbox)
             left = iter(taken)
 
             async def complete() -> None:
                 each = next(left)
-                await ledger.complete(each.task.id or 0, each.ticket, {})
+                await store.complete(each.task.id or 0, each.lease, {})
 
             figures["complete_ms"] = await median_ms(complete)
-            await ledger.close()
+            await store.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return figures

@@ -78,7 +78,7 @@ async def ask(shared: Shared, way: str, queue: Any, own: echo.TaskQueue, number:
         await echo.create_complete_lora_pipeline(name, words, ["a"], f"c{number}", own)
     else:
         request = PipelineRequest(character=Character(name=name, description=words), recipe="mini")
-        return len((await submit(own.ledger, shared.settings, request)).stages)
+        return len((await submit(own.store, shared.settings, request)).stages)
     return 3
 
 

@@ -75,7 +75,7 @@ ROUNDS = (
     "generate.round_images=16",
     "generate.round_keep=0.5",
     "generate.round_steps=0",
-    "generate.settle=true",
+    "generate.complete_description=true",
 )
 SECOND_READER = Path(__file__).parents[1] / "mini_world" / "second_reader"
 
@@ -129,8 +129,8 @@ class Bench:
             output_name=self.subject.character.slug,
         )
         ports = RecipePorts(recipe, find_base("mini"), self.settings)
-        if recipe.generate.settle:
-            ports.lookers = (SecondEye(),)
+        if recipe.generate.complete_description:
+            ports.captioners = (SecondEye(),)
         return run, ports
 
     def run(self, variant: str) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class Bench:
             for stage in (generate, curate, caption):
                 stage.run(run, ports, quiet)
                 if stage is curate:
-                    ports.lookers = ()  # so that (f) differs from (e) in one thing
+                    ports.captioners = ()  # so that (f) differs from (e) in one thing
         return run, ports, before + clock.seconds
 
     def _exam(

@@ -33,8 +33,8 @@ from lora_foundry.files.images import save_picture
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.pipelines import PipelineRequest, get_pipeline, pipeline_tasks
+from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 RUNS, IMAGES, SIZE = 200, 40, 768
@@ -126,39 +126,37 @@ def percentile(values: Sequence[float], share: int) -> float:
 
 async def fill(settings: Settings, runs: int) -> list[str]:
     """Pipelines in every state: most completed, some failed, some waiting, one running."""
-    ledger = Ledger(settings.task_database)
-    await ledger.upgrade()
+    store = TaskStore(settings.task_database)
+    await store.upgrade()
     ids = []
     for number in range(runs):
         character = Character(name=f"Run {number:03d}", description="1girl, brown hair, red dress")
         rows = pipeline_tasks(PipelineRequest(character=character, recipe="sd15"))
-        await ledger.add(*rows)
+        await store.add(*rows)
         ids.append(rows[0].pipeline or "")
         ended = 6 if number % 4 else number % 6
         for row in rows[:ended]:
-            await settle(ledger, row.id or 0, "completed")
+            await settle(store, row.id or 0, "completed")
         if number % 8 == 0 and ended < 6:
-            await settle(ledger, rows[ended].id or 0, "failed")
-    await ledger.close()
+            await settle(store, rows[ended].id or 0, "failed")
+    await store.close()
     return ids
 
 
-async def settle(ledger: Ledger, number: int, status: str) -> None:
+async def settle(store: TaskStore, number: int, status: str) -> None:
     """A row as a worker would have left it."""
     from sqlalchemy import text
 
     shared = "UPDATE echo_tasks SET status='running', started_at='2026-01-01 10:00:00.000' WHERE id=:id"
-    beside = "UPDATE lora_foundry_tasks SET status='running', ticket='t', queue=NULL WHERE id=:id"
-    async with ledger.writing() as connection:
+    beside = "UPDATE lora_foundry_tasks SET status='running', lease='t', queue=NULL WHERE id=:id"
+    async with store.writing() as connection:
         for sql in (shared, beside):
             await connection.execute(text(sql), {"id": number})
     if status == "completed":
-        await ledger.report(number, "t", {"stage": "train", "done": 40, "total": 40, "unit": "image"})
-        await ledger.complete(number, "t", {"stages": {}})
+        await store.report(number, "t", {"stage": "train", "done": 40, "total": 40, "unit": "image"})
+        await store.complete(number, "t", {"stages": {}})
     else:
-        await ledger.fail(
-            await ledger.get(number), "t", Failure("The GPU ran out of memory.", permanent=True)
-        )
+        await store.fail(await store.get(number), "t", Failure("The GPU ran out of memory.", permanent=True))
 
 
 def paint(settings: Settings, runs: int) -> None:
@@ -235,21 +233,21 @@ def streams(settings: Settings, save: bool) -> None:
 
 async def one_task(settings: Settings) -> float:
     """Seconds that a child needed for its arithmetic."""
-    ledger = Ledger(settings.task_database)
-    await ledger.upgrade()
+    store = TaskStore(settings.task_database)
+    await store.upgrade()
     character = Character(name="Counter", description=f"steps {STEPS}")
     first = pipeline_tasks(PipelineRequest(character=character, recipe="mini"))[0]
-    await ledger.add(first)
+    await store.add(first)
     stop = asyncio.Event()
-    worker = asyncio.create_task(Worker(ledger, settings, WorkerOptions(JOB)).run(stop))
-    while (await ledger.get(first.id or 0)).status != TaskStatus.COMPLETED:
+    worker = asyncio.create_task(Worker(store, settings, WorkerOptions(JOB)).run(stop))
+    while (await store.get(first.id or 0)).status != TaskStatus.COMPLETED:
         await asyncio.sleep(0.5)
-    result = (await ledger.get(first.id or 0)).result
+    result = (await store.get(first.id or 0)).result
     assert isinstance(result, dict)
-    await get_pipeline(ledger, first.pipeline or "")
+    await get_pipeline(store, first.pipeline or "")
     stop.set()
     await worker
-    await ledger.close()
+    await store.close()
     return float(result["seconds"])
 
 

@@ -61,7 +61,7 @@ async def main(home: Path) -> None:
         )
 
     stop = asyncio.Event()
-    worker = asyncio.create_task(Worker(queue.ledger, settings, WorkerOptions(ENTRY)).run(stop))
+    worker = asyncio.create_task(Worker(queue.store, settings, WorkerOptions(ENTRY)).run(stop))
     while True:
         stats = await queue.get_task_stats()
         if stats["completed"] + stats["failed"] + stats["cancelled"] == stats["total"] or worker.done():
@@ -69,7 +69,7 @@ async def main(home: Path) -> None:
         await asyncio.sleep(0.2)
     stop.set()
     await worker
-    for task in reversed(await queue.ledger.recent()):
+    for task in reversed(await queue.store.recent()):
         print(f"{task.id}  {task.status:9}  {task.name}  {task.error or ''}")
     print("pipeline:", ids["training_task_id"], "single:", single)
     print("LoRA:", settings.loras_dir / f"{ids['output_name']}.safetensors")

@@ -94,7 +94,7 @@ class PaintedPorts:
         self.tagger = tagger
         self.embedder = None
         self.detector = None
-        self.lookers = ()
+        self.captioners = ()
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"a stage asked for {name}")

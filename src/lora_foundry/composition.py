@@ -46,7 +46,7 @@ class RecipePorts:
         return PlanCaptioner()
 
     @cached_property
-    def lookers(self) -> Sequence[Captioner]:
+    def captioners(self) -> Sequence[Captioner]:
         """What looks at pictures for their captions, beside the plan."""
         return tuple(cast(Captioner, self._make("captioner", name)) for name in self._recipe.caption.look)
 

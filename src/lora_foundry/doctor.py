@@ -86,7 +86,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     try:
         url = sync_url(parse_url(settings.task_database))
     except FoundryError as error:
-        yield Finding(subject, False, str(error), "Mend LORA_FOUNDRY_DATABASE_URL.")
+        yield Finding(subject, False, str(error), "Correct LORA_FOUNDRY_DATABASE_URL.")
         return
     place = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():

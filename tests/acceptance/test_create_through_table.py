@@ -17,9 +17,9 @@ import pytest
 from lora_foundry.domain.task import Task
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
-from lora_foundry.tasks.ledger import Ledger
-from lora_foundry.tasks.recovery import beat
-from tests.contract.test_ledger import execute
+from lora_foundry.tasks.recovery import heartbeat
+from lora_foundry.tasks.store import TaskStore
+from tests.contract.test_store import execute
 from tests.homes import SMALL
 
 # As a person starts it: a shell's background job ignores Ctrl-C, and with it everything that it starts.
@@ -43,11 +43,11 @@ def start(home: Path, *more: str) -> subprocess.Popen[str]:
 
 def rows(home: Path) -> list[Task]:
     async def read() -> list[Task]:
-        ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
+        store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
         try:
-            return list(reversed(await ledger.recent()))
+            return list(reversed(await store.recent()))
         finally:
-            await ledger.close()
+            await store.close()
 
     return asyncio.run(read()) if (home / "tasks.db").exists() else []
 
@@ -82,10 +82,10 @@ def test_a_killed_create_is_gone_on_with_and_the_same_pipeline_is_finished(home:
 
 
 async def _retry(home: Path) -> list[str]:
-    ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
-    (pipeline,) = await pipelines.recent_pipelines(ledger)
-    again = await pipelines.retry(ledger, Settings(home=home), pipeline.id, changes={"train.steps": 5})
-    await ledger.close()
+    store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
+    (pipeline,) = await pipelines.recent_pipelines(store)
+    again = await pipelines.retry(store, Settings(home=home), pipeline.id, changes={"train.steps": 5})
+    await store.close()
     return [task.name for task in again]
 
 
@@ -102,11 +102,11 @@ def test_ctrl_c_stops_at_once_and_leaves_nothing_for_a_worker_to_find(home: Path
 
 def test_a_living_worker_is_left_the_work(home: Path) -> None:
     async def pretend() -> None:
-        ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
-        await ledger.upgrade()
-        await beat(ledger, "another", "gpu,cpu")
-        await ledger.close()
-        execute(f"sqlite:///{home / 'tasks.db'}", "UPDATE lora_foundry_executors SET beat = beat + 1000")
+        store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
+        await store.upgrade()
+        await heartbeat(store, "another", "gpu,cpu")
+        await store.close()
+        execute(f"sqlite:///{home / 'tasks.db'}", "UPDATE lora_foundry_executors SET beat = heartbeat + 1000")
 
     asyncio.run(pretend())
     running = start(home)
@@ -114,10 +114,10 @@ def test_a_living_worker_is_left_the_work(home: Path) -> None:
     (first, *_) = rows(home)
 
     async def refuse() -> None:
-        ledger = Ledger(f"sqlite:///{home / 'tasks.db'}")
-        assert (await ledger.get(first.id or 0)).status == "pending"
-        await pipelines.cancel(ledger, first.pipeline or "")
-        await ledger.close()
+        store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
+        assert (await store.get(first.id or 0)).status == "pending"
+        await pipelines.cancel(store, first.pipeline or "")
+        await store.close()
 
     asyncio.run(refuse())
     _, err = running.communicate(timeout=60)

@@ -20,8 +20,8 @@ from lora_foundry.domain.task import Task
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import PipelineRequest, recent_pipelines, retry, submit
+from lora_foundry.tasks.store import TaskStore
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -32,7 +32,7 @@ from lora_foundry.tasks.service import serve
 from lora_foundry.tasks.worker import WorkerOptions
 from lora_foundry.settings import Settings
 from lora_foundry.stage_job import ENTRY
-timing = Timing(beat=0.5, patience=3, dead_after=4)
+timing = Timing(heartbeat=0.5, patience=3, dead_after=4)
 serve(sys.argv[1], Settings(home=Path(sys.argv[2])), WorkerOptions(ENTRY, timing=timing))
 """
 CHANGES: dict[str, dict[str, int]] = {
@@ -76,11 +76,11 @@ class Workers:
         """The pipeline's rows by stage."""
 
         async def read() -> list[Task]:
-            ledger = Ledger(self.url)
+            store = TaskStore(self.url)
             try:
-                return await ledger.recent()
+                return await store.recent()
             finally:
-                await ledger.close()
+                await store.close()
 
         return {task.name.split()[0]: task for task in asyncio.run(read())}
 
@@ -88,12 +88,12 @@ class Workers:
         """Runs the only pipeline again with other settings; the stages that this concerns."""
 
         async def again() -> list[Task]:
-            ledger = Ledger(self.url)
+            store = TaskStore(self.url)
             try:
-                (pipeline,) = await recent_pipelines(ledger)
-                return await retry(ledger, self.settings, pipeline.id, changes=changes)
+                (pipeline,) = await recent_pipelines(store)
+                return await retry(store, self.settings, pipeline.id, changes=changes)
             finally:
-                await ledger.close()
+                await store.close()
 
         return [task.name.split()[0] for task in asyncio.run(again())]
 
@@ -117,11 +117,11 @@ def test_a_pipeline_whose_workers_are_killed_goes_on_where_it_stood(home: Path, 
     checkpoints = paths.training / "checkpoints"
 
     async def put() -> None:
-        ledger = Ledger(workers.url)
-        await ledger.upgrade()
+        store = TaskStore(workers.url)
+        await store.upgrade()
         request = PipelineRequest(character=elara, settings=CHANGES, output_name="elara")
-        await submit(ledger, workers.settings, request)
-        await ledger.close()
+        await submit(store, workers.settings, request)
+        await store.close()
 
     asyncio.run(put())
     try:

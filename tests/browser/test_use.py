@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import NARROW, PATIENCE, STAGES, Server, settled, write_picture
-from tests.contract.test_ledger import execute
+from tests.contract.test_store import execute
 from tests.homes import ELARA, SMALL, Homes
 
 expect.set_options(timeout=PATIENCE)

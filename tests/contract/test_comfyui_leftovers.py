@@ -18,8 +18,8 @@ from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.files import leftovers
 from lora_foundry.files.leftovers import Leftovers, take_back
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from lora_foundry.testing.comfyui_stub import StubServer
 from tests.contract.comfyui_fixtures import CHECKPOINT, sd15
@@ -77,35 +77,35 @@ def test_a_worker_takes_back_what_its_child_left(end: str, stub: StubServer, tmp
     settings = Settings(home=tmp_path / "home")
     lora = lora_file(tmp_path).path
     words = f"{stub.url} {settings.home} {tmp_path / 'loras'} {lora}"
-    timing = Timing(beat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=0.2)
+    timing = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=0.2)
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         payload = {"character_name": "a", "description": words}
         timeout = 6 if end == "timed out" else 300
         task = Task(
             name="a", task_type=TaskType.LORA_GENERATION, payload=payload, timeout=timeout, max_retries=0
         )
-        (row,) = await ledger.add(task)
+        (row,) = await store.add(task)
         await _until(lambda: len(waiting(stub)) == 4)
         stub.post_prompt({"prompt": sd15(), "prompt_id": OTHERS})
         if end == "cancelled":
-            await ledger.cancel(row.id or 0)
+            await store.cancel(row.id or 0)
         if end != "worker stopped":
             await _until(lambda: not lent(tmp_path))
 
     async def work() -> None:
-        ledger = Ledger(settings.task_database)
+        store = TaskStore(settings.task_database)
         settings.home.mkdir()
-        await ledger.upgrade()
+        await store.upgrade()
         options = WorkerOptions("tests.contract.comfyui_jobs:run", {"gpu": 1, "cpu": 1}, timing)
         stop = asyncio.Event()
-        running = asyncio.create_task(Worker(ledger, settings, options).run(stop))
+        running = asyncio.create_task(Worker(store, settings, options).run(stop))
         try:
-            await scenario(ledger)
+            await scenario(store)
         finally:
             stop.set()
             await running
-            await ledger.close()
+            await store.close()
 
     asyncio.run(work())
     until(lambda: set(waiting(stub)) <= {OTHERS})

@@ -63,11 +63,11 @@ def test_a_pipeline_runs_in_order_through_our_background_worker(
         await worker.start()
         end = time.monotonic() + 40
         while (await queue.get_task_stats())["completed"] < 3:
-            assert time.monotonic() < end, await queue.ledger.recent()
+            assert time.monotonic() < end, await queue.store.recent()
             await asyncio.sleep(0.1)
         await worker.stop()
         keys = ("generation_task_id", "tagging_task_id", "training_task_id")
-        rows = [await queue.ledger.get(ids[key]) for key in keys]
+        rows = [await queue.store.get(ids[key]) for key in keys]
         assert all(rows[i].completed_at <= rows[i + 1].started_at for i in range(2))  # type: ignore[operator]
         assert isinstance(rows[2].result, dict)
         assert rows[2].result["data"]["attempts"] == 3
@@ -123,7 +123,7 @@ def test_a_queue_hands_tasks_out_and_takes_them_back(
         assert await queue.get_next_task() is None
         await queue.close()
         again = echo.TaskQueue(database_url)
-        assert (await again.ledger.get(second.uuid)).status == "pending"
+        assert (await again.store.get(second.uuid)).status == "pending"
         assert (await again.get_task_stats()) == {
             **{status.value: 0 for status in echo.TaskStatus},
             "completed": 1,

@@ -17,16 +17,16 @@ from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.errors import DivergedError, FoundryError, StorageError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import foreground, pipelines
-from lora_foundry.tasks import ledger as ledger_module
+from lora_foundry.tasks import store as store_module
 from lora_foundry.tasks import worker as worker_module
 from lora_foundry.tasks.foreground import Watcher
-from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
 from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.test_children import ENTRY, SAID
 
-TIMING = Timing(beat=0.5, patience=20, dead_after=25, poll=0.2, report=0.1, grace=1)
+TIMING = Timing(heartbeat=0.5, patience=20, dead_after=25, poll=0.2, report=0.1, grace=1)
 
 
 def request(fault: str) -> PipelineRequest:
@@ -47,26 +47,26 @@ def test_a_stage_whose_process_fails_ends_the_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, waiting: bool
 ) -> None:
     """The processes of a pipeline that somebody waits for are kept from stage to stage."""
-    monkeypatch.setattr(ledger_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(store_module, "FIRST_PAUSE", 0.05)
     settings = Settings(home=tmp_path, device="cpu")
     options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
 
     async def wait() -> Pipeline:
-        ledger = Ledger(settings.task_database)
+        store = TaskStore(settings.task_database)
         try:
-            await ledger.upgrade()
+            await store.upgrade()
             if waiting:
-                return await foreground.create(ledger, settings, request(fault), options, Watcher())
-            return await serve(ledger)
+                return await foreground.create(store, settings, request(fault), options, Watcher())
+            return await serve(store)
         finally:
-            await ledger.close()
+            await store.close()
 
-    async def serve(ledger: Ledger) -> Pipeline:
+    async def serve(store: TaskStore) -> Pipeline:
         stop = asyncio.Event()
-        submitted = await pipelines.submit(ledger, settings, request(fault))
-        running = asyncio.create_task(Worker(ledger, settings, options).run(stop))
+        submitted = await pipelines.submit(store, settings, request(fault))
+        running = asyncio.create_task(Worker(store, settings, options).run(stop))
         while True:
-            pipeline = await pipelines.get_pipeline(ledger, submitted.id)
+            pipeline = await pipelines.get_pipeline(store, submitted.id)
             if pipeline.status == "failed":
                 stop.set()
                 await running
@@ -79,35 +79,35 @@ def test_a_stage_whose_process_fails_ends_the_pipeline(
 def test_a_look_for_cancelled_rows_that_comes_late_ends_no_kept_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A completed row has no ticket any more, as one that somebody took away; its process is at the next stage."""
-    complete = Ledger.complete
+    """A completed row has no lease any more, as one that somebody took away; its process is at the next stage."""
+    complete = TaskStore.complete
 
-    async def slowly(self: Ledger, number: int, ticket: str, result: dict[str, Any]) -> bool:
-        done = await complete(self, number, ticket, result)
+    async def slowly(self: TaskStore, number: int, lease: str, result: dict[str, Any]) -> bool:
+        done = await complete(self, number, lease, result)
         await asyncio.sleep(0.5)
         return done
 
-    monkeypatch.setattr(Ledger, "complete", slowly)
+    monkeypatch.setattr(TaskStore, "complete", slowly)
     monkeypatch.setattr(worker_module, "LOOK", 0.05)
     settings = Settings(home=tmp_path, device="cpu")
     options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
 
     async def create() -> list[Task]:
-        ledger = Ledger(settings.task_database)
+        store = TaskStore(settings.task_database)
         try:
-            await ledger.upgrade()
-            made = await foreground.create(ledger, settings, request("none"), options, Watcher())
-            return [await ledger.get(stage.task_id) for stage in made.stages]
+            await store.upgrade()
+            made = await foreground.create(store, settings, request("none"), options, Watcher())
+            return [await store.get(stage.task_id) for stage in made.stages]
         finally:
-            await ledger.close()
+            await store.close()
 
     rows = asyncio.run(create())
     assert [row.status for row in rows] == ["completed"] * 6
     assert len({row.result["pid"] for row in rows if isinstance(row.result, dict)}) == 1
 
 
-class RefusingLedger(Ledger):
-    """A ledger whose SQLite refuses every write from one moment on, in its own words."""
+class RefusingStore(TaskStore):
+    """A store whose SQLite refuses every write from one moment on, in its own words."""
 
     refuses = ""
 
@@ -124,31 +124,31 @@ class RefusingLedger(Ledger):
             yield connection
 
 
-class RefusingEnds(RefusingLedger):
+class RefusingEnds(RefusingStore):
     """From the end of the stage `caption` on: what was to be written of it is not."""
 
     how = ""
 
-    async def complete(self, number: int, ticket: str, result: dict[str, Any]) -> bool:
+    async def complete(self, number: int, lease: str, result: dict[str, Any]) -> bool:
         self.refuses = self.how if number == 3 else ""
-        return await super().complete(number, ticket, result)
+        return await super().complete(number, lease, result)
 
-    async def fail(self, task: Task, ticket: str, failure: Failure) -> str | None:
+    async def fail(self, task: Task, lease: str, failure: Failure) -> str | None:
         self.refuses = self.how
-        return await super().fail(task, ticket, failure)
+        return await super().fail(task, lease, failure)
 
 
-def refused(ledger: RefusingLedger, tmp_path: Path, fault: str, watcher: Watcher) -> FoundryError:
-    """What `create` raises where the ledger begins to refuse. It waits for no timeout: the attempts' are hours away."""
+def refused(store: RefusingStore, tmp_path: Path, fault: str, watcher: Watcher) -> FoundryError:
+    """What `create` raises where the store begins to refuse. It waits for no timeout: the attempts' are hours away."""
     settings = Settings(home=tmp_path, device="cpu")
     options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
 
     async def create() -> None:
         try:
-            await ledger.upgrade()
-            await foreground.create(ledger, settings, request(fault), options, watcher)
+            await store.upgrade()
+            await foreground.create(store, settings, request(fault), options, watcher)
         finally:
-            await ledger.close()
+            await store.close()
 
     with pytest.raises(FoundryError) as caught:
         asyncio.run(create())
@@ -157,18 +157,18 @@ def refused(ledger: RefusingLedger, tmp_path: Path, fault: str, watcher: Watcher
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_an_end_that_the_database_refuses_is_told_to_who_waits_for_it(tmp_path: Path, how: str) -> None:
-    ledger = RefusingEnds(f"sqlite:///{tmp_path / 'tasks.db'}")
-    ledger.how = how
-    told = refused(ledger, tmp_path, "known", Watcher())
+    store = RefusingEnds(f"sqlite:///{tmp_path / 'tasks.db'}")
+    store.how = how
+    told = refused(store, tmp_path, "known", Watcher())
     assert type(told) is DivergedError
     said = {"full": "database or disk is full", "read-only": "attempt to write a readonly database"}
     assert str(told) == f"{SAID['known']} Nor could the task database be written ({said[how]})."
 
 
 def test_a_result_that_the_database_refuses_is_told_as_what_the_database_lacks(tmp_path: Path) -> None:
-    ledger = RefusingEnds(f"sqlite:///{tmp_path / 'tasks.db'}")
-    ledger.how = "full"
-    told = refused(ledger, tmp_path, "none", Watcher())
+    store = RefusingEnds(f"sqlite:///{tmp_path / 'tasks.db'}")
+    store.how = "full"
+    told = refused(store, tmp_path, "none", Watcher())
     assert type(told) is StorageError
     assert str(told).startswith(
         f"The disk that holds the task database {tmp_path / 'tasks.db'} is full; free"
@@ -177,17 +177,17 @@ def test_a_result_that_the_database_refuses_is_told_as_what_the_database_lacks(t
 
 def test_a_database_that_refuses_while_a_stage_is_at_work_ends_it_at_once(tmp_path: Path) -> None:
     """The worker cannot say any more that it lives, so its child would end itself, and be taken for a lack of memory."""
-    ledger = RefusingLedger(f"sqlite:///{tmp_path / 'tasks.db'}")
+    store = RefusingStore(f"sqlite:///{tmp_path / 'tasks.db'}")
 
     def refuse(event: ProgressEvent) -> None:
-        ledger.refuses = "read-only"
+        store.refuses = "read-only"
 
-    told = refused(ledger, tmp_path, "generate hangs", Watcher(progress=refuse))
+    told = refused(store, tmp_path, "generate hangs", Watcher(progress=refuse))
     assert type(told) is StorageError
     assert "cannot be used (attempt to write a readonly database); look at the file" in str(told)
 
 
-class FullForAWhile(RefusingLedger):
+class FullForAWhile(RefusingStore):
     """From the first end on six writes of any kind are refused; then there is space again."""
 
     left = 6
@@ -199,28 +199,28 @@ class FullForAWhile(RefusingLedger):
         async with super().writing() as connection:
             yield connection
 
-    async def complete(self, number: int, ticket: str, result: dict[str, Any]) -> bool:
+    async def complete(self, number: int, lease: str, result: dict[str, Any]) -> bool:
         self.refuses = "full" if self.left else ""
-        return await super().complete(number, ticket, result)
+        return await super().complete(number, lease, result)
 
 
 def test_a_worker_for_which_nobody_waits_writes_the_end_once_there_is_space_again(tmp_path: Path) -> None:
-    ledger = FullForAWhile(f"sqlite:///{tmp_path / 'tasks.db'}")
+    store = FullForAWhile(f"sqlite:///{tmp_path / 'tasks.db'}")
     options = WorkerOptions(ENTRY, {"gpu": 1, "cpu": 1}, TIMING)
 
     async def scenario() -> Task:
-        await ledger.upgrade()
+        await store.upgrade()
         payload = {"character_name": "Elara", "description": "caption none"}
-        (task,) = await ledger.add(Task("make", TaskType.LORA_GENERATION, payload, max_retries=0))
+        (task,) = await store.add(Task("make", TaskType.LORA_GENERATION, payload, max_retries=0))
         stop = asyncio.Event()
-        running = asyncio.create_task(Worker(ledger, Settings(home=tmp_path), options).run(stop))
-        while (found := await ledger.get(task.id or 0)).status in ("pending", "retrying", "running"):
+        running = asyncio.create_task(Worker(store, Settings(home=tmp_path), options).run(stop))
+        while (found := await store.get(task.id or 0)).status in ("pending", "retrying", "running"):
             assert not running.done(), running
             await asyncio.sleep(0.1)
         stop.set()
         await running
-        await ledger.close()
+        await store.close()
         return found
 
     done = asyncio.run(scenario())
-    assert (done.status, done.retries, done.resumes, ledger.left) == ("completed", 0, 0, 0)
+    assert (done.status, done.retries, done.resumes, store.left) == ("completed", 0, 0, 0)

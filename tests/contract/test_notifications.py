@@ -26,9 +26,9 @@ from lora_foundry.errors import BackendError, InputError
 from lora_foundry.files.storage import write_model
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.announce import announce
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import PipelineRequest, get_pipeline, submit
 from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.web.conftest import paint_set
 
@@ -129,20 +129,20 @@ def test_only_the_end_of_a_pipeline_is_news(
     settings = Settings(home=home)
 
     async def scenario() -> None:
-        ledger = Ledger(settings.task_database)
-        await ledger.upgrade()
+        store = TaskStore(settings.task_database)
+        await store.upgrade()
         made = await submit(
-            ledger, settings, PipelineRequest(character=Character(name="Elara", description="x"))
+            store, settings, PipelineRequest(character=Character(name="Elara", description="x"))
         )
-        tasks = await ledger.recent(pipeline=made.id)
+        tasks = await store.recent(pipeline=made.id)
         notifier = AppriseNotifier(address)
         first, last = tasks[-1], tasks[0]
-        await announce(ledger, settings, notifier, first, "completed")
+        await announce(store, settings, notifier, first, "completed")
         assert got == [], "one stage of six is no news"
         if ended == "completed":
-            await force(ledger, "completed")
-        await announce(ledger, settings, notifier, last if ended == "completed" else first, ended)
-        await ledger.close()
+            await force(store, "completed")
+        await announce(store, settings, notifier, last if ended == "completed" else first, ended)
+        await store.close()
 
     asyncio.run(scenario())
     assert [each["title"] for each in got] == titles
@@ -158,30 +158,30 @@ def test_a_worker_tells_of_the_end_of_a_pipeline_once(
     settings = Settings(home=home)
 
     async def scenario() -> None:
-        ledger = Ledger(settings.task_database)
-        await ledger.upgrade()
+        store = TaskStore(settings.task_database)
+        await store.upgrade()
         request = PipelineRequest(character=Character(name="Elara", description=words), recipe="mini")
-        made = await submit(ledger, settings, request)
+        made = await submit(store, settings, request)
         options = WorkerOptions(
             "tests.contract.engine_jobs:run", {"gpu": 1, "cpu": 1},
-            Timing(beat=0.5, patience=20, dead_after=25, poll=1, report=0.1, grace=10), notifier=AppriseNotifier(address),
+            Timing(heartbeat=0.5, patience=20, dead_after=25, poll=1, report=0.1, grace=10), notifier=AppriseNotifier(address),
         )  # fmt: skip
         stop = asyncio.Event()
-        worker = asyncio.create_task(Worker(ledger, settings, options).run(stop))
-        while (await get_pipeline(ledger, made.id)).status not in ("completed", "failed"):
+        worker = asyncio.create_task(Worker(store, settings, options).run(stop))
+        while (await get_pipeline(store, made.id)).status not in ("completed", "failed"):
             await asyncio.sleep(0.1)
         stop.set()
         await worker  # which sends what it has to before it ends
-        await ledger.close()
+        await store.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
     assert [each["title"] for each in got] == [title]
 
 
-async def force(ledger: Ledger, status: str) -> None:
+async def force(store: TaskStore, status: str) -> None:
     from sqlalchemy import text
 
-    async with ledger.writing() as connection:
+    async with store.writing() as connection:
         await connection.execute(text("UPDATE echo_tasks SET status = :status"), {"status": status})
 
 
@@ -191,14 +191,14 @@ def test_what_goes_wrong_in_telling_is_logged_without_addresses(
     settings = Settings(home=home)
 
     async def scenario() -> None:
-        ledger = Ledger(settings.task_database)
-        await ledger.upgrade()
+        store = TaskStore(settings.task_database)
+        await store.upgrade()
         made = await submit(
-            ledger, settings, PipelineRequest(character=Character(name="Elara", description="x"))
+            store, settings, PipelineRequest(character=Character(name="Elara", description="x"))
         )
-        task = (await ledger.recent(pipeline=made.id))[-1]
-        await announce(ledger, settings, AppriseNotifier("json://u:secret@127.0.0.1:9"), task, "failed")
-        await ledger.close()
+        task = (await store.recent(pipeline=made.id))[-1]
+        await announce(store, settings, AppriseNotifier("json://u:secret@127.0.0.1:9"), task, "failed")
+        await store.close()
 
     asyncio.run(scenario())
     assert "Not everybody was told" in caplog.text

@@ -16,10 +16,10 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
 from lora_foundry.tasks.admission import admit
-from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest
-from tests.contract.test_ledger import ALL, GENERATION, execute, generation, one, opened, run
+from lora_foundry.tasks.store import Failure, TaskStore
+from tests.contract.test_store import ALL, GENERATION, execute, generation, one, opened, run
 
 SETTINGS = Settings()
 STAGES = ["generate", "curate", "caption", "train", "evaluate", "publish"]
@@ -30,15 +30,15 @@ def request(**values: Any) -> PipelineRequest:
     return PipelineRequest(character=character, settings={"train": {"steps": 400}}, **values)
 
 
-async def finish(ledger: Ledger, stages: int) -> None:
+async def finish(store: TaskStore, stages: int) -> None:
     """Completes the next rows one after another."""
     for _ in range(stages):
-        admitted = await one(ledger)
-        await ledger.complete(admitted.task.id or 0, admitted.ticket, {"by": "test"})
+        admitted = await one(store)
+        await store.complete(admitted.task.id or 0, admitted.lease, {"by": "test"})
 
 
-async def submitted(ledger: Ledger, **values: Any) -> Pipeline:
-    return await pipelines.submit(ledger, SETTINGS, request(**values))
+async def submitted(store: TaskStore, **values: Any) -> Pipeline:
+    return await pipelines.submit(store, SETTINGS, request(**values))
 
 
 def statuses(pipeline: Pipeline) -> list[str]:
@@ -46,22 +46,22 @@ def statuses(pipeline: Pipeline) -> list[str]:
 
 
 def test_a_pipeline_is_six_rows_whose_state_is_shown_as_one(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        made = await submitted(ledger, output_name="elara_v2", creator="dashboard")
+    async def scenario(store: TaskStore) -> None:
+        made = await submitted(store, output_name="elara_v2", creator="dashboard")
         assert [stage.stage for stage in made.stages] == STAGES
         assert (made.status, made.output_name, made.creator) == ("pending", "elara_v2", "dashboard")
-        admitted = await one(ledger)
-        await ledger.add(generation("single"))
-        await ledger.report(
-            admitted.task.id or 0, admitted.ticket, {"stage": "generate", "done": 3, "total": 40}
+        admitted = await one(store)
+        await store.add(generation("single"))
+        await store.report(
+            admitted.task.id or 0, admitted.lease, {"stage": "generate", "done": 3, "total": 40}
         )
-        (seen,) = await pipelines.recent_pipelines(ledger)
+        (seen,) = await pipelines.recent_pipelines(store)
         assert (seen.id, seen.status, seen.character) == (made.id, "running", "Elara")
         assert seen.stages[0].progress == {"stage": "generate", "done": 3, "total": 40}
-        await ledger.fail(admitted.task, admitted.ticket, Failure("no model", permanent=True))
-        await admit(ledger, "w", ALL)
-        by_task = await pipelines.get_pipeline(ledger, seen.stages[2].task_id)
-        assert by_task == await pipelines.get_pipeline(ledger, made.id)
+        await store.fail(admitted.task, admitted.lease, Failure("no model", permanent=True))
+        await admit(store, "w", ALL)
+        by_task = await pipelines.get_pipeline(store, seen.stages[2].task_id)
+        assert by_task == await pipelines.get_pipeline(store, made.id)
         assert (by_task.status, statuses(by_task)) == ("failed", ["failed", *["cancelled"] * 5])
         assert by_task.stages[0].error == "no model"
 
@@ -81,10 +81,10 @@ def test_a_pipeline_is_six_rows_whose_state_is_shown_as_one(database_url: str) -
 def test_what_no_worker_could_run_is_refused_with_nothing_written(
     database_url: str, values: dict[str, Any]
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         with pytest.raises(PermanentError):
-            await submitted(ledger, **values)
-        assert await ledger.recent() == []
+            await submitted(store, **values)
+        assert await store.recent() == []
 
     run(database_url, scenario)
 
@@ -92,10 +92,10 @@ def test_what_no_worker_could_run_is_refused_with_nothing_written(
 def test_a_recipe_of_ones_own_travels_in_the_payload(database_url: str) -> None:
     recipe = load_recipe("mini", ["train.rank=3", "seed=9", "name=own"])
 
-    async def scenario(ledger: Ledger) -> None:
-        made = await submitted(ledger, recipe=recipe.model_dump(mode="json"))
+    async def scenario(store: TaskStore) -> None:
+        made = await submitted(store, recipe=recipe.model_dump(mode="json"))
         assert made.recipe == "own"
-        work = prepare("stage", (await ledger.get(made.stages[3].task_id)).payload, SETTINGS)
+        work = prepare("stage", (await store.get(made.stages[3].task_id)).payload, SETTINGS)
         assert work.run.recipe.train.steps == 400  # the request's settings lie over it
         assert work.run.recipe.model_copy(update={"train": recipe.train}) == recipe
 
@@ -103,18 +103,18 @@ def test_a_recipe_of_ones_own_travels_in_the_payload(database_url: str) -> None:
 
 
 def test_cancelling_a_pipeline_ends_what_waits_and_asks_for_what_runs(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        made = await submitted(ledger)
-        await finish(ledger, 1)
-        running = (await admit(ledger, "w", {"gpu": 1}))[0]
-        other = await submitted(ledger)
-        assert len(await pipelines.cancel(ledger, made.id)) == 5
-        assert await ledger.cancel_requests([running.ticket]) == {running.ticket}
-        await ledger.cancelled(running.task.id or 0, running.ticket)
-        ended = await pipelines.get_pipeline(ledger, made.id)
+    async def scenario(store: TaskStore) -> None:
+        made = await submitted(store)
+        await finish(store, 1)
+        running = (await admit(store, "w", {"gpu": 1}))[0]
+        other = await submitted(store)
+        assert len(await pipelines.cancel(store, made.id)) == 5
+        assert await store.cancel_requests([running.lease]) == {running.lease}
+        await store.cancelled(running.task.id or 0, running.lease)
+        ended = await pipelines.get_pipeline(store, made.id)
         assert (ended.status, statuses(ended)) == ("cancelled", ["completed", *["cancelled"] * 5])
-        assert await pipelines.cancel(ledger, made.id) == []
-        assert statuses(await pipelines.get_pipeline(ledger, other.id)) == ["pending"] * 6
+        assert await pipelines.cancel(store, made.id) == []
+        assert statuses(await pipelines.get_pipeline(store, other.id)) == ["pending"] * 6
 
     run(database_url, scenario)
 
@@ -126,37 +126,37 @@ def again(rows: list[Task]) -> list[str]:
 
 
 def test_a_failed_pipeline_goes_on_at_the_failed_stage(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        made = await submitted(ledger)
-        await finish(ledger, 3)
-        admitted = await one(ledger)
-        await ledger.fail(admitted.task, admitted.ticket, Failure("diverged", permanent=True))
-        await admit(ledger, "w", ALL)
-        assert again(await pipelines.retry(ledger, SETTINGS, made.id)) == STAGES[3:]
-        assert (await one(ledger)).task.name == "train Elara"
+    async def scenario(store: TaskStore) -> None:
+        made = await submitted(store)
+        await finish(store, 3)
+        admitted = await one(store)
+        await store.fail(admitted.task, admitted.lease, Failure("diverged", permanent=True))
+        await admit(store, "w", ALL)
+        assert again(await pipelines.retry(store, SETTINGS, made.id)) == STAGES[3:]
+        assert (await one(store)).task.name == "train Elara"
         with pytest.raises(InputError, match="is running; cancel it first"):
-            await pipelines.retry(ledger, SETTINGS, made.id, changes={"train.steps": 5})
+            await pipelines.retry(store, SETTINGS, made.id, changes={"train.steps": 5})
 
     run(database_url, scenario)
 
 
 def test_changed_settings_start_at_the_first_stage_that_they_concern(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        made = await submitted(ledger)
-        await finish(ledger, 6)
+    async def scenario(store: TaskStore) -> None:
+        made = await submitted(store)
+        await finish(store, 6)
         with pytest.raises(InputError, match="--from STAGE"):
-            await pipelines.retry(ledger, SETTINGS, made.id)
+            await pipelines.retry(store, SETTINGS, made.id)
         with pytest.raises(InputError, match="trian"):
-            await pipelines.retry(ledger, SETTINGS, made.id, changes={"trian": {"steps": 1}})
+            await pipelines.retry(store, SETTINGS, made.id, changes={"trian": {"steps": 1}})
         with pytest.raises(InputError, match="not possible"):
-            await pipelines.retry(ledger, SETTINGS, made.id, changes={"train.steps": -1})
-        assert (await pipelines.get_pipeline(ledger, made.id)).status == "completed"
-        rows = await pipelines.retry(ledger, SETTINGS, made.id, changes={"train.steps": 800})
+            await pipelines.retry(store, SETTINGS, made.id, changes={"train.steps": -1})
+        assert (await pipelines.get_pipeline(store, made.id)).status == "completed"
+        rows = await pipelines.retry(store, SETTINGS, made.id, changes={"train.steps": 800})
         assert again(rows) == STAGES[3:]
         for stage in made.stages:  # one pipeline has one recipe
-            work = prepare("stage", (await ledger.get(stage.task_id)).payload, SETTINGS)
+            work = prepare("stage", (await store.get(stage.task_id)).payload, SETTINGS)
             assert work.run.recipe.train.steps == 800
-        await finish(ledger, 3)
+        await finish(store, 3)
         for changes, start, first in (
             ({"generate": {"steps": 4}}, None, 0),
             ({"seed": 7}, "train", 0),
@@ -164,36 +164,36 @@ def test_changed_settings_start_at_the_first_stage_that_they_concern(database_ur
             ({}, "evaluate", 4),
         ):
             assert (
-                again(await pipelines.retry(ledger, SETTINGS, made.id, changes=changes, start=start))
+                again(await pipelines.retry(store, SETTINGS, made.id, changes=changes, start=start))
                 == STAGES[first:]
             )
-            await finish(ledger, 6 - first)
+            await finish(store, 6 - first)
         with pytest.raises(InputError, match="no stage 'paint'"):
-            await pipelines.retry(ledger, SETTINGS, made.id, start="paint")
+            await pipelines.retry(store, SETTINGS, made.id, start="paint")
         caption = made.stages[2].task_id
-        assert again(await pipelines.retry(ledger, SETTINGS, caption)) == STAGES[2:]
+        assert again(await pipelines.retry(store, SETTINGS, caption)) == STAGES[2:]
 
     run(database_url, scenario)
 
 
 def test_single_tasks_are_done_again_with_those_that_depend_on_them(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        (parent,) = await ledger.add(generation("parent"))
-        (child,) = await ledger.add(generation("child", dependencies=[parent.uuid]))
-        await finish(ledger, 2)
-        rows = await pipelines.retry(ledger, SETTINGS, parent.uuid, changes={"generate.steps": 3})
+    async def scenario(store: TaskStore) -> None:
+        (parent,) = await store.add(generation("parent"))
+        (child,) = await store.add(generation("child", dependencies=[parent.uuid]))
+        await finish(store, 2)
+        rows = await pipelines.retry(store, SETTINGS, parent.uuid, changes={"generate.steps": 3})
         assert again(rows) == ["parent", "child"]
         assert all(row.payload["settings"] == {"generate": {"steps": 3}} for row in rows)  # type: ignore[index]
         with pytest.raises(InputError, match="no pipeline"):
-            await pipelines.retry(ledger, SETTINGS, child.uuid, start="train")
+            await pipelines.retry(store, SETTINGS, child.uuid, start="train")
         with pytest.raises(InputError, match="no pipeline"):
-            await pipelines.get_pipeline(ledger, child.uuid)
+            await pipelines.get_pipeline(store, child.uuid)
 
     run(database_url, scenario)
 
 
 def test_rows_of_other_programs_are_neither_cancelled_nor_run_again(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         execute(
             database_url,
             "INSERT INTO echo_tasks (name, task_type, status) VALUES ('theirs', 'monitoring', 'failed')",
@@ -201,12 +201,12 @@ def test_rows_of_other_programs_are_neither_cancelled_nor_run_again(database_url
         )
         for number in (1, 2):
             with pytest.raises(InputError, match="another program's"):
-                await pipelines.retry(ledger, SETTINGS, number)
+                await pipelines.retry(store, SETTINGS, number)
             with pytest.raises(InputError, match="another program's"):
-                await pipelines.cancel(ledger, number)
+                await pipelines.cancel(store, number)
         with pytest.raises(InputError, match="no task"):
-            await pipelines.retry(ledger, SETTINGS, "nobody")
-        assert [task.status for task in await ledger.recent()] == ["pending", "failed"]
+            await pipelines.retry(store, SETTINGS, "nobody")
+        assert [task.status for task in await store.recent()] == ["pending", "failed"]
 
     run(database_url, scenario)
 
@@ -244,11 +244,11 @@ def test_which_version_a_request_is_about(
     settings = Settings(home=tmp_path)
     stands(settings, 3)
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         asked = (request if same else other)(again=again)
-        made = await pipelines.submit(ledger, settings, asked)
+        made = await pipelines.submit(store, settings, asked)
         assert made.version == version
-        row = await ledger.get(made.stages[0].task_id)
+        row = await store.get(made.stages[0].task_id)
         run = prepare("stage", row.payload, settings).run
         assert (run.version, run.dataset_dir.name) == (version, "Elara")
         assert run.replaces == (again == "replace" and not same)
@@ -261,22 +261,22 @@ def test_two_creates_of_one_character_at_once_are_two_versions_one_after_another
 ) -> None:
     settings = Settings(home=tmp_path)
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         async with opened(database_url) as second:
             made = await asyncio.gather(
-                pipelines.submit(ledger, settings, request()), pipelines.submit(second, settings, other())
+                pipelines.submit(store, settings, request()), pipelines.submit(second, settings, other())
             )
         assert {each.version for each in made} == {1, 2}
-        assert await pipelines.unfinished(ledger, request()) == next(
+        assert await pipelines.unfinished(store, request()) == next(
             each
-            for each in await pipelines.recent_pipelines(ledger)
+            for each in await pipelines.recent_pipelines(store)
             if each.description == "1girl, brown hair"
         )
         order = []
-        while taken := await admit(ledger, "w", ALL):
+        while taken := await admit(store, "w", ALL):
             (each,) = taken  # one attempt at a time works in the folder
             order.append(each.task.pipeline)
-            await ledger.complete(each.task.id or 0, each.ticket, {})
+            await store.complete(each.task.id or 0, each.lease, {})
         assert sorted(order, key=order.index) == order, "whole pipelines at a time"
         assert len(order) == 12
 
@@ -284,22 +284,22 @@ def test_two_creates_of_one_character_at_once_are_two_versions_one_after_another
 
 
 def test_tasks_of_old_producers_that_belong_together_are_not_mixed(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         chains = []
         for number in range(2):
-            (first,) = await ledger.add(
+            (first,) = await store.add(
                 generation(f"make {number}", payload=dict(GENERATION), priority=3 - number)
             )
-            (then,) = await ledger.add(
+            (then,) = await store.add(
                 Task(name=f"train {number}", task_type="LORA_TRAINING", dependencies=[first.uuid], priority=3,
                      payload={"character_name": "Elara", "training_dir": "/data/Elara/images", "output_name": "e"})
             )  # fmt: skip
             chains.append((first.name, then.name))
         order = []
-        while taken := await admit(ledger, "w", ALL):
+        while taken := await admit(store, "w", ALL):
             (each,) = taken
             order.append(each.task.name)
-            await ledger.complete(each.task.id or 0, each.ticket, {})
+            await store.complete(each.task.id or 0, each.lease, {})
         assert order == [*chains[1], *chains[0]], "the more urgent one first, but whole"
 
     run(database_url, scenario)
@@ -308,13 +308,13 @@ def test_tasks_of_old_producers_that_belong_together_are_not_mixed(database_url:
 def test_an_earlier_version_goes_on_in_its_own_folder(database_url: str, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
 
-    async def scenario(ledger: Ledger) -> None:
-        made = await pipelines.submit(ledger, settings, request())
-        admitted = await one(ledger)
-        await ledger.fail(admitted.task, admitted.ticket, Failure("no", permanent=True))
+    async def scenario(store: TaskStore) -> None:
+        made = await pipelines.submit(store, settings, request())
+        admitted = await one(store)
+        await store.fail(admitted.task, admitted.lease, Failure("no", permanent=True))
         stands(settings, 2)
-        await pipelines.retry(ledger, settings, made.id)
-        task = (await one(ledger)).task
+        await pipelines.retry(store, settings, made.id)
+        task = (await one(store)).task
         work = prepare("stage", task.payload, settings)
         assert work.run.dataset_dir == settings.datasets_dir / "Elara" / "versions" / "01"
 
@@ -342,29 +342,29 @@ RETRIES_AND_CANCELS = [
 def test_what_retry_and_cancel_do(
     database_url: str, state: str, does: str, status: str, pending: int
 ) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        made = await submitted(ledger)
+    async def scenario(store: TaskStore) -> None:
+        made = await submitted(store)
         if state != "waiting":
-            await finish(ledger, 3 if state == "failed" else 6)
+            await finish(store, 3 if state == "failed" else 6)
         if state == "failed":
-            admitted = await one(ledger)
-            await ledger.fail(admitted.task, admitted.ticket, Failure("diverged", permanent=True))
-        before = await pipelines.get_pipeline(ledger, made.id)
+            admitted = await one(store)
+            await store.fail(admitted.task, admitted.lease, Failure("diverged", permanent=True))
+        before = await pipelines.get_pipeline(store, made.id)
         refused = False
         for step in does.split(", "):
             if step == "begin":
-                running = await one(ledger)
+                running = await one(store)
             elif step == "cancel":
-                await pipelines.cancel(ledger, made.id)
+                await pipelines.cancel(store, made.id)
                 if "begin" in does:
-                    await ledger.cancelled(running.task.id or 0, running.ticket)
+                    await store.cancelled(running.task.id or 0, running.lease)
             else:
                 try:
                     start = step.removeprefix("retry").removeprefix(" from ") or None
-                    await pipelines.retry(ledger, SETTINGS, made.id, start=start)
+                    await pipelines.retry(store, SETTINGS, made.id, start=start)
                 except InputError:
                     refused = True
-        now = await pipelines.get_pipeline(ledger, made.id)
+        now = await pipelines.get_pipeline(store, made.id)
         assert refused == (status == "refused")
         assert (before.status if refused else now.status) == (before.status if refused else status)
         assert statuses(now).count("pending") == pending

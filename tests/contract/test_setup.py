@@ -201,7 +201,7 @@ tagger = "none"
 embedder = "none"
 [generate]
 rounds = 1
-settle = false
+complete_description = false
 [caption]
 look = []
 [train]

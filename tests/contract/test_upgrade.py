@@ -19,10 +19,10 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
 from lora_foundry.tasks.admission import admit
 from lora_foundry.tasks.database import parse_url
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.migrations.versions.v0002_beside import _ours_among
-from lora_foundry.tasks.recovery import take_over
-from tests.contract.test_ledger import ALL, GENERATION, execute, generation, one, run
+from lora_foundry.tasks.recovery import reclaim
+from lora_foundry.tasks.store import TaskStore
+from tests.contract.test_store import ALL, GENERATION, execute, generation, one, run
 
 OLD = Path(__file__).parents[1] / "data" / "version_0001"
 CONTRACT = (
@@ -88,14 +88,14 @@ def test_what_an_earlier_version_left_goes_on_beside_the_table(database_url: str
     )
     before = execute(database_url, foreign)
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         assert columns(database_url) == CONTRACT
         assert execute(database_url, foreign) == before
         for types, statuses in [({row[0] for row in execute(database_url, "SELECT task_type FROM echo_tasks")},
                                  {row[0] for row in execute(database_url, "SELECT status FROM echo_tasks")})]:  # fmt: skip
             assert types <= HOST_TYPES
             assert statuses <= HOST_STATUSES
-        named = {pipeline.character: pipeline for pipeline in await pipelines.recent_pipelines(ledger)}
+        named = {pipeline.character: pipeline for pipeline in await pipelines.recent_pipelines(store)}
         assert {name: pipeline.status.value for name, pipeline in named.items()} == {
             "Finished": "completed", "Failed": "failed", "Retried": "retrying", "Running": "running", "Waiting": "pending",
         }  # fmt: skip
@@ -106,15 +106,15 @@ def test_what_an_earlier_version_left_goes_on_beside_the_table(database_url: str
             "total": 6,
             "unit": "image",
         }
-        assert len(await take_over(ledger, 10)) == 1  # the worker of the earlier version is long gone
-        begun = {each.task.name for each in await admit(ledger, "w", ALL)}
+        assert len(await reclaim(store, 10)) == 1  # the worker of the earlier version is long gone
+        begun = {each.task.name for each in await admit(store, "w", ALL)}
         assert begun == {"generate Retried", "curate Running", "generate Waiting", "Generate Legacy", "hand"}
-        again = await pipelines.retry(ledger, Settings(), named["Failed"].id)
+        again = await pipelines.retry(store, Settings(), named["Failed"].id)
         assert [row.name.split()[0] for row in again] == ["curate", "caption", "train", "evaluate", "publish"]
-        assert (await one(ledger)).task.name == "curate Failed"
-        assert len(await pipelines.cancel(ledger, named["Waiting"].id)) == 6
-        await ledger.upgrade()
-        assert states(await ledger.recent())["Finished"] == ["completed"] * 6
+        assert (await one(store)).task.name == "curate Failed"
+        assert len(await pipelines.cancel(store, named["Waiting"].id)) == 6
+        await store.upgrade()
+        assert states(await store.recent())["Finished"] == ["completed"] * 6
 
     run(database_url, scenario)
 
@@ -155,8 +155,8 @@ def test_a_table_as_others_deployed_it_is_worked_on_as_it_is(database_url: str) 
     execute(database_url, *DEPLOYED["sqlite" if "sqlite" in database_url else "postgresql"])
     before = columns(database_url)
 
-    async def scenario(ledger: Ledger) -> None:
-        parent, child = await ledger.add(generation("parent"), generation("child", max_retries=0))
+    async def scenario(store: TaskStore) -> None:
+        parent, child = await store.add(generation("parent"), generation("child", max_retries=0))
         execute(
             database_url,
             "INSERT INTO echo_tasks (name, task_type, priority, status, payload, created_at, updated_at, timeout) VALUES "
@@ -164,19 +164,19 @@ def test_a_table_as_others_deployed_it_is_worked_on_as_it_is(database_url: str) 
             "CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, 3600)",
         )
         assert (parent.id or 0) > 2**31
-        taken = await admit(ledger, "w", ALL)
+        taken = await admit(store, "w", ALL)
         assert [each.task.name for each in taken] == ["by hand", "parent", "child"]
         for each in taken[:2]:
-            assert await ledger.report(
-                each.task.id or 0, each.ticket, {"stage": "generate", "done": 1, "total": 2}
+            assert await store.report(
+                each.task.id or 0, each.lease, {"stage": "generate", "done": 1, "total": 2}
             )
-            assert await ledger.complete(each.task.id or 0, each.ticket, {"made": "a\0b\ud800"})
-        found = await ledger.get(parent.uuid)
+            assert await store.complete(each.task.id or 0, each.lease, {"made": "a\0b\ud800"})
+        found = await store.get(parent.uuid)
         assert (found.status, found.progress) == ("completed", {"stage": "generate", "done": 1, "total": 2})
-        await ledger.hand_back(child.id or 0, taken[2].ticket)
-        await pipelines.cancel(ledger, child.id or 0)
-        assert (await ledger.counts())["cancelled"] == 1
-        assert [task.name for task in await pipelines.retry(ledger, Settings(), child.id or 0)] == ["child"]
+        await store.release(child.id or 0, taken[2].lease)
+        await pipelines.cancel(store, child.id or 0)
+        assert (await store.counts())["cancelled"] == 1
+        assert [task.name for task in await pipelines.retry(store, Settings(), child.id or 0)] == ["child"]
         assert columns(database_url) == before
 
     run(database_url, scenario)
@@ -193,7 +193,7 @@ def test_a_table_that_lacks_a_column_or_a_status_is_refused_with_the_way_out(dat
         said = "ADD VALUE"
     execute(database_url, *statements)
     with pytest.raises(InputError, match=said):
-        asyncio.run(Ledger(database_url).upgrade())
+        asyncio.run(TaskStore(database_url).upgrade())
 
 
 def test_many_workers_that_start_at_once_make_all_tables(database_url: str, tmp_path: Path) -> None:
@@ -203,14 +203,14 @@ def test_many_workers_that_start_at_once_make_all_tables(database_url: str, tmp_
 import asyncio
 from pathlib import Path
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 async def start():
-    ledger, stop = Ledger({database_url!r}), asyncio.Event()
+    store, stop = TaskStore({database_url!r}), asyncio.Event()
     stop.set()
-    await Worker(ledger, Settings(home=Path({home!r})), WorkerOptions("none:none")).run(stop)
-    await ledger.close()
+    await Worker(store, Settings(home=Path({home!r})), WorkerOptions("none:none")).run(stop)
+    await store.close()
 
 asyncio.run(start())
 """
@@ -220,7 +220,7 @@ asyncio.run(start())
 
 
 def test_many_first_starts_at_once(database_url: str) -> None:
-    code = f"import asyncio; from lora_foundry.tasks.ledger import Ledger; asyncio.run(Ledger({database_url!r}).upgrade())"
+    code = f"import asyncio; from lora_foundry.tasks.store import TaskStore; asyncio.run(TaskStore({database_url!r}).upgrade())"
     starts = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
     said = [start.communicate()[1].decode() for start in starts]
     assert [start.returncode for start in starts] == [0] * 4, said
@@ -231,8 +231,8 @@ def test_many_first_starts_at_once(database_url: str) -> None:
 def test_a_home_may_have_letters_that_mean_something_in_an_address(tmp_path: Path, name: str) -> None:
     settings = Settings(home=tmp_path / name)
 
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(generation())
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
         assert (tmp_path / name / "tasks.db").is_file()
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -250,28 +250,28 @@ def host_takes(url: str) -> list[str]:
 
 
 def test_a_row_of_ours_is_out_of_a_hosts_reach_from_when_it_is_first_seen(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         made = await pipelines.submit(
-            ledger,
+            store,
             Settings(),
             pipelines.PipelineRequest(character={"name": "Elara", "description": "1girl"}),  # type: ignore[arg-type]
         )
-        (watch,) = await ledger.add(Task(name="watch", task_type="monitoring"))
+        (watch,) = await store.add(Task(name="watch", task_type="monitoring"))
         execute(
             database_url,
             "INSERT INTO echo_tasks (name, task_type, priority, payload) "
             """VALUES ('hand', 'LORA_GENERATION', 5, '{"character_name": "A", "description": "b"}')""",
         )
         assert host_takes(database_url) == ["watch", "hand"]
-        assert await admit(ledger, "w", {"gpu": 0}) == []
+        assert await admit(store, "w", {"gpu": 0}) == []
         assert host_takes(database_url) == ["watch"]
-        assert {stage.status for stage in (await pipelines.get_pipeline(ledger, made.id)).stages} == {
+        assert {stage.status for stage in (await pipelines.get_pipeline(store, made.id)).stages} == {
             "pending"
         }
-        first = await admit(ledger, "w", {"gpu": 1})
-        await ledger.hand_back(first[0].task.id or 0, first[0].ticket)
+        first = await admit(store, "w", {"gpu": 1})
+        await store.release(first[0].task.id or 0, first[0].lease)
         assert host_takes(database_url) == ["watch"]
-        assert (await ledger.get(watch.id or 0)).status == "pending"
+        assert (await store.get(watch.id or 0)).status == "pending"
         for name, value in execute(database_url, "SELECT task_type, status FROM echo_tasks"):
             assert name in HOST_TYPES
             assert value in HOST_STATUSES
@@ -280,31 +280,31 @@ def test_a_row_of_ours_is_out_of_a_hosts_reach_from_when_it_is_first_seen(databa
 
 
 def test_what_people_do_to_our_rows_with_sql_holds(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        first, second, third = await ledger.add(*(generation(name) for name in "abc"))
-        (child,) = await ledger.add(generation("child", dependencies=[first.id]))
-        await admit(ledger, "w", {"gpu": 0})
+    async def scenario(store: TaskStore) -> None:
+        first, second, third = await store.add(*(generation(name) for name in "abc"))
+        (child,) = await store.add(generation("child", dependencies=[first.id]))
+        await admit(store, "w", {"gpu": 0})
         execute(
             database_url,
             f"UPDATE echo_tasks SET status = 'cancelled' WHERE id = {first.id}",
             f"UPDATE echo_tasks SET priority = 1 WHERE id = {third.id}",
         )
-        taken = await one_after_another(ledger)
+        taken = await one_after_another(store)
         assert taken == ["c", "b"]
-        assert (await ledger.get(child.id or 0)).status == "cancelled"
+        assert (await store.get(child.id or 0)).status == "cancelled"
         execute(
             database_url, f"UPDATE echo_tasks SET status = 'pending' WHERE id IN ({first.id}, {second.id})"
         )
-        assert await one_after_another(ledger) == ["a", "b"]
+        assert await one_after_another(store) == ["a", "b"]
 
     run(database_url, scenario)
 
 
-async def one_after_another(ledger: Ledger) -> list[str]:
+async def one_after_another(store: TaskStore) -> list[str]:
     names = []
-    while taken := await admit(ledger, "w", {"gpu": 1}):
+    while taken := await admit(store, "w", {"gpu": 1}):
         names.append(taken[0].task.name)
-        await ledger.complete(taken[0].task.id or 0, taken[0].ticket, {})
+        await store.complete(taken[0].task.id or 0, taken[0].lease, {})
     return names
 
 
@@ -321,26 +321,26 @@ HOSTILE = {
 
 
 def test_no_row_stops_the_reading_of_another(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        async with ledger.writing() as connection:
+    async def scenario(store: TaskStore) -> None:
+        async with store.writing() as connection:
             for name, (payload, parents) in HOSTILE.items():
                 sql = (
                     "INSERT INTO echo_tasks (name, task_type, payload, dependencies) VALUES (:n, :t, :p, :d)"
                 )
-                if ledger.dialect == "postgresql":
+                if store.dialect == "postgresql":
                     sql = sql.replace(":p", "CAST(:p AS json)").replace(":d", "CAST(:d AS json)")
                 for kind in ("LORA_GENERATION", "user_request"):
                     values = {"n": name, "t": kind, "p": payload, "d": parents}
                     await connection.execute(sa.text(sql), values)
-        await ledger.add(generation("good", priority=5))
-        names = {each.task.name for each in await admit(ledger, "w", ALL)}
+        await store.add(generation("good", priority=5))
+        names = {each.task.name for each in await admit(store, "w", ALL)}
         assert "good" in names
-        for task in await ledger.recent():
+        for task in await store.recent():
             assert len(task.error or "") < 500
             if "parent" in task.name and "deep" not in task.name:
                 assert task.status == "failed", task
         # A user_request that cannot be read as text is left alone: nobody can say whose it is.
-        pending = {(task.name, task.task_type) for task in await ledger.recent() if task.status == "pending"}
+        pending = {(task.name, task.task_type) for task in await store.recent() if task.status == "pending"}
         assert pending == {(name, "user_request") for name in ("deep", "surrogate", "NUL uuid")}
 
     run(database_url, scenario)

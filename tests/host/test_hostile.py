@@ -23,8 +23,8 @@ from lora_foundry.cli.app import app
 from lora_foundry.errors import PermanentError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import admit
-from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.payloads import prepare
+from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from lora_foundry.web.app import create_app
 from tests.contract.conftest import database_url, postgresql_server
@@ -78,7 +78,7 @@ def test_hostile_rows_stop_nothing(
 ) -> None:
     monkeypatch.setenv("LORA_FOUNDRY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LORA_FOUNDRY_DATABASE_URL", database_url)
-    asyncio.run(Ledger(database_url).upgrade())
+    asyncio.run(TaskStore(database_url).upgrade())
     table = Table(database_url)
     made = [(number, row) for row in rows() if (number := table.insert(row)) is not None]
     assert len(made) > 250
@@ -92,9 +92,9 @@ def test_hostile_rows_stop_nothing(
     before = table.image(others)
 
     async def scenario() -> None:
-        ledger, stop = Ledger(database_url), asyncio.Event()
+        store, stop = TaskStore(database_url), asyncio.Event()
         worker = asyncio.create_task(
-            Worker(ledger, Settings(), WorkerOptions(JOBS, {"gpu": 40, "cpu": 40}, QUICK)).run(stop)
+            Worker(store, Settings(), WorkerOptions(JOBS, {"gpu": 40, "cpu": 40}, QUICK)).run(stop)
         )
         end = time.monotonic() + 400
         while left := {
@@ -106,9 +106,9 @@ def test_hostile_rows_stop_nothing(
         assert not worker.done()
         stop.set()
         await worker
-        assert len(await ledger.recent(limit=1000)) == len(made) + 4
-        await ledger.counts()
-        await ledger.close()
+        assert len(await store.recent(limit=1000)) == len(made) + 4
+        await store.counts()
+        await store.close()
 
     asyncio.run(scenario())
     assert table.ends([good])[good][0] == "completed"
@@ -155,7 +155,7 @@ def tables(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
         )
     urls = [f"sqlite:///{tmp_path_factory.mktemp('hostile') / 'tasks.db'}", postgresql_server]
     for url in urls:
-        asyncio.run(Ledger(url).upgrade())
+        asyncio.run(TaskStore(url).upgrade())
     return urls
 
 
@@ -167,16 +167,16 @@ def test_whatever_rows_are_drawn_ours_end_and_others_stay(
     settings = Settings(home=Path(tmp_path_factory.getbasetemp()) / "home")
 
     async def work(url: str) -> None:
-        ledger = Ledger(url)
-        while taken := await admit(ledger, "w", {"gpu": 3, "cpu": 3}):
+        store = TaskStore(url)
+        while taken := await admit(store, "w", {"gpu": 3, "cpu": 3}):
             for each in taken:
-                row = await ledger.get(each.task.id or 0)
+                row = await store.get(each.task.id or 0)
                 with contextlib.suppress(PermanentError):
                     prepare(each.kind, row.payload, settings)
                     raise AssertionError(f"{row} can be run")
-                await ledger.fail(row, each.ticket, Failure("no", permanent=True))
-        await ledger.recent(limit=50)
-        await ledger.close()
+                await store.fail(row, each.lease, Failure("no", permanent=True))
+        await store.recent(limit=50)
+        await store.close()
 
     for url in tables:
         table = Table(url)

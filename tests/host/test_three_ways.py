@@ -74,19 +74,19 @@ def test_the_three_ways(
         execute(database_url, SQLITE if database_url.startswith("sqlite") else POSTGRESQL)
         stop = asyncio.Event()
         options = WorkerOptions(JOBS, {"gpu": 1, "cpu": 1}, QUICK)
-        worker = asyncio.create_task(Worker(task_queue.ledger, Settings(), options).run(stop))
+        worker = asyncio.create_task(Worker(task_queue.store, Settings(), options).run(stop))
         end = time.monotonic() + 60
-        while any(row.status not in ENDED for row in await task_queue.ledger.recent()):
-            assert time.monotonic() < end, await task_queue.ledger.recent()
+        while any(row.status not in ENDED for row in await task_queue.store.recent()):
+            assert time.monotonic() < end, await task_queue.store.recent()
             await asyncio.sleep(0.1)
         stop.set()
         await worker
-        rows = await task_queue.ledger.recent()
+        rows = await task_queue.store.recent()
         assert {row.status for row in rows} == {"completed"}, rows
         assert len(rows) == 5
-        pipeline = [await task_queue.ledger.get(uuid.upper()) for uuid in ids]
+        pipeline = [await task_queue.store.get(uuid.upper()) for uuid in ids]
         assert [row.result["attempts"] for row in pipeline if isinstance(row.result, dict)] == [1, 2, 3]
-        assert (await task_queue.ledger.get(task.uuid)).priority == TaskPriority.LOW
+        assert (await task_queue.store.get(task.uuid)).priority == TaskPriority.LOW
         await task_queue.close()
 
     asyncio.run(scenario())

@@ -25,7 +25,7 @@ class OnlyCaptions:
     """Ports of which only the captioner is there, and nothing that looks at pictures."""
 
     captioner = PlanCaptioner()
-    lookers = ()
+    captioners = ()
 
 
 def make_run(folder: Path, *settings: str) -> Run:

@@ -142,13 +142,13 @@ class Looker:
         return [self.tags[number % len(self.tags)] for number in range(len(pictures))]
 
 
-SETTLED = (*SETTINGS, "generate.settle=true", "generate.round_steps=0", "generate.rounds=2")
+SETTLED = (*SETTINGS, "generate.complete_description=true", "generate.round_steps=0", "generate.rounds=2")
 
 
 def test_what_the_cluster_shows_is_added_to_the_description(tmp_path: Path) -> None:
     painter, looker = Painter(), Looker(["green eyes", "smile", "blonde hair"], ["green eyes", "sitting"])
     given = ports(painter, 0.8)
-    given.lookers = (looker,)
+    given.captioners = (looker,)
     run = make_run(tmp_path, *SETTLED)
     result = pipeline.generate(run, given, quiet)
     assert result.rounds[0].completed == ("green eyes",), (
@@ -161,13 +161,13 @@ def test_what_the_cluster_shows_is_added_to_the_description(tmp_path: Path) -> N
     assert not any("green eyes" in prompt for prompt in first)
     assert all(f"{run.character.description}, green eyes" in prompt for prompt in last)
     again = ports(Painter(breaks_after=0))
-    again.lookers = (looker,)
+    again.captioners = (looker,)
     assert pipeline.generate(run, again, quiet) == result
 
 
 def test_nothing_left_open_ends_the_rounds(tmp_path: Path) -> None:
     given = ports(Painter(), 0.8, 0.3, 0.2)
-    given.lookers = (Looker(["smile"]),)
+    given.captioners = (Looker(["smile"]),)
     result = pipeline.generate(make_run(tmp_path, *SETTLED, "generate.rounds=4"), given, quiet)
     assert len(result.rounds) == 1
 

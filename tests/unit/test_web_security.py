@@ -13,9 +13,9 @@ from starlette.datastructures import Headers
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 from lora_foundry.web.guard import host_name, is_loopback, same_origin
-from lora_foundry.web.jail import jailed
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes.login import own_page
+from lora_foundry.web.safe_files import safe_file
 from lora_foundry.web.serving import access
 from lora_foundry.web.sessions import COOKIE_SECONDS, GUESSES, GuessLimit, Sessions, check_token, new_token
 
@@ -58,12 +58,12 @@ def prison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ])  # fmt: skip
 def test_nothing_outside_the_folder_is_served(prison: Path, parts: tuple[str, ...]) -> None:
     with pytest.raises(NotFoundError):
-        jailed(prison, *parts)
+        safe_file(prison, *parts)
 
 
 def test_what_is_inside_is_served_by_its_real_path(prison: Path) -> None:
-    assert jailed(prison, "images", "a.png").read_text() == "inside"
-    assert jailed(prison, "images", "within.png") == (prison / "images" / "a.png").resolve()
+    assert safe_file(prison, "images", "a.png").read_text() == "inside"
+    assert safe_file(prison, "images", "within.png") == (prison / "images" / "a.png").resolve()
 
 
 PARTS = st.lists(
@@ -81,7 +81,7 @@ PARTS = st.lists(
 @given(parts=PARTS)
 def test_no_address_leads_out(prison: Path, parts: list[str]) -> None:
     try:
-        found = jailed(prison, *parts)
+        found = safe_file(prison, *parts)
     except NotFoundError:
         return
     assert prison.resolve() in found.parents

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lora_foundry.api import CreateResult, Foundry, check_writable, result_of
-from lora_foundry.cli.tasks import settings_of, with_ledger
+from lora_foundry.cli.tasks import settings_of, with_store
 from lora_foundry.composition import notifier_of
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
@@ -29,8 +29,8 @@ from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_foundry.tasks.ledger import Ledger
     from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
+    from lora_foundry.tasks.store import TaskStore
 
 CTRL_C_SECONDS = 10.0  # to come to a safe place
 _out = Console(highlight=False)
@@ -136,12 +136,12 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
 
     request = decided(wanted, settings, asks=False)
 
-    async def put(ledger: Ledger) -> Pipeline:
+    async def put(store: TaskStore) -> Pipeline:
         from lora_foundry.tasks.pipelines import submit
 
-        return await submit(ledger, settings, request)
+        return await submit(store, settings, request)
 
-    pipeline = with_ledger(settings, put)
+    pipeline = with_store(settings, put)
     tasks = [stage.task_id for stage in pipeline.stages]
     if as_json:
         print(json.dumps({"status": "pending", "pipeline": pipeline.id, "tasks": tasks}))
@@ -193,7 +193,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
         def trouble(stage: StageState) -> None:
             display.say(f"{stage.stage}: {stage.error} It is tried again.")
 
-        async def work(ledger: Ledger) -> Pipeline:
+        async def work(store: TaskStore) -> Pipeline:
             from lora_foundry.stage_job import ENTRY, PRELOAD
             from lora_foundry.tasks.foreground import Watcher, create
             from lora_foundry.tasks.recovery import Timing
@@ -202,9 +202,9 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
             timing, notifier = Timing(grace=CTRL_C_SECONDS), notifier_of(settings)
             options = WorkerOptions(ENTRY, timing=timing, preload=PRELOAD, notifier=notifier)
             watcher = Watcher(display.progress, display.finished, trouble)
-            return await create(ledger, settings, request, options, watcher)
+            return await create(store, settings, request, options, watcher)
 
-        pipeline = with_ledger(settings, work)
+        pipeline = with_store(settings, work)
     if pipeline.status != "completed":
         raise _error_of(pipeline)
     run = run.model_copy(update={"dataset_dir": folder_of(run.dataset_dir, pipeline.version)})

@@ -21,8 +21,8 @@ from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:
-    from lora_foundry.tasks.ledger import Ledger
     from lora_foundry.tasks.pipelines import Pipeline, StageState
+    from lora_foundry.tasks.store import TaskStore
 
 Answer = TypeVar("Answer")
 Home = Annotated[
@@ -44,20 +44,20 @@ def settings_of(home: Path | None) -> Settings:
     return Settings() if home is None else Settings(home=home)
 
 
-def with_ledger(settings: Settings, work: Callable[[Ledger], Awaitable[Answer]]) -> Answer:
-    """Runs `work` on the ledger, whose table is made or brought up to date first. Raises StorageError and BackendError
+def with_store(settings: Settings, work: Callable[[TaskStore], Awaitable[Answer]]) -> Answer:
+    """Runs `work` on the store, whose table is made or brought up to date first. Raises StorageError and BackendError
     where the database cannot be used."""
     from lora_foundry.tasks.database import database_errors
-    from lora_foundry.tasks.ledger import Ledger
+    from lora_foundry.tasks.store import TaskStore
 
     async def run() -> Answer:
-        ledger = Ledger(settings.task_database)
+        store = TaskStore(settings.task_database)
         try:
-            with database_errors(ledger.url):
-                await ledger.upgrade()
-                return await work(ledger)
+            with database_errors(store.url):
+                await store.upgrade()
+                return await work(store)
         finally:
-            await ledger.close()
+            await store.close()
 
     return asyncio.run(run())
 
@@ -69,7 +69,7 @@ def worker(
 ) -> None:
     """Run tasks from the table until stopped; as many workers as you like may share a database."""
     settings = settings_of(home)
-    with_ledger(settings, _nothing)
+    with_store(settings, _nothing)
     from lora_foundry.composition import notifier_of
     from lora_foundry.stage_job import ENTRY
     from lora_foundry.tasks.devices import lanes_for
@@ -85,7 +85,7 @@ def worker(
     serve(settings.task_database, settings, options)
 
 
-async def _nothing(ledger: Ledger) -> None:
+async def _nothing(store: TaskStore) -> None:
     """Only the upgrade is wanted."""
 
 
@@ -93,13 +93,13 @@ async def _nothing(ledger: Ledger) -> None:
 def upgrade(home: Home = None) -> None:
     """Create the task table, or adopt an existing echo_tasks with an integer id; no row is lost."""
     settings = settings_of(home)
-    with_ledger(settings, _nothing)
+    with_store(settings, _nothing)
     _out.print(f"The task table is up to date in {escape(settings.task_database)}.", soft_wrap=True)
 
 
 def stats(home: Home = None, as_json: JsonOption = False) -> None:
     """How many tasks there are of each status."""
-    counts = with_ledger(settings_of(home), lambda ledger: ledger.counts())
+    counts = with_store(settings_of(home), lambda store: store.counts())
     if as_json:
         _print_json(counts)
         return
@@ -129,7 +129,7 @@ def list_tasks(
     as_json: JsonOption = False,
 ) -> None:
     """List tasks, the newest first."""
-    found = with_ledger(settings_of(home), lambda ledger: ledger.recent(status=status, limit=limit))
+    found = with_store(settings_of(home), lambda store: store.recent(status=status, limit=limit))
     if as_json:
         _print_json([plain(task) for task in found])
         return
@@ -150,7 +150,7 @@ def list_tasks(
 @tasks.command()
 def show(task: Reference, home: Home = None, as_json: JsonOption = False) -> None:
     """Show everything about one task."""
-    values = plain(with_ledger(settings_of(home), lambda ledger: ledger.get(task)))
+    values = plain(with_store(settings_of(home), lambda store: store.get(task)))
     if as_json:
         _print_json(values)
         return
@@ -165,7 +165,7 @@ def show(task: Reference, home: Home = None, as_json: JsonOption = False) -> Non
 def logs(task: Reference, home: Home = None) -> None:
     """Print the log of a task's attempts."""
     settings = settings_of(home)
-    found = with_ledger(settings, lambda ledger: ledger.get(task))
+    found = with_store(settings, lambda store: store.get(task))
     file = task_log(settings.home, found.id or 0)
     if not file.is_file():
         raise InputError(f"Task {found.id} has no log at {file}; it has not run on this machine yet.")
@@ -180,12 +180,12 @@ def pipelines(
 ) -> None:
     """List pipelines with the state of each stage."""
 
-    async def read(ledger: Ledger) -> list[Pipeline]:
+    async def read(store: TaskStore) -> list[Pipeline]:
         from lora_foundry.tasks.pipelines import recent_pipelines
 
-        return await recent_pipelines(ledger, limit=limit)
+        return await recent_pipelines(store, limit=limit)
 
-    found = with_ledger(settings_of(home), read)
+    found = with_store(settings_of(home), read)
     if as_json:
         _print_json([pipeline.model_dump(mode="json") for pipeline in found])
         return
@@ -228,24 +228,24 @@ def retry(
     given = settings or []
     changes = setting_values([*given, *remember(setting_values(given), chosen)])
 
-    async def again(ledger: Ledger) -> list[Task]:
+    async def again(store: TaskStore) -> list[Task]:
         from lora_foundry.tasks.pipelines import retry as run_again
 
-        return await run_again(ledger, chosen, task, changes=changes, start=start)
+        return await run_again(store, chosen, task, changes=changes, start=start)
 
-    _say(with_ledger(chosen, again), as_json, "Pending again")
+    _say(with_store(chosen, again), as_json, "Pending again")
 
 
 @tasks.command()
 def cancel(task: AnyReference, home: Home = None, as_json: JsonOption = False) -> None:
     """Cancel a task or a whole pipeline; a running attempt is killed by its worker."""
 
-    async def end(ledger: Ledger) -> list[Task]:
+    async def end(store: TaskStore) -> list[Task]:
         from lora_foundry.tasks.pipelines import cancel as cancel_all
 
-        return await cancel_all(ledger, task)
+        return await cancel_all(store, task)
 
-    found = with_ledger(settings_of(home), end)
+    found = with_store(settings_of(home), end)
     running = [each for each in found if each.status == "running"]
     if not as_json and running:
         _out.print(f"Being killed by their worker: {', '.join(str(each.id) for each in running)}.")
@@ -270,12 +270,12 @@ def prune(
     """Delete rows of ours that ended longer ago than this; other programs' rows are never touched."""
     age = parse_age(older_than)
 
-    async def delete(ledger: Ledger) -> int:
+    async def delete(store: TaskStore) -> int:
         from lora_foundry.tasks.pipelines import is_ours
 
-        return await ledger.prune(age, is_ours)
+        return await store.prune(age, is_ours)
 
-    count = with_ledger(settings_of(home), delete)
+    count = with_store(settings_of(home), delete)
     _out.print(f"Deleted {count} tasks.")
 
 

@@ -30,7 +30,10 @@ from lora_foundry.registry import choice_of
 
 # Keys of earlier versions: what they are called now, or None where nothing stands in their place. Recipes of that time
 # lie in users' files and in the rows of their databases.
-FORMER_KEYS: dict[str, str | None] = {"caption.backend": None}
+FORMER_KEYS: dict[str, str | None] = {
+    "caption.backend": None,
+    "generate.settle": "generate.complete_description",
+}
 
 
 def with_current_keys(data: Any) -> Any:

@@ -75,5 +75,5 @@ class Task:
     pipeline: str | None = None
     progress: object = None
     worker: str | None = None
-    ticket: str | None = None
+    lease: str | None = None
     resumes: int = 0

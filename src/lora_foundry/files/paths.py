@@ -67,7 +67,7 @@ class RunPaths:
 
     @property
     def rounds(self) -> Path:
-        """The galleries before the last, where a recipe asks for several rounds."""
+        """The sets before the last, where a recipe asks for several rounds."""
         return self.root / "rounds"
 
     def round(self, number: int) -> RoundPaths:
@@ -212,7 +212,7 @@ class TrialPaths:
 
 @dataclass(frozen=True)
 class RoundPaths:
-    """Everything of one gallery before the last."""
+    """Everything of one set before the last."""
 
     root: Path
     slug: str

@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import HELD, OUR_TYPES, WAITING, Task, TaskStatus, TaskType
 from lora_foundry.tasks.dependents import end, follow_outside, let_children_start, link, stop_children
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.payloads import Kind
 from lora_foundry.tasks.rows import MOST_PRIORITY, kind_of, our_row, to_task
 from lora_foundry.tasks.schema import NEW, dependencies, moment, ours, tasks, whole_row
+from lora_foundry.tasks.store import TaskStore
 
 logger = logging.getLogger(__name__)
 PAGE = 200
@@ -55,7 +55,7 @@ class Admitted:
     task: Task
     kind: Kind
     lane: str
-    ticket: str
+    lease: str
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Inbox:
 
 
 async def admit(
-    ledger: Ledger,
+    store: TaskStore,
     worker: str,
     free: Mapping[str, int],
     pipeline: str | None = None,
@@ -87,26 +87,26 @@ async def admit(
 
     With an inbox, rows that were written since are taken in a thousand at a time, so that many of them hold nobody up.
     """
-    await take_in(ledger, inbox)
+    await take_in(store, inbox)
     taken: list[Admitted] = []
     for lane, number in free.items():
         if number > 0:
-            taken += await _take(ledger, worker, lane, number, pipeline)
+            taken += await _take(store, worker, lane, number, pipeline)
     return taken
 
 
-async def take_in(ledger: Ledger, inbox: Inbox | None = None) -> None:
+async def take_in(store: TaskStore, inbox: Inbox | None = None) -> None:
     """Holds the rows of ours that were written since, and looks up their dependencies: all of them without an inbox."""
     given, inbox = inbox, inbox or Inbox()
-    await _look(ledger, inbox)
+    await _look(store, inbox)
     while given is None and inbox.left:
-        await _look(ledger, inbox)
+        await _look(store, inbox)
 
 
-async def _look(ledger: Ledger, inbox: Inbox) -> None:
+async def _look(store: TaskStore, inbox: Inbox) -> None:
     whole = inbox.sweeps()
     near = sa.true() if whole else tasks.c.id > inbox.seen - WINDOW
-    async with ledger.reading() as connection:
+    async with store.reading() as connection:
         newest = (await connection.execute(sa.select(sa.func.max(tasks.c.id)))).scalar() or 0
         pending = sa.select(tasks.c.id).where(tasks.c.status == TaskStatus.PENDING, near, _MAYBE_OURS)
         ids = (await connection.execute(pending.order_by(*_ORDER))).scalars().all()
@@ -119,28 +119,28 @@ async def _look(ledger: Ledger, inbox: Inbox) -> None:
     inbox.left = more = len(ids) > PAGE * PAGES
     for start in range(0, min(len(ids), PAGE * PAGES), PAGE):
         page = ids[start : min(start + PAGE, PAGE * PAGES)]
-        inbox.passed.update(await _each_or_all(ledger, page, partial(_hold, inbox.passed)))
+        inbox.passed.update(await _each_or_all(store, page, partial(_hold, inbox.passed)))
     if ids or unlinked:
         for _ in range(PAGES):
             # Whose parents may not be held yet has to wait for that.
-            new = await _unlinked(ledger, free_only=more)
-            if not new or len(await _each_or_all(ledger, new, _link)) == len(new):
+            new = await _unlinked(store, free_only=more)
+            if not new or len(await _each_or_all(store, new, _link)) == len(new):
                 break
         else:
             inbox.left = True
     if outside:
-        async with ledger.writing() as connection:
-            await follow_outside(connection, moment(await ledger.now(connection)))
+        async with store.writing() as connection:
+            await follow_outside(connection, moment(await store.now(connection)))
     if more:
         return
     if whole:
-        await _follow_hands(ledger)
+        await _follow_hands(store)
         inbox.swept = time.monotonic()
         inbox.passed.clear()
     inbox.seen = max(inbox.seen, newest)
 
 
-async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> list[int]:
+async def _each_or_all(store: TaskStore, ids: Sequence[int], work: Any) -> list[int]:
     """Does something to rows in one transaction, or one by one where one of them spoils it for all; a row that cannot
     be worked on fails alone, and what cannot even be failed is left alone. Returns those that were left."""
     left: list[int] = []
@@ -148,8 +148,8 @@ async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> list[in
     while parts:
         part = parts.pop(0)
         try:
-            async with ledger.writing() as connection:
-                await work(ledger, connection, part)
+            async with store.writing() as connection:
+                await work(store, connection, part)
         except (OperationalError, InterfaceError, OSError):
             raise  # the database is away or busy: no row's fault
         except Exception as error:
@@ -157,17 +157,17 @@ async def _each_or_all(ledger: Ledger, ids: Sequence[int], work: Any) -> list[in
                 parts = [[each] for each in part]
                 continue
             logger.warning("Task %s cannot be read: %s", part[0], type(error).__name__)
-            if not await _give_up(ledger, part[0], error):
+            if not await _give_up(store, part[0], error):
                 left.append(part[0])
     return left
 
 
-async def _give_up(ledger: Ledger, number: int, error: Exception) -> bool:
+async def _give_up(store: TaskStore, number: int, error: Exception) -> bool:
     """Fails a row of ours that no transaction can work on."""
     said = f"The task's row cannot be worked on ({type(error).__name__}); correct it, or add the task again."
     try:
-        async with ledger.writing() as connection:
-            stamp = moment(await ledger.now(connection))
+        async with store.writing() as connection:
+            stamp = moment(await store.now(connection))
             await end(connection, [number], TaskStatus.FAILED, said, stamp)
             await stop_children(connection, [number], stamp)
             unseen = (tasks.c.id == number) & (tasks.c.status == TaskStatus.PENDING) & _TYPE.in_(OUR_TYPES)
@@ -178,7 +178,7 @@ async def _give_up(ledger: Ledger, number: int, error: Exception) -> bool:
     return True
 
 
-async def _hold(passed: set[int], ledger: Ledger, connection: AsyncConnection, ids: Sequence[int]) -> None:
+async def _hold(passed: set[int], store: TaskStore, connection: AsyncConnection, ids: Sequence[int]) -> None:
     """Takes pending rows of ours out of other workers' reach, and gives each its line in our table. One that had one
     already was set to pending by hand, and runs as if it never had."""
     rows = (await connection.execute(whole_row().where(tasks.c.id.in_(ids)).order_by(tasks.c.id))).all()
@@ -186,48 +186,48 @@ async def _hold(passed: set[int], ledger: Ledger, connection: AsyncConnection, i
     passed.update(number for number in ids if number not in found)
     if not found:
         return
-    stamp = moment(await ledger.now(connection))
+    stamp = moment(await store.now(connection))
     chosen = tasks.c.id.in_(list(found)) & (tasks.c.status == TaskStatus.PENDING)
     held = tasks.update().where(chosen).values(status=HELD, updated_at=stamp).returning(tasks.c.id)
     mine = sorted((await connection.execute(held)).scalars().all())
     if not mine:
         return
     values = [our_row(*found[number]) for number in mine]
-    statement = (postgresql.insert if ledger.dialect == "postgresql" else sqlite.insert)(ours)
+    statement = (postgresql.insert if store.dialect == "postgresql" else sqlite.insert)(ours)
     fresh = {name: statement.excluded[name] for name in values[0] if name != "id"}
     await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=fresh), values)
 
 
-async def _unlinked(ledger: Ledger, free_only: bool) -> Sequence[int]:
+async def _unlinked(store: TaskStore, free_only: bool) -> Sequence[int]:
     query = sa.select(ours.c.id).outerjoin(tasks, tasks.c.id == ours.c.id).where(ours.c.queue == NEW)
     if free_only:
         query = query.where(_IS_FREE)
     query = query.order_by(*_ORDER).limit(PAGE)
-    async with ledger.reading() as connection:
+    async with store.reading() as connection:
         return (await connection.execute(query)).scalars().all()
 
 
-async def _link(ledger: Ledger, connection: AsyncConnection, ids: Sequence[int]) -> None:
+async def _link(store: TaskStore, connection: AsyncConnection, ids: Sequence[int]) -> None:
     mine = ours.c.id.in_(ids) & (ours.c.queue == NEW)
     locked = sa.select(ours.c.id).where(mine).order_by(ours.c.id).with_for_update()
     still = (await connection.execute(locked)).scalars().all()
     rows = (await connection.execute(whole_row().where(tasks.c.id.in_(still)).order_by(tasks.c.id))).all()
-    await link(connection, [to_task(row) for row in rows], moment(await ledger.now(connection)))
+    await link(connection, [to_task(row) for row in rows], moment(await store.now(connection)))
     gone = set(still) - {row.id for row in rows}
     await connection.execute(ours.delete().where(ours.c.id.in_(gone)))
 
 
-async def _follow_hands(ledger: Ledger) -> None:
+async def _follow_hands(store: TaskStore) -> None:
     """What people and other programs did to rows of ours that wait or run: a row that was ended, taken or deleted in
     the shared table is so for us too, and so are its priority and time."""
-    async with ledger.writing() as connection:
+    async with store.writing() as connection:
         changed = sa.or_(ours.c.priority != tasks.c.priority, ours.c.due.is_distinct_from(_WHEN))
         same = (tasks.c.id == ours.c.id) & ours.c.queue.is_not(None) & changed
         priority = sa.case(
             (tasks.c.priority.between(0, MOST_PRIORITY), tasks.c.priority), else_=ours.c.priority
         )
         await connection.execute(ours.update().where(same).values(priority=priority, due=_WHEN))
-        stamp = moment(await ledger.now(connection))
+        stamp = moment(await store.now(connection))
         differs = (
             sa.select(ours.c.id, tasks.c.status)
             .outerjoin(tasks, tasks.c.id == ours.c.id)
@@ -243,7 +243,7 @@ async def _follow_hands(ledger: Ledger) -> None:
             if status is None:
                 await connection.execute(ours.delete().where(row))
             else:
-                values = {"status": str(status), "queue": None, "worker": None, "ticket": None}
+                values = {"status": str(status), "queue": None, "worker": None, "lease": None}
                 await connection.execute(ours.update().where(row).values(**values))
             if status == TaskStatus.COMPLETED:
                 await let_children_start(connection, number)
@@ -269,31 +269,33 @@ def _folder_is_taken(pipeline: str | None) -> sa.ColumnElement[bool]:
 
 
 async def _one_a_folder(
-    ledger: Ledger, connection: AsyncConnection, rows: Sequence[Any], pipeline: str | None
+    store: TaskStore, connection: AsyncConnection, rows: Sequence[Any], pipeline: str | None
 ) -> list[int]:
     """Of rows that may start, one for each folder, looked at again when nobody else can decide on that folder."""
     first: dict[str | int, int] = {}
     for row in rows:
         first.setdefault(row.folder or row.id, row.id)
     chosen = list(first.values())
-    if ledger.dialect == "postgresql":
+    if store.dialect == "postgresql":
         for folder in sorted({row.folder for row in rows if row.folder}):
-            await ledger.reserve(connection, folder)
+            await store.reserve(connection, folder)
         still = sa.select(ours.c.id).where(ours.c.id.in_(chosen), ~_folder_is_taken(pipeline))
         free = set((await connection.execute(still)).scalars().all())
         chosen = [each for each in chosen if each in free]
     return [row.id for row in rows if row.id in chosen]
 
 
-async def _take(ledger: Ledger, worker: str, lane: str, number: int, pipeline: str | None) -> list[Admitted]:
+async def _take(
+    store: TaskStore, worker: str, lane: str, number: int, pipeline: str | None
+) -> list[Admitted]:
     """Makes the most urgent rows of a lane this worker's."""
-    async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
+    async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
         if (
             await connection.execute(sa.select(ours.c.id).where(ours.c.queue == lane).limit(1))
         ).first() is None:
             return []
-    async with ledger.writing() as connection:
-        now = await ledger.now(connection)
+    async with store.writing() as connection:
+        now = await store.now(connection)
         due = ours.c.due.is_(None) | (ours.c.due <= moment(now))
         query = sa.select(ours.c.id, ours.c.folder).where(
             ours.c.queue == lane, due, ~_folder_is_taken(pipeline)
@@ -305,26 +307,26 @@ async def _take(ledger: Ledger, worker: str, lane: str, number: int, pipeline: s
             .limit(number)
             .with_for_update(skip_locked=True, of=ours)
         )
-        ids = await _one_a_folder(ledger, connection, (await connection.execute(query)).all(), pipeline)
+        ids = await _one_a_folder(store, connection, (await connection.execute(query)).all(), pipeline)
         if not ids:
             return []
         chosen = tasks.c.id.in_(ids) & (tasks.c.status == HELD)
         values = {"status": TaskStatus.RUNNING, "started_at": moment(now), "updated_at": moment(now)}
         update = tasks.update().where(chosen).values(**values).returning(tasks.c.id)
         taken = set((await connection.execute(update)).scalars().all())
-        tickets = {each: uuid4().hex for each in ids if each in taken}
-        for each, ticket in tickets.items():
-            mine = {"status": RUNNING.value, "queue": None, "worker": worker, "ticket": ticket}
+        leases = {each: uuid4().hex for each in ids if each in taken}
+        for each, lease in leases.items():
+            mine = {"status": RUNNING.value, "queue": None, "worker": worker, "lease": lease}
             statement = ours.update().where(ours.c.id == each).values(cancel_requested=None, begun=1, **mine)
             await connection.execute(statement)
-        rows = (await connection.execute(whole_row().where(tasks.c.id.in_(list(tickets))))).all()
-        roots = sa.select(ours.c.root).where(ours.c.id.in_(list(tickets)))
+        rows = (await connection.execute(whole_row().where(tasks.c.id.in_(list(leases))))).all()
+        roots = sa.select(ours.c.root).where(ours.c.id.in_(list(leases)))
         begins = ours.c.root.in_(roots) & ((ours.c.begun == 0) | ours.c.before.is_not(None))
         await connection.execute(ours.update().where(begins).values(begun=1, before=None))
-        if tickets:
-            await ledger.wake(connection)
+        if leases:
+            await store.wake(connection)
     if len(taken) < len(ids):  # somebody changed those in the shared table
-        await _follow_hands(ledger)
+        await _follow_hands(store)
     found = {row.id: to_task(row) for row in rows}
     order = [found[each] for each in ids if each in found]
-    return [Admitted(task, kind_of(task) or "unknown", lane, tickets[task.id or 0]) for task in order]
+    return [Admitted(task, kind_of(task) or "unknown", lane, leases[task.id or 0]) for task in order]

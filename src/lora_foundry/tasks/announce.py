@@ -15,20 +15,20 @@ from lora_foundry.files.safe_paths import inside
 from lora_foundry.files.versions import folder_of
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import get_pipeline
+from lora_foundry.tasks.store import TaskStore
 
 logger = logging.getLogger(__name__)
 PATIENCE = 60.0
 
 
-async def announce(ledger: Ledger, settings: Settings, notifier: Notifier, task: Task, ended: str) -> None:
+async def announce(store: TaskStore, settings: Settings, notifier: Notifier, task: Task, ended: str) -> None:
     """Sends the news that a row's end makes, if any. Whatever goes wrong is logged, and nothing else: the work is
     done and settled."""
     if task.pipeline is None or ended not in (TaskStatus.COMPLETED, TaskStatus.FAILED):
         return
     try:
-        news = await _news(ledger, settings, task, ended)
+        news = await _news(store, settings, task, ended)
         if news is not None:
             await asyncio.wait_for(asyncio.to_thread(notifier.notify, news), PATIENCE)
     except Exception as error:
@@ -38,9 +38,9 @@ async def announce(ledger: Ledger, settings: Settings, notifier: Notifier, task:
         logger.warning("Not everybody was told about pipeline %s: %s", task.pipeline, why)
 
 
-async def _news(ledger: Ledger, settings: Settings, task: Task, ended: str) -> News | None:
+async def _news(store: TaskStore, settings: Settings, task: Task, ended: str) -> News | None:
     """None where the pipeline goes on."""
-    pipeline = await get_pipeline(ledger, task.pipeline or "")
+    pipeline = await get_pipeline(store, task.pipeline or "")
     folder = inside(settings.datasets_dir, pipeline.character, "character_name")
     folder = folder_of(folder, pipeline.version)
     paths = RunPaths(folder, pipeline.character.lower().replace(" ", "_"))

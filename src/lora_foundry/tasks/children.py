@@ -219,16 +219,16 @@ class Child:
 async def run_alone(child: Child, job: Job, every: float) -> Outcome:
     """Runs a job for one who has no worker: it gives the child its signs of life, one `every` seconds."""
 
-    async def beat() -> None:
+    async def heartbeat() -> None:
         while True:
             await asyncio.sleep(every)
-            child.write("beat")
+            child.write("heartbeat")
 
-    beats = asyncio.create_task(beat())
+    heartbeats = asyncio.create_task(heartbeat())
     try:
         return await child.run(job)
     finally:
-        beats.cancel()
+        heartbeats.cancel()
 
 
 async def start_process(log: Path, environment: Mapping[str, str], preload: Sequence[str] = ()) -> Process:

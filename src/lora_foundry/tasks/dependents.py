@@ -109,7 +109,7 @@ async def end(
             tasks.update().where(tasks.c.id.in_(part), tasks.c.status == HELD).values(**values)
         )
         await connection.execute(
-            ours.update().where(ours.c.id.in_(part)).values(status=status.value, queue=None, ticket=None)
+            ours.update().where(ours.c.id.in_(part)).values(status=status.value, queue=None, lease=None)
         )
 
 

@@ -46,13 +46,13 @@ class Devices:
         self._all = visible_devices(device)
         self._held: dict[str, str] = {}
 
-    def take(self, ticket: str, lane: str) -> Mapping[str, str]:
+    def take(self, lease: str, lane: str) -> Mapping[str, str]:
         """The environment for an attempt's child: the one GPU that it sees; nothing where there is no choice."""
         free = [device for device in self._all if device not in self._held.values()]
         if lane != "gpu" or not free:
             return {}
-        self._held[ticket] = free[0]
+        self._held[lease] = free[0]
         return {"CUDA_VISIBLE_DEVICES": free[0]}
 
-    def give_back(self, ticket: str) -> None:
-        self._held.pop(ticket, None)
+    def give_back(self, lease: str) -> None:
+        self._held.pop(lease, None)

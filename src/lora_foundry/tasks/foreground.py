@@ -12,8 +12,8 @@ from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.task import ENDED
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines, recovery
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 LOOK = 0.3
@@ -46,22 +46,20 @@ class Watcher:
 
 
 async def create(
-    ledger: Ledger, settings: Settings, request: PipelineRequest, options: WorkerOptions, watcher: Watcher
+    store: TaskStore, settings: Settings, request: PipelineRequest, options: WorkerOptions, watcher: Watcher
 ) -> Pipeline:
     """Submits a pipeline, or goes on with one that a killed command left, and returns when it has ended.
 
     Where no worker serves the table, one is started here for this pipeline alone, with `options`. Cancelling this
     coroutine stops that worker at the next safe place and cancels the pipeline.
     """
-    pipeline = await pipelines.unfinished(ledger, request) or await pipelines.submit(
-        ledger, settings, request
-    )
+    pipeline = await pipelines.unfinished(store, request) or await pipelines.submit(store, settings, request)
     stop, here = asyncio.Event(), None
     asked = -SERVED
     clock = asyncio.get_running_loop().time
     try:
         while True:
-            pipeline = await pipelines.get_pipeline(ledger, pipeline.id)
+            pipeline = await pipelines.get_pipeline(store, pipeline.id)
             watcher.look(pipeline)
             if pipeline.status in ENDED and not any(stage.status == "running" for stage in pipeline.stages):
                 return pipeline
@@ -69,15 +67,15 @@ async def create(
                 here.result()
             if here is None and clock() - asked >= SERVED:
                 asked = clock()
-                if not await recovery.is_served(ledger):
+                if not await recovery.is_served(store):
                     own = replace(options, pipeline=pipeline.id, lanes={"gpu": 1, "cpu": 1})
-                    here = asyncio.create_task(Worker(ledger, settings, own).run(stop))
+                    here = asyncio.create_task(Worker(store, settings, own).run(stop))
             await asyncio.sleep(LOOK)
     except asyncio.CancelledError:
         stop.set()
         if here is not None:
             await asyncio.wait([here])
-        await pipelines.cancel(ledger, pipeline.id)
+        await pipelines.cancel(store, pipeline.id)
         raise
     finally:
         stop.set()

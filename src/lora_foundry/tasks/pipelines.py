@@ -25,9 +25,9 @@ from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.payloads import flatten, prepare, recognise, stage_name
 from lora_foundry.tasks.schema import both, ours, shown_status, tasks
+from lora_foundry.tasks.store import TaskStore
 
 STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE)
 
@@ -94,7 +94,7 @@ class Pipeline(BaseModel):
     stages: tuple[StageState, ...]
 
 
-async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -> Pipeline:
+async def submit(store: TaskStore, settings: Settings, request: PipelineRequest) -> Pipeline:
     """Checks the request as a worker would and puts its rows into the table.
 
     Raises PermanentError kinds, with nothing written, for what no worker could run.
@@ -106,13 +106,13 @@ async def submit(ledger: Ledger, settings: Settings, request: PipelineRequest) -
     version = continued(now, run, request.again)
 
     async def number(connection: AsyncConnection) -> None:
-        free = await ledger.next_version(connection, request.character.name)
+        free = await store.next_version(connection, request.character.name)
         chosen = max(free, now.version + 1 if now else 1) if version is None else version
         replaces = request.again == "replace" and version is None
         for row in rows:
             row.payload = {**_dict(row.payload), "version": chosen, "replaces": replaces}
 
-    await ledger.add(*rows, first=number)
+    await store.add(*rows, first=number)
     return _summary(rows)
 
 
@@ -127,17 +127,17 @@ def _dict(payload: object) -> dict[str, Any]:
     return payload if isinstance(payload, dict) else {}
 
 
-async def unfinished(ledger: Ledger, request: PipelineRequest) -> Pipeline | None:
+async def unfinished(store: TaskStore, request: PipelineRequest) -> Pipeline | None:
     """A pipeline of the very same request that has not come to its end, as a killed command leaves one."""
     own = ("stage", "task_uuid", "pipeline", "version", "replaces")
     wanted = {key: value for key, value in _payload(request, "", "", "").items() if key not in own}
-    open_rows = await ledger.where(
+    open_rows = await store.where(
         ours.c.pipeline.is_not(None) & ours.c.status.in_([*WAITING, TaskStatus.RUNNING])
     )
     for row in open_rows:
         said = row.payload if isinstance(row.payload, dict) else {}
         if {key: value for key, value in said.items() if key not in own} == wanted:
-            return await get_pipeline(ledger, row.pipeline or "")
+            return await get_pipeline(store, row.pipeline or "")
     return None
 
 
@@ -190,44 +190,44 @@ def _payload(request: PipelineRequest, stage: str, uuid: str, pipeline: str) -> 
     }
 
 
-async def recent_pipelines(ledger: Ledger, *, limit: int = 50) -> list[Pipeline]:
+async def recent_pipelines(store: TaskStore, *, limit: int = 50) -> list[Pipeline]:
     """The newest pipelines first."""
     newest = sa.select(ours.c.pipeline).where(ours.c.pipeline.is_not(None)).group_by(ours.c.pipeline)
     newest = newest.order_by(sa.func.max(ours.c.id).desc()).limit(limit)
-    async with ledger.reading() as connection:
+    async with store.reading() as connection:
         names = (await connection.execute(newest)).scalars().all()
     rows: dict[str, list[Task]] = {}
-    for row in await ledger.where(ours.c.pipeline.in_(names)):
+    for row in await store.where(ours.c.pipeline.in_(names)):
         rows.setdefault(row.pipeline or "", []).append(row)
     return [_summary(rows[name]) for name in names if name in rows]
 
 
-async def get_pipeline(ledger: Ledger, reference: int | str) -> Pipeline:
+async def get_pipeline(store: TaskStore, reference: int | str) -> Pipeline:
     """The pipeline of that id, or the one that a task of that id or uuid belongs to. Raises InputError."""
-    rows = await _rows_of(ledger, reference)
+    rows = await _rows_of(store, reference)
     if rows[0].pipeline is None:
         raise InputError(f"Task {rows[0].id} belongs to no pipeline.")
     return _summary(rows)
 
 
-async def cancel(ledger: Ledger, reference: int | str) -> list[Task]:
+async def cancel(store: TaskStore, reference: int | str) -> list[Task]:
     """Cancels a task, or every unfinished row of a pipeline, and returns what it asked to be cancelled.
 
     Waiting rows end at once; the child of a running one is killed by its worker. Raises InputError.
     """
-    await take_in(ledger)
-    rows = await _rows_of(ledger, reference)
+    await take_in(store)
+    rows = await _rows_of(store, reference)
     if not _is_pipeline(rows, reference):
-        rows = [await ledger.get(reference)]
+        rows = [await store.get(reference)]
     _refuse_foreign(rows)
     unfinished = [row.id or 0 for row in rows if row.status in (*WAITING, TaskStatus.RUNNING)]
-    await ledger.cancel(*unfinished)
+    await store.cancel(*unfinished)
     ids = [row.id for row in rows]
-    return [row for row in await ledger.where(tasks.c.id.in_(ids)) if row.id in unfinished or len(ids) == 1]
+    return [row for row in await store.where(tasks.c.id.in_(ids)) if row.id in unfinished or len(ids) == 1]
 
 
 async def retry(
-    ledger: Ledger,
+    store: TaskStore,
     settings: Settings,
     reference: int | str,
     *,
@@ -241,8 +241,8 @@ async def retry(
     changes: recipe values, nested or dotted, laid over the settings that the rows already carry.
     Raises InputError where nothing would run again, where a row is running, or for impossible changes.
     """
-    await take_in(ledger)
-    rows = await _rows_of(ledger, reference)
+    await take_in(store)
+    rows = await _rows_of(store, reference)
     _refuse_foreign(rows)
     new = setting_values(flatten(changes or {}))
     in_pipeline = rows[0].pipeline is not None
@@ -255,7 +255,7 @@ async def retry(
         )
     else:
         again = rows
-    again = await ledger.with_descendants(again)
+    again = await store.with_descendants(again)
     again = [row for row in again if is_ours(row)]
     if all(row.status == TaskStatus.PENDING for row in again) and not new:
         raise InputError(f"Task {again[0].id} is pending already; it runs when a worker is free.")
@@ -263,8 +263,8 @@ async def retry(
     for row in again:
         if (kind := recognise(row.task_type, payload := payloads.get(row.id or 0))) and new:
             prepare(kind, payload, settings)
-    await ledger.run_again(again, payloads)
-    return await ledger.where(tasks.c.id.in_([row.id for row in again]))
+    await store.run_again(again, payloads)
+    return await store.where(tasks.c.id.in_([row.id for row in again]))
 
 
 def _first_again(
@@ -302,13 +302,13 @@ def _changed(rows: Sequence[Task], new: Mapping[str, Any]) -> dict[int, dict[str
     return changed
 
 
-async def _rows_of(ledger: Ledger, reference: int | str) -> list[Task]:
+async def _rows_of(store: TaskStore, reference: int | str) -> list[Task]:
     """The rows of the pipeline that a reference means, in order; a task that belongs to none alone."""
-    rows = await ledger.where(ours.c.pipeline == str(reference))
+    rows = await store.where(ours.c.pipeline == str(reference))
     if rows:
         return rows
-    task = await ledger.get(reference)
-    return [task] if task.pipeline is None else await ledger.where(ours.c.pipeline == task.pipeline)
+    task = await store.get(reference)
+    return [task] if task.pipeline is None else await store.where(ours.c.pipeline == task.pipeline)
 
 
 def _is_pipeline(rows: Sequence[Task], reference: int | str) -> bool:
@@ -394,12 +394,12 @@ def _status(statuses: Sequence[str]) -> TaskStatus:
     return TaskStatus.RUNNING if TaskStatus.COMPLETED in statuses else TaskStatus.PENDING
 
 
-async def pulse(ledger: Ledger) -> dict[str, str]:
+async def pulse(store: TaskStore) -> dict[str, str]:
     """A mark for each unfinished pipeline that differs whenever one of its rows does; cheap enough to ask often."""
     columns = (ours.c.pipeline, tasks.c.id, shown_status, tasks.c.updated_at, tasks.c.retries)
     unfinished = ours.c.pipeline.is_not(None) & ours.c.status.in_((*WAITING, TaskStatus.RUNNING))
     query = sa.select(*columns).select_from(both).where(unfinished).order_by(tasks.c.id)
-    async with ledger.reading() as connection:
+    async with store.reading() as connection:
         rows = (await connection.execute(query)).all()
     marks: dict[str, str] = {}
     for pipeline, *rest in rows:

@@ -1,4 +1,4 @@
-"""Fail-over: every worker beats on the database's clock, and whoever finds a stale beat gives the dead
+"""Fail-over: every worker heartbeats on the database's clock, and whoever finds a stale heartbeat gives the dead
 worker's rows back. Children die before their worker counts as dead (see runner), so an attempt never runs
 beside its successor."""
 
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from lora_foundry.domain.task import TaskStatus
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.schema import clock, executors, moment, ours, tasks
+from lora_foundry.tasks.store import TaskStore
 
 _HELD = (ours.c.status == TaskStatus.RUNNING) & ours.c.worker.is_not(None)
 
@@ -25,7 +25,7 @@ class Timing(NamedTuple):
     at every `poll` seconds, since other programs write rows without a word; our own writers wake workers (see signals).
     """
 
-    beat: float = 2.0
+    heartbeat: float = 2.0
     patience: float = 8.0
     dead_after: float = 10.0
     poll: float = 1.0
@@ -34,17 +34,17 @@ class Timing(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a worker runs: the tickets of its attempts."""
+    """What a worker runs: the leases of its attempts."""
 
     worker: str
-    tickets: frozenset[str]
+    leases: frozenset[str]
 
 
 class Lost(NamedTuple):
-    """A row taken from a worker that is dead or does not run it, and the ticket it held."""
+    """A row taken from a worker that is dead or does not run it, and the lease it held."""
 
     task_id: int
-    ticket: str
+    lease: str
 
 
 def this_process() -> str:
@@ -70,10 +70,10 @@ def _is_gone(process: str | None) -> bool:
     return False
 
 
-async def beat(ledger: Ledger, worker: str, lanes: str) -> bool:
+async def heartbeat(store: TaskStore, worker: str, lanes: str) -> bool:
     """Signs of life. False says that this worker was unknown: it is new, or was declared dead meanwhile."""
-    now = clock(ledger.dialect)
-    async with ledger.writing() as connection:
+    now = clock(store.dialect)
+    async with store.writing() as connection:
         known = await connection.execute(executors.update().where(executors.c.id == worker).values(beat=now))
         if not known.rowcount:
             new = {"id": worker, "host": this_process(), "lanes": lanes, "beat": now}
@@ -81,9 +81,9 @@ async def beat(ledger: Ledger, worker: str, lanes: str) -> bool:
     return known.rowcount == 1
 
 
-async def sign_off(ledger: Ledger, worker: str) -> None:
+async def sign_off(store: TaskStore, worker: str) -> None:
     """Forgets a worker that stops; its rows were handed back before."""
-    async with ledger.writing() as connection:
+    async with store.writing() as connection:
         await connection.execute(executors.delete().where(executors.c.id == worker))
 
 
@@ -97,10 +97,10 @@ class WorkerState(NamedTuple):
     last_seen: datetime
 
 
-async def workers(ledger: Ledger, dead_after: float = Timing().dead_after) -> list[WorkerState]:
-    """The workers whose beat is fresh and whose process, where that can be told, has not ended."""
-    async with ledger.reading() as connection:
-        limit = await ledger.now(connection) - dead_after
+async def workers(store: TaskStore, dead_after: float = Timing().dead_after) -> list[WorkerState]:
+    """The workers whose heartbeat is fresh and whose process, where that can be told, has not ended."""
+    async with store.reading() as connection:
+        limit = await store.now(connection) - dead_after
         query = sa.select(executors).where(executors.c.beat >= limit).order_by(executors.c.id)
         rows = (await connection.execute(query)).all()
     return [
@@ -110,48 +110,48 @@ async def workers(ledger: Ledger, dead_after: float = Timing().dead_after) -> li
     ]
 
 
-async def is_served(ledger: Ledger) -> bool:
+async def is_served(store: TaskStore) -> bool:
     """Whether live workers take rows of every lane."""
-    lanes = ",".join(worker.lanes for worker in await workers(ledger)).split(",")
+    lanes = ",".join(worker.lanes for worker in await workers(store)).split(",")
     return {"gpu", "cpu"} <= set(lanes)
 
 
-async def take_over(ledger: Ledger, dead_after: float, own: Own | None = None) -> list[Lost]:
+async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -> list[Lost]:
     """Gives back the rows of workers that are dead or unknown, and forgets those workers; and the rows that the asking
     worker holds and has not run for `dead_after` seconds, since it could not write an attempt's end."""
     lost = sa.exists().where(_HELD, ours.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
-    glanced = sa.select(clock(ledger.dialect).label("now"), lost.label("lost")).subquery()
+    glanced = sa.select(clock(store.dialect).label("now"), lost.label("lost")).subquery()
     look = sa.select(glanced, executors).select_from(glanced.outerjoin(executors, sa.true()))
-    async with ledger.reading() as connection:  # nearly always there is nothing, and then nothing is locked
+    async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
         seen = (await connection.execute(look)).all()
     known = [row for row in seen if row.id is not None]
     ended = [row.id for row in known if _is_gone(row.host)]
     if not (ended or seen[0].lost or any(row.beat < row.now - dead_after for row in known)):
         return []
-    async with ledger.writing() as connection:
-        now = await ledger.now(connection)
+    async with store.writing() as connection:
+        now = await store.now(connection)
         locked = (
-            sa.select(ours.c.id, ours.c.ticket, ours.c.resumes)
+            sa.select(ours.c.id, ours.c.lease, ours.c.resumes)
             .join(tasks, tasks.c.id == ours.c.id)
             .where(_orphans(now - dead_after, ended, own), tasks.c.status == TaskStatus.RUNNING)
             .order_by(ours.c.id)
         )
         rows = (await connection.execute(locked.with_for_update(of=ours, skip_locked=True))).all()
         for number, _, resumes in rows:
-            await ledger.return_row(connection, number, resumes or 0, moment(now))
+            await store.return_row(connection, number, resumes or 0, moment(now))
         still = sa.select(ours.c.worker).where(_HELD)
         gone = executors.c.id.in_(ended) | (executors.c.beat < now - dead_after)
         await connection.execute(executors.delete().where(gone & executors.c.id.not_in(still)))
         if rows:
-            await ledger.wake(connection)
-    return [Lost(number, ticket or "") for number, ticket, _ in rows]
+            await store.wake(connection)
+    return [Lost(number, lease or "") for number, lease, _ in rows]
 
 
 def _not_run(own: Own | None) -> sa.ColumnElement[bool]:
     """Rows that the worker holds without an attempt."""
     if own is None:
         return sa.false()
-    return (ours.c.worker == own.worker) & ours.c.ticket.not_in(sorted(own.tickets))
+    return (ours.c.worker == own.worker) & ours.c.lease.not_in(sorted(own.leases))
 
 
 def _orphans(limit: float, ended: Sequence[str], own: Own | None) -> sa.ColumnElement[bool]:

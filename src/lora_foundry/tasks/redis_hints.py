@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from lora_foundry.extras import missing_package
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.store import TaskStore
 
 logger = logging.getLogger(__name__)
 LISTS = tuple(f"echo_tasks:{priority}" for priority in range(1, 6))
@@ -20,9 +20,9 @@ PAUSE = 1.0
 class RedisHints:
     """Drains the lists, the most urgent first."""
 
-    def __init__(self, url: str, ledger: Ledger) -> None:
+    def __init__(self, url: str, store: TaskStore) -> None:
         _redis()  # a worker without the package is refused at its start
-        self._url, self._ledger = url, ledger
+        self._url, self._store = url, store
         self.known = 0
         self.dropped = 0
 
@@ -49,7 +49,7 @@ class RedisHints:
     async def _weigh(self, hint: bytes, wake: Callable[[], None]) -> None:
         wake()
         text = hint[:100].decode("utf-8", "replace").replace("\0", "")
-        if await self._ledger.find(text) is None:
+        if await self._store.find(text) is None:
             self.dropped += 1
             logger.info("Dropped a hint that is no task: %r (%d so far)", text, self.dropped)
         else:

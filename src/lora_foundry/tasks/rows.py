@@ -66,7 +66,7 @@ def our_row(task: Task, kind: Kind) -> dict[str, Any]:
         "version": _version_of(payload.get("version")),
         "folder": _folder_of(payload),
         **{"root": None, "begun": 0},
-        **{"progress": None, "worker": None, "ticket": None, "cancel_requested": None, "before": None},
+        **{"progress": None, "worker": None, "lease": None, "cancel_requested": None, "before": None},
     }
 
 

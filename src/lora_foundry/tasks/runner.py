@@ -27,7 +27,7 @@ ALIVE_EVERY = 2.0  # seconds; see children.SILENCE
 
 
 class Orders:
-    """What the worker sends down the pipe, read by a thread: jobs as JSON, `beat` as a sign of life, and `stop`."""
+    """What the worker sends down the pipe, read by a thread: jobs as JSON, `heartbeat` as a sign of life, and `stop`."""
 
     def __init__(self, write: Tell) -> None:
         self.jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()

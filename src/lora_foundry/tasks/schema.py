@@ -158,7 +158,7 @@ ours = sa.Table(
     sa.Column("due", Moment),
     sa.Column("progress", Json),
     sa.Column("worker", sa.Text),
-    sa.Column("ticket", sa.Text),
+    sa.Column("lease", sa.Text),
     sa.Column("resumes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cancel_requested", sa.Integer),
     sa.Column("before", Json),
@@ -201,7 +201,7 @@ shown_status = sa.case(
     (is_held, sa.literal(TaskStatus.PENDING.value, sa.Text)), else_=sa.cast(tasks.c.status, sa.Text)
 )
 both = tasks.outerjoin(ours, ours.c.id == tasks.c.id)
-OURS_SHOWN = ("uuid", "pipeline", "progress", "worker", "ticket", "resumes")
+OURS_SHOWN = ("uuid", "pipeline", "progress", "worker", "lease", "resumes")
 
 
 def whole_row() -> sa.Select[Any]:

@@ -7,7 +7,7 @@ import asyncio
 from lora_foundry.processes import when_asked_to_end
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.database import database_errors
-from lora_foundry.tasks.ledger import Ledger
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 
@@ -17,11 +17,11 @@ def serve(url: str, settings: Settings, options: WorkerOptions) -> None:
 
 
 async def _serve(url: str, settings: Settings, options: WorkerOptions) -> None:
-    ledger = Ledger(url)
+    store = TaskStore(url)
     stop = asyncio.Event()
     when_asked_to_end(stop.set)
     try:
-        with database_errors(ledger.url):
-            await Worker(ledger, settings, options).run(stop)
+        with database_errors(store.url):
+            await Worker(store, settings, options).run(stop)
     finally:
-        await ledger.close()
+        await store.close()

@@ -34,28 +34,28 @@ from lora_foundry.tasks.announce import announce
 from lora_foundry.tasks.children import Child, Job, Outcome, start_process
 from lora_foundry.tasks.database import alone, connect_arguments, database_error, is_lasting, sync_url
 from lora_foundry.tasks.devices import Devices, lanes_for
-from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.logs import speak_of
 from lora_foundry.tasks.payloads import Work, prepare, stage_name
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
+from lora_foundry.tasks.store import Failure, TaskStore
 
 logger = logging.getLogger(__name__)
 LOOK = 0.5
 LONGEST_TIMEOUT = 30 * 24 * 3600
 
-# DBOS wants functions that are registered at import; each finds its attempt here, by ticket.
+# DBOS wants functions that are registered at import; each finds its attempt here, by lease.
 _attempts: dict[str, Callable[[], Awaitable[str]]] = {}
 
 
 @DBOS.step(name="attempt")
-async def _attempt(ticket: str) -> str:
-    return await _attempts[ticket]()
+async def _attempt(lease: str) -> str:
+    return await _attempts[lease]()
 
 
 @DBOS.workflow(name="echo_task")
-async def _echo_task(ticket: str, task_id: int) -> str:
-    return await _attempt(ticket)
+async def _echo_task(lease: str, task_id: int) -> str:
+    return await _attempt(lease)
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Running:
 class Worker:
     """Runs tasks until its stop event is set. One worker a process."""
 
-    def __init__(self, ledger: Ledger, settings: Settings, options: WorkerOptions) -> None:
+    def __init__(self, store: TaskStore, settings: Settings, options: WorkerOptions) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        self._ledger, self._settings, self._options = ledger, settings, options
+        self._store, self._settings, self._options = store, settings, options
         self._timing = options.timing
         self._lanes = dict(options.lanes or lanes_for("all", settings.device))
         self._devices = Devices(settings.device)
@@ -111,8 +111,8 @@ class Worker:
         self._inbox = Inbox()
         self._stopping = False
         self._refusal: FoundryError | None = None
-        self._last_beat = time.monotonic()
-        self.hints = RedisHints(options.redis_url, ledger) if options.redis_url else None
+        self._last_heartbeat = time.monotonic()
+        self.hints = RedisHints(options.redis_url, store) if options.redis_url else None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then gives running children `grace` seconds and hands the rest back.
@@ -141,7 +141,7 @@ class Worker:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             with contextlib.suppress(DBAPIError, OSError):
-                await recovery.sign_off(self._ledger, self.name)
+                await recovery.sign_off(self._store, self.name)
             await asyncio.to_thread(partial(DBOS.destroy, workflow_completion_timeout_sec=0))
         if self._refusal is not None:
             raise self._refusal
@@ -150,18 +150,18 @@ class Worker:
         if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
             log = task_log(self._settings.home, 0)
             self._spare = await start_process(log, self._devices.take("spare", "gpu"), self._options.preload)
-        await self._ledger.upgrade()
+        await self._store.upgrade()
         # Who waits is told what an error means; a service has its log.
         level = "ERROR" if self._options.pipeline is None else "CRITICAL"
-        await asyncio.to_thread(_launch, self._ledger, self.name, level)
-        await self._beat_once()
+        await asyncio.to_thread(_launch, self._store, self.name, level)
+        await self._heartbeat_once()
         await asyncio.to_thread(take_back, self._settings.home)
 
     def _helpers(self, stop: asyncio.Event) -> Iterator[Coroutine[Any, Any, None]]:
         """What goes on beside the taking of rows."""
-        yield self._beats()
+        yield self._heartbeats()
         yield self._look_for_cancels()
-        yield signals.watch(self._ledger.url, self._wake.set)
+        yield signals.watch(self._store.url, self._wake.set)
         if self.hints is not None:
             yield self.hints.watch(self._wake.set)
         yield _call_after(stop, self._wake.set)
@@ -174,7 +174,7 @@ class Worker:
         if self._refusal is None and outcome is not None and outcome.error:
             said = f"{brief(outcome.error)} Nor could the task database be written ({error.orig})."
             self._refusal = error_of(outcome.kind, said, outcome.permanent)
-        self._refusal = self._refusal or database_error(error, self._ledger.url)
+        self._refusal = self._refusal or database_error(error, self._store.url)
         self._wake.set()
         return True
 
@@ -185,16 +185,16 @@ class Worker:
         if self._options.pipeline is not None and held:
             return False  # its stages come one after another
         pipeline, inbox = self._options.pipeline, self._inbox
-        for admitted in await admit(self._ledger, self.name, free, pipeline, inbox):
+        for admitted in await admit(self._store, self.name, free, pipeline, inbox):
             log = task_log(self._settings.home, admitted.task.id or 0)
-            environment = self._devices.take(admitted.ticket, admitted.lane)
+            environment = self._devices.take(admitted.lease, admitted.lane)
             child = Child(log, lambda event: None, environment, self._spare)
             if isinstance(earlier := admitted.task.progress, dict) and "done" in earlier:
                 child.reached[str(earlier.get("stage"))] = int(earlier["done"])
             self._spare = None
             running = Running(admitted, child)
             child.on_progress = running.hear
-            self._running[admitted.ticket] = running
+            self._running[admitted.lease] = running
             carrier = asyncio.create_task(self._carry(running))
             self._carriers.add(carrier)
             carrier.add_done_callback(self._carriers.discard)
@@ -205,10 +205,10 @@ class Worker:
         admitted, ended = running.admitted, ""
         task, number = admitted.task, admitted.task.id or 0
         speak_of(run=task.pipeline or task.uuid, task=number, stage=stage_name(admitted.kind, task.payload))
-        _attempts[admitted.ticket] = partial(self._attempt, running)
+        _attempts[admitted.lease] = partial(self._attempt, running)
         try:
-            with SetWorkflowID(workflow_id(number, admitted.ticket)):
-                handle = await DBOS.start_workflow_async(_echo_task, admitted.ticket, number)
+            with SetWorkflowID(workflow_id(number, admitted.lease)):
+                handle = await DBOS.start_workflow_async(_echo_task, admitted.lease, number)
             ended = await handle.get_result()
             logger.info("Task %s (%s): %s", number, task.name, ended)
         except Exception as error:
@@ -220,17 +220,17 @@ class Worker:
             failure = Failure(f"The attempt could not be carried out ({type(error).__name__}).")
             with contextlib.suppress(DBAPIError, OSError):
                 if away:
-                    await self._ledger.hand_back(number, admitted.ticket)
+                    await self._store.release(number, admitted.lease)
                 else:
-                    await self._ledger.fail(task, admitted.ticket, failure)
+                    await self._store.fail(task, admitted.lease, failure)
         finally:
             await asyncio.to_thread(take_back, self._settings.home)  # what a killed child had left elsewhere
-            _attempts.pop(admitted.ticket, None)
-            self._running.pop(admitted.ticket, None)
-            self._devices.give_back(admitted.ticket)
+            _attempts.pop(admitted.lease, None)
+            self._running.pop(admitted.lease, None)
+            self._devices.give_back(admitted.lease)
             self._wake.set()
         if self._options.notifier is not None:
-            await announce(self._ledger, self._settings, self._options.notifier, task, ended)
+            await announce(self._store, self._settings, self._options.notifier, task, ended)
 
     async def _attempt(self, running: Running) -> str:
         task, child = running.admitted.task, running.child
@@ -252,12 +252,12 @@ class Worker:
         finally:
             reporter.cancel()
             await asyncio.gather(reporter, return_exceptions=True)
-        return await self._settle(running, outcome)
+        return await self._finish(running, outcome)
 
     async def _start(self, running: Running, job: Job) -> Outcome:
         """Runs the child, if the row still is ours: a host that slept since it took the row may find it long done."""
         try:
-            gone = await self._ledger.cancel_requests([running.admitted.ticket])
+            gone = await self._store.cancel_requests([running.admitted.lease])
         except (DBAPIError, OSError):
             gone = set()  # a database that restarts must not cost the attempt; settling asks again
         if gone:
@@ -265,11 +265,11 @@ class Worker:
             return Outcome(error="The row was cancelled or taken away before its attempt began.")
         outcome = await running.child.run(job)
         if running.child.is_kept(job):
-            # Given away: a look for cancelled rows that comes late finds this one's ticket gone, and must not end it.
+            # Given away: a look for cancelled rows that comes late finds this one's lease gone, and must not end it.
             self._spare, running.child.process = running.child.process, None
         return outcome
 
-    async def _settle(self, running: Running, outcome: Outcome) -> str:
+    async def _finish(self, running: Running, outcome: Outcome) -> str:
         """Writes the end of an attempt to its row, trying for as long as the row can still be ours."""
         until = time.monotonic() + self._timing.dead_after
         while True:
@@ -281,19 +281,19 @@ class Worker:
                 await asyncio.sleep(LOOK)
 
     async def _write_end(self, running: Running, outcome: Outcome) -> str:
-        task, ticket = running.admitted.task, running.admitted.ticket
+        task, lease = running.admitted.task, running.admitted.lease
         number = task.id or 0
         if running.news is not None:
-            await self._ledger.report(number, ticket, running.news)
+            await self._store.report(number, lease, running.news)
         if outcome.result is not None:
-            return "completed" if await self._ledger.complete(number, ticket, outcome.result) else "lost"
+            return "completed" if await self._store.complete(number, lease, outcome.result) else "lost"
         if running.cancel:
-            return "cancelled" if await self._ledger.cancelled(number, ticket) else "lost"
+            return "cancelled" if await self._store.cancelled(number, lease) else "lost"
         if running.starved or (self._stopping and not outcome.permanent):
-            return "handed back" if await self._ledger.hand_back(number, ticket) else "lost"
+            return "released" if await self._store.release(number, lease) else "lost"
         waited = outcome.kind == FolderBusyError.__name__  # no attempt: nothing was done or went wrong
         failure = Failure(outcome.error, outcome.permanent, outcome.progressed or waited, outcome.kind)
-        return await self._ledger.fail(task, ticket, failure) or "lost"
+        return await self._store.fail(task, lease, failure) or "lost"
 
     async def _report(self, running: Running) -> None:
         """Writes news to the row and the workflow's stream, at most once per `report` seconds."""
@@ -304,7 +304,7 @@ class Worker:
                 continue
             with contextlib.suppress(DBAPIError, OSError):
                 admitted = running.admitted
-                if not await self._ledger.report(admitted.task.id or 0, admitted.ticket, news):
+                if not await self._store.report(admitted.task.id or 0, admitted.lease, news):
                     running.child.kill()
                 await DBOS.write_stream_async("progress", news)
                 if running.news is news:
@@ -317,41 +317,41 @@ class Worker:
             if not self._running:
                 continue
             with contextlib.suppress(DBAPIError, OSError):
-                for ticket in await self._ledger.cancel_requests(list(self._running)):
-                    running = self._running.get(ticket)
+                for lease in await self._store.cancel_requests(list(self._running)):
+                    running = self._running.get(lease)
                     if running is not None:
                         running.cancel = True
                         running.child.kill()
 
-    async def _beats(self) -> None:
+    async def _heartbeats(self) -> None:
         while True:
-            await asyncio.sleep(self._timing.beat)
+            await asyncio.sleep(self._timing.heartbeat)
             try:
-                await self._beat_once()
+                await self._heartbeat_once()
                 own = recovery.Own(self.name, frozenset(self._running))
-                for lost in await recovery.take_over(self._ledger, self._timing.dead_after, own):
+                for lost in await recovery.reclaim(self._store, self._timing.dead_after, own):
                     logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
                     self._wake.set()
                     with contextlib.suppress(Exception):  # a record that was never made need not be closed
-                        await DBOS.cancel_workflow_async(workflow_id(lost.task_id, lost.ticket))
+                        await DBOS.cancel_workflow_async(workflow_id(lost.task_id, lost.lease))
             except (DBAPIError, OSError) as error:
                 if self._is_refused(error):
                     return
-                logger.warning("No beat: the task database does not answer: %s", error)
+                logger.warning("No heartbeat: the task database does not answer: %s", error)
 
-    async def _beat_once(self) -> None:
+    async def _heartbeat_once(self) -> None:
         """Tells the database, and only then the children, that this worker lives."""
-        if time.monotonic() - self._last_beat > self._timing.patience * 0.9:
+        if time.monotonic() - self._last_heartbeat > self._timing.patience * 0.9:
             for running in self._running.values():  # we slept or were cut off, so they have killed themselves
                 running.starved = True
         lanes = "" if self._options.pipeline else ",".join(self._lanes)
-        await recovery.beat(self._ledger, self.name, lanes)
-        self._last_beat = time.monotonic()
+        await recovery.heartbeat(self._store, self.name, lanes)
+        self._last_heartbeat = time.monotonic()
         for child in self._children():
-            child.write("beat")
+            child.write("heartbeat")
 
     def _children(self) -> list[Child]:
-        """All that must hear the beat: those at work, and one that waits for work."""
+        """All that must hear the heartbeat: those at work, and one that waits for work."""
         spare = Child(Path(os.devnull), lambda event: None, process=self._spare)
         return [*(running.child for running in self._running.values()), spare]
 
@@ -372,9 +372,9 @@ class Worker:
             await Child(Path(os.devnull), lambda event: None, process=self._spare).end()
 
 
-def workflow_id(task_id: int | None, ticket: str) -> str:
-    """The engine's name of one attempt; the ticket keeps an old attempt's result from being replayed."""
-    return f"echo-task-{task_id}-{ticket}"
+def workflow_id(task_id: int | None, lease: str) -> str:
+    """The engine's name of one attempt; the lease keeps an old attempt's result from being replayed."""
+    return f"echo-task-{task_id}-{lease}"
 
 
 def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings:
@@ -407,9 +407,9 @@ def check_numbers(task: Task) -> None:
         raise InputError(f"max_retries is {task.max_retries}; it must not be negative.")
 
 
-def _launch(ledger: Ledger, name: str, log_level: str) -> None:
+def _launch(store: TaskStore, name: str, log_level: str) -> None:
     """Starts DBOS: in the same database on PostgreSQL, in a file beside it on SQLite."""
-    url = sync_url(ledger.url)
+    url = sync_url(store.url)
     config = DBOSConfig(
         name="lora-foundry",
         executor_id=name,
@@ -417,13 +417,13 @@ def _launch(ledger: Ledger, name: str, log_level: str) -> None:
         log_level=log_level,
         notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
     )
-    if ledger.dialect == "sqlite":  # as an engine, since a path may hold what means something in an address
+    if store.dialect == "sqlite":  # as an engine, since a path may hold what means something in an address
         beside = url.set(database=f"{url.database}.engine")
         config["system_database_engine"] = sa.create_engine(beside, connect_args=connect_arguments(beside))
     config["system_database_url"] = url.render_as_string(hide_password=False)
     DBOS(config=config)
     DBOS.listen_queues([])
-    with alone(ledger.url):
+    with alone(store.url):
         DBOS.launch()
 
 

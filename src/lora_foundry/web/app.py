@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from lora_foundry import __version__
 from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web import pages, problems, routes
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub
@@ -30,11 +30,11 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         make_folder(settings.home.expanduser())
-        await site.ledger.upgrade()
+        await site.store.upgrade()
         yield
         await site.hub.finish()
         await site.trials.finish()
-        await site.ledger.close()
+        await site.store.close()
 
     app = FastAPI(
         title="lora-foundry",
@@ -58,10 +58,10 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
 
 
 def _site(settings: Settings, token: str | None) -> Site:
-    ledger = Ledger(settings.task_database)
+    store = TaskStore(settings.task_database)
 
     async def show(pipeline: Pipeline) -> BaseModel:
         return await pipelines.show(site, pipeline)
 
-    site = Site(settings, ledger, Sessions(token), GuessLimit(), Hub(ledger, show), CollectorRegistry())
+    site = Site(settings, store, Sessions(token), GuessLimit(), Hub(store, show), CollectorRegistry())
     return site

@@ -23,8 +23,8 @@ from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.errors import FoundryError, RetryableError
 from lora_foundry.tasks import signals
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline, get_pipeline, pulse
+from lora_foundry.tasks.store import TaskStore
 
 logger = logging.getLogger(__name__)
 REMEMBERED = 1000
@@ -64,8 +64,8 @@ class Stream:
 class Hub:
     """Watches the table while at least one stream is open. `show` makes what is sent of a pipeline."""
 
-    def __init__(self, ledger: Ledger, show: Callable[[Pipeline], Awaitable[BaseModel]]) -> None:
-        self._ledger, self._show = ledger, show
+    def __init__(self, store: TaskStore, show: Callable[[Pipeline], Awaitable[BaseModel]]) -> None:
+        self._store, self._show = store, show
         self._start = secrets.token_hex(4)
         self._number = 0
         self._past: deque[Event] = deque(maxlen=REMEMBERED)
@@ -121,7 +121,7 @@ class Hub:
         kind = "reset" if last_id else "hello"
         greeting = [self._encode(kind, b"{}", self._number)]
         if stream.pipeline is not None:
-            shown = await self._show(await get_pipeline(self._ledger, stream.pipeline))
+            shown = await self._show(await get_pipeline(self._store, stream.pipeline))
             greeting.append(self._encode("pipeline", shown.model_dump_json().encode(), self._number))
         return greeting
 
@@ -156,12 +156,12 @@ class Hub:
             if self._watcher is None or self._watcher.done():
                 self._left = time.monotonic()
                 self._start, self._past = secrets.token_hex(4), deque(maxlen=REMEMBERED)
-                self._watcher = asyncio.create_task(self._watch_table(await pulse(self._ledger)))
+                self._watcher = asyncio.create_task(self._watch_table(await pulse(self._store)))
 
     async def _watch_table(self, known: dict[str, str]) -> None:
         """Publishes each pipeline whose rows have changed, at most every LEAST_PAUSE seconds, while pages are open
         and a while longer, since a page that is loaded again comes back at once."""
-        signal = asyncio.create_task(signals.watch(self._ledger.url, self._wake.set))
+        signal = asyncio.create_task(signals.watch(self._store.url, self._wake.set))
         try:
             while not self._closed and (self._streams or time.monotonic() - self._left < LINGER):
                 self._wake.clear()
@@ -178,11 +178,11 @@ class Hub:
 
     async def _look(self, known: dict[str, str]) -> dict[str, str]:
         """Compares the unfinished pipelines with those known and publishes what is different."""
-        found = await pulse(self._ledger)
+        found = await pulse(self._store)
         changed = [name for name, mark in found.items() if known.get(name) != mark]
         for name in [*changed, *(known.keys() - found.keys())]:
             try:
-                shown = await self._show(await get_pipeline(self._ledger, name))
+                shown = await self._show(await get_pipeline(self._store, name))
             except FoundryError:  # its rows were deleted
                 self.publish("gone", name, json.dumps({"id": name}).encode())
                 continue

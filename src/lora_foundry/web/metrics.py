@@ -57,8 +57,8 @@ class TrafficMiddleware:
 
 async def exposition(site: Site) -> bytes:
     """The server's counters and the state of the table, as text."""
-    counts = await site.ledger.counts()
-    workers = await live_workers(site.ledger)
+    counts = await site.store.counts()
+    workers = await live_workers(site.store)
     state = CollectorRegistry()
     version = Gauge("lora_foundry_info", "This program.", ("version",), registry=state)
     version.labels(__version__).set(1)

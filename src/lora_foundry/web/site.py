@@ -15,8 +15,8 @@ from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safe_paths import inside
 from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline, get_pipeline
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web.dataset import Looks
 from lora_foundry.web.estimates import Estimates
 from lora_foundry.web.hub import Hub
@@ -32,7 +32,7 @@ class Site:
     """The settings, the task table, and what is kept in memory."""
 
     settings: Settings
-    ledger: Ledger
+    store: TaskStore
     sessions: Sessions
     limit: GuessLimit
     hub: Hub
@@ -49,7 +49,7 @@ class Site:
         if "\0" in reference:
             raise NotFoundError("There is no such pipeline.")
         try:
-            found = await get_pipeline(self.ledger, reference)
+            found = await get_pipeline(self.store, reference)
         except InputError:
             raise NotFoundError(f"There is no pipeline {reference[:80]!r}.") from None
         return found

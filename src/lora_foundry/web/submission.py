@@ -16,8 +16,8 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
 from lora_foundry.web import uploads
-from lora_foundry.web.jail import is_plain_name, jailed
 from lora_foundry.web.models import PipelineIn, PlanRequest
+from lora_foundry.web.safe_files import is_plain_name, safe_file
 
 REFERENCES = "references"
 
@@ -35,9 +35,9 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
         trigger = asked.trigger
         more["output_name"] = asked.output_name or None
         if asked.reference is not None:
-            more["reference_image"] = str(jailed(settings.home / REFERENCES, asked.reference))
+            more["reference_image"] = str(safe_file(settings.home / REFERENCES, asked.reference))
         if asked.more_references:
-            paths = [str(jailed(settings.home / REFERENCES, name)) for name in asked.more_references]
+            paths = [str(safe_file(settings.home / REFERENCES, name)) for name in asked.more_references]
             _section(values, "generate")["references"] = paths
         if asked.pictures or asked.upload is not None:
             _section(values, "dataset").setdefault("source", "own")
@@ -68,4 +68,4 @@ def own_pictures(settings: Settings, asked: PipelineIn) -> list[Path]:
     """Where the own pictures lie that a client has sent and now names. Raises NotFoundError, InputError."""
     names = dict.fromkeys(asked.pictures)
     sent = [] if asked.upload is None else uploads.sources(settings, asked.upload)
-    return [*sent, *(jailed(settings.home / REFERENCES, name) for name in names)]
+    return [*sent, *(safe_file(settings.home / REFERENCES, name) for name in names)]

@@ -17,8 +17,8 @@ from lora_foundry.files.storage import read_model, remove_tree, write_model
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.children import Child, Job, run_alone
 from lora_foundry.trial_job import ENTRY, TrialWork
-from lora_foundry.web.jail import is_plain_name, jailed
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.safe_files import is_plain_name, safe_file
 
 KEPT = 20  # trials of a run; the oldest go first
 TIMEOUT = 1800.0
@@ -112,12 +112,12 @@ def lora_file(settings: Settings, paths: RunPaths) -> Path:
     published = read_model(paths.publication, Publication)
     if published is not None and published.lora is not None and published.lora.parent == settings.loras_dir:
         try:
-            return jailed(settings.loras_dir, published.lora.name)
+            return safe_file(settings.loras_dir, published.lora.name)
         except NotFoundError:
             pass  # somebody moved it; the chosen one is the same file
     if paths.chosen_lora.is_file():
-        return jailed(paths.root, paths.evaluation.name, paths.chosen_lora.name)
-    return jailed(paths.root, paths.training.name, paths.trained_lora.name)
+        return safe_file(paths.root, paths.evaluation.name, paths.chosen_lora.name)
+    return safe_file(paths.root, paths.training.name, paths.trained_lora.name)
 
 
 def _nothing(event: dict[str, object]) -> None:

@@ -15,8 +15,8 @@ from lora_foundry.errors import InputError
 from lora_foundry.files.storage import make_folder, remove_tree, storage_errors
 from lora_foundry.files.training_set import pictures_in
 from lora_foundry.settings import Settings
-from lora_foundry.web.jail import is_plain_name
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.safe_files import is_plain_name
 
 MOST_FILES = 5000
 KEPT_SECONDS = 7 * 24 * 3600.0  # what nobody has started a run with after that is removed

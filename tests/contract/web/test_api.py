@@ -250,7 +250,7 @@ def test_the_caption_stage_leaves_a_persons_caption_alone_and_renews_its_own(
     client: TestClient, pipeline: str, paths: RunPaths
 ) -> None:
     client.put(f"{pipeline}/dataset/elara_001.png/caption", json={"caption": "elara, by hand"})
-    ports = SimpleNamespace(captioner=PlanCaptioner(), lookers=())
+    ports = SimpleNamespace(captioner=PlanCaptioner(), captioners=())
     result = caption.run(require_model(paths.run_file, Run, "any"), ports, lambda event: None)  # type: ignore[arg-type]
     assert [each.source for each in result.captions] == ["edited", *["plan"] * (IMAGES - 1)]
     assert paths.caption(paths.image(0)).read_text() == "elara, by hand\n"

@@ -15,8 +15,8 @@ from sqlalchemy import text
 
 from lora_foundry.errors import RetryableError
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.pipelines import Pipeline
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web import hub as hubs
 from lora_foundry.web.hub import Hub, Stream
 from tests.contract.web.conftest import ELARA, serving
@@ -112,20 +112,20 @@ def in_memory(settings: Settings, scenario: Any) -> None:
         return Shown(id=pipeline.id)
 
     async def run() -> None:
-        ledger = Ledger(settings.task_database)
-        await ledger.upgrade()
-        hub = Hub(ledger, show)
+        store = TaskStore(settings.task_database)
+        await store.upgrade()
+        hub = Hub(store, show)
         try:
-            await scenario(hub, ledger)
+            await scenario(hub, store)
         finally:
             await hub.finish()
-            await ledger.close()
+            await store.close()
 
     asyncio.run(run())
 
 
 def test_a_page_that_reads_too_slowly_costs_one_event_a_pipeline(settings: Settings) -> None:
-    async def scenario(hub: Hub, ledger: Ledger) -> None:
+    async def scenario(hub: Hub, store: TaskStore) -> None:
         stream = Stream(None)
         hub._streams.add(stream)
         for number in range(10_000):
@@ -146,21 +146,21 @@ def test_one_look_at_the_table_serves_all_streams(
     looks = 0
     real = hubs.pulse
 
-    async def counted(ledger: Ledger) -> dict[str, str]:
+    async def counted(store: TaskStore) -> dict[str, str]:
         nonlocal looks
         looks += 1
-        return await real(ledger)
+        return await real(store)
 
     monkeypatch.setattr(hubs, "pulse", counted)
 
-    async def scenario(hub: Hub, ledger: Ledger) -> None:
+    async def scenario(hub: Hub, store: TaskStore) -> None:
         streams = [await hub.stream(None, None) for _ in range(50)]
         for stream in streams:
             assert await anext(stream) == hubs.RETRY
             assert b"event: hello" in await anext(stream)
         assert hub.open_streams == 50
         assert looks <= 2
-        async with ledger.writing() as connection:
+        async with store.writing() as connection:
             for statement in (
                 "INSERT INTO echo_tasks (id, name, task_type, status) VALUES (99, 'x', 'LORA_STAGE', 'retrying')",
                 "INSERT INTO lora_foundry_tasks (id, kind, lane, status, priority, pipeline, uuid) "
@@ -180,7 +180,7 @@ def test_one_look_at_the_table_serves_all_streams(
 def test_one_stream_too_many_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubs, "MOST_STREAMS", 1)
 
-    async def scenario(hub: Hub, ledger: Ledger) -> None:
+    async def scenario(hub: Hub, store: TaskStore) -> None:
         stream = await hub.stream(None, None)
         await anext(stream)
         with pytest.raises(RetryableError):
@@ -193,7 +193,7 @@ def test_one_stream_too_many_is_refused(settings: Settings, monkeypatch: pytest.
 def test_a_hub_is_finished_when_its_look_at_the_table_has_ended(settings: Settings) -> None:
     """Else the event loop may close under a query, whose thread then dies with a traceback on the terminal."""
 
-    async def scenario(hub: Hub, ledger: Ledger) -> None:
+    async def scenario(hub: Hub, store: TaskStore) -> None:
         stream = await hub.stream(None, None)
         await hub.finish()
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -203,7 +203,7 @@ def test_a_hub_is_finished_when_its_look_at_the_table_has_ended(settings: Settin
 
 
 def test_a_closed_hub_ends_its_streams(settings: Settings) -> None:
-    async def scenario(hub: Hub, ledger: Ledger) -> None:
+    async def scenario(hub: Hub, store: TaskStore) -> None:
         stream = await hub.stream(None, None)
         assert [await anext(stream) for _ in range(2)]
         hub.close()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_foundry.families._shared import convolutions
-from lora_foundry.families._shared.convolutions import convolve_large, is_large, quicken
+from lora_foundry.families._shared.convolutions import convolve_large, is_large, use_fast_convolutions
 
 HERE = convolutions._available()  # without NNPACK the same is asked of what stands in for it
 
@@ -106,7 +106,7 @@ def test_a_network_answers_as_before(available: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(convolutions, "_available", lambda: available)
     layers, x = network(), torch.randn(2, 3, 20, 14)
     before = layers(x)
-    quicken(layers)
+    use_fast_convolutions(layers)
     with torch.no_grad():
         assert alike(layers(x), before)
     # Only the second layer has enough channels on both sides and no stride; one call a picture.
@@ -118,13 +118,13 @@ def test_a_gradient_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "_CHANNELS", 4)
     layers, x = network(), torch.randn(1, 3, 70, 70)
     expected = torch.autograd.grad(layers(x.requires_grad_()).square().sum(), x)[0]
-    quicken(layers)
+    use_fast_convolutions(layers)
     assert alike(torch.autograd.grad(layers(x).square().sum(), x)[0], expected)
 
 
 def test_what_is_let_go_of_is_gone_at_once() -> None:
     layers = network()
-    quicken(layers)
+    use_fast_convolutions(layers)
     watched = weakref.ref(layers[1])
     gc.disable()
     try:

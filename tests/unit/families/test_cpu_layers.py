@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_foundry.families._shared import convolutions, cpu_layers
-from lora_foundry.families._shared.cpu_layers import lighten
+from lora_foundry.families._shared.cpu_layers import use_cpu_layers
 
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},
@@ -41,7 +41,7 @@ def test_a_convolution_answers_as_before(
     network = network_of(nn.Conv2d(4, 8, **shape))
     x = torch.randn(count, 4, 6, 5)
     before = answers(network, x)
-    lighten(network)
+    use_cpu_layers(network)
     for one, other in zip(before, answers(network, x), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -64,7 +64,7 @@ def test_a_large_convolution_answers_as_before(
     network = network_of(nn.Conv2d(4, 8, **shape))
     x = torch.randn(2, 4, 20, 15)
     before = answers(network, x)
-    lighten(network)
+    use_cpu_layers(network)
     for one, other in zip(before, answers(network, x), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
     plain = shape["kernel_size"] == 3 and "stride" not in shape
@@ -79,7 +79,7 @@ def test_weights_kept_in_bf16_compute_in_fp32(layer: nn.Module) -> None:
     rounded = nn.Sequential(layer, nn.SiLU()).to(torch.bfloat16).float()
     before = answers(rounded, x)
     network.to(torch.bfloat16)
-    lighten(network)
+    use_cpu_layers(network)
     after = answers(network, x)
     assert {weight.dtype for weight in network.parameters()} == {torch.bfloat16}
     for one, other in zip(before, after, strict=True):
@@ -90,7 +90,7 @@ def test_weights_kept_in_bf16_compute_in_fp32(layer: nn.Module) -> None:
 def test_other_weights_become_fp32_and_layers_that_learn_are_left_alone() -> None:
     network = network_of(nn.Conv2d(4, 8, 3)).to(torch.bfloat16)
     network.append(nn.Conv2d(8, 2, 1))
-    lighten(network)
+    use_cpu_layers(network)
     assert network[1].weight.dtype == torch.float32
     assert "forward" in vars(network[0])
     assert "forward" not in vars(network[3])
@@ -100,7 +100,7 @@ def test_nothing_of_the_activations_is_kept() -> None:
     """What autograd holds until the way back are the weights alone, as they are."""
     kept: list[Tensor] = []
     layer = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1)).requires_grad_(False).to(torch.bfloat16)
-    lighten(layer)
+    use_cpu_layers(layer)
 
     def keep(tensor: Tensor) -> Tensor:
         kept.append(tensor)

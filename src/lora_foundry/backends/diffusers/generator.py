@@ -23,7 +23,7 @@ from lora_foundry.domain.lora import LoraUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.convolutions import quicken
+from lora_foundry.families._shared.convolutions import use_fast_convolutions
 from lora_foundry.families._shared.devices import find_device, use_available_cores
 from lora_foundry.families._shared.drawing import Drawing, Guide, Shot, make_drawing
 from lora_foundry.families._shared.loading import load_pipeline, loader_of, quiet_libraries
@@ -104,8 +104,8 @@ class DiffusersGenerator:
             place_pipeline(pipeline, self._base, self._section, device)
             self._loaded = make_drawing(pipeline, self._base, self._section)
             if device.type == "cpu":
-                quicken(self._loaded.network)
-                quicken(pipeline.vae)
+                use_fast_convolutions(self._loaded.network)
+                use_fast_convolutions(pipeline.vae)
         return self._loaded
 
     def _use(self, lora: LoraUse | None) -> None:
@@ -238,10 +238,10 @@ class DiffusersGenerator:
         drawing = self._drawing()
         pixels = drawing.decode(latents).float()
         if drawing.pipeline.vae.dtype != torch.float32:
-            self._mend(pixels, latents)
+            self._redraw_in_fp32(pixels, latents)
         return pixels.cpu()
 
-    def _mend(self, pixels: Tensor, latents: Tensor) -> None:
+    def _redraw_in_fp32(self, pixels: Tensor, latents: Tensor) -> None:
         """Decodes in fp32 what came out as NaN: the VAE of Stable Diffusion 1.x overflows fp16 on some pictures.
         Widening and narrowing it loses nothing."""
         damaged = ~pixels.isfinite().flatten(1).all(1) & latents.isfinite().flatten(1).all(1)

@@ -1,4 +1,4 @@
-"""The old producers' API, name for name, over the ledger: what Echo Brain imports, it finds here."""
+"""The old producers' API, name for name, over the store: what Echo Brain imports, it finds here."""
 
 from lora_foundry.compat.echo.factories import (
     create_complete_lora_pipeline,

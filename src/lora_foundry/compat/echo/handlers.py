@@ -21,7 +21,7 @@ from lora_foundry.tasks.recovery import Timing
 
 Handler = Callable[[Any], Awaitable[Any]]
 LONGEST = 24 * 3600
-BEAT, PATIENCE = Timing().beat, Timing().patience
+HEARTBEAT, PATIENCE = Timing().heartbeat, Timing().patience
 
 
 class HasHandlers(Protocol):
@@ -108,7 +108,7 @@ def _registered(worker: HasHandlers, key: Any) -> Handler | None:
 
 async def run_child(child: Child, work: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Runs a job with signs of life from this process; raises what its process raised where it fails."""
-    outcome = await run_alone(child, Job(ENTRY, work, PATIENCE, timeout), BEAT)
+    outcome = await run_alone(child, Job(ENTRY, work, PATIENCE, timeout), HEARTBEAT)
     if outcome.result is None:
         raise error_of(outcome.kind, outcome.error, outcome.permanent)
     return outcome.result

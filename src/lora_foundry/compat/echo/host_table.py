@@ -21,8 +21,8 @@ from lora_foundry.compat.echo.task import canonical
 from lora_foundry.domain.task import ENDED, OUR_TYPES, TaskStatus
 from lora_foundry.errors import InputError, brief
 from lora_foundry.tasks.admission import Inbox, take_in
-from lora_foundry.tasks.ledger import Ledger
 from lora_foundry.tasks.schema import moment, ours, tasks
+from lora_foundry.tasks.store import TaskStore
 
 # Seconds before a child that came too early comes again. A host takes about one row a second, the most urgent first: the
 # more rows of ours wait, the longer each stays away, or the host would do nothing but put them off.
@@ -78,11 +78,11 @@ class HostTable:
         raise asyncio.CancelledError
 
     async def _hand_over(self, task: Any) -> None:
-        async with self._open() as ledger:
+        async with self._open() as store:
             if not self._ready:
-                await ledger.upgrade()
+                await store.upgrade()
                 self._ready = True
-            async with ledger.writing() as connection:
+            async with store.writing() as connection:
                 known = sa.select(ours.c.status, ours.c.worker).where(ours.c.id == task.id).with_for_update()
                 beside = (await connection.execute(known)).first()
                 mine = tasks.update().where(tasks.c.id == task.id, tasks.c.status == TaskStatus.RUNNING)
@@ -90,30 +90,30 @@ class HostTable:
                     await connection.execute(mine.values(status=beside.status))
                 elif beside is None or beside.worker is None:
                     await connection.execute(mine.values(status=TaskStatus.PENDING.value, started_at=None))
-            await take_in(ledger, Inbox(seen=task.id, swept=time.monotonic()))
+            await take_in(store, Inbox(seen=task.id, swept=time.monotonic()))
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[Ledger]:
+    async def _open(self) -> AsyncIterator[TaskStore]:
         """Open for a moment only: the host's worker has no end at which we could close it."""
-        ledger = Ledger(self._url)
+        store = TaskStore(self._url)
         try:
-            yield ledger
+            yield store
         finally:
-            await ledger.close()
+            await store.close()
 
     async def _status_of(self, name: str) -> str | None:
         """A task's status by its id or its uuid. A host's retry is a new row, so the newest says it, or a completed one."""
         own = tasks.c.id == int(name) if name.isascii() and name.isdigit() and len(name) < 10 else sa.false()
         maybe = own | sa.cast(tasks.c.payload, sa.Text).contains(name, autoescape=True)
         query = sa.select(tasks.c.id, tasks.c.status, tasks.c.payload).where(maybe).order_by(tasks.c.id)
-        async with self._open() as ledger, ledger.reading() as connection:
+        async with self._open() as store, store.reading() as connection:
             rows = (await connection.execute(query)).all()
         found = [str(row.status) for row in rows if name in (str(row.id), _uuid_in(row.payload))]
         return TaskStatus.COMPLETED.value if TaskStatus.COMPLETED in found else next(reversed(found), None)
 
     async def _leave(self, task: Any, status: str, error: str | None) -> None:
-        async with self._open() as ledger, ledger.writing() as connection:
-            now = moment(await ledger.now(connection))
+        async with self._open() as store, store.writing() as connection:
+            now = moment(await store.now(connection))
             values: dict[str, Any] = {"status": status, "error": error, "updated_at": now}
             if status == TaskStatus.PENDING:
                 waiting = (await connection.execute(_WAITING)).scalar_one()

@@ -1,5 +1,5 @@
-"""The old `TaskQueue` over the ledger. It can also hand out tasks, to a loop of the host's; while it does, it
-beats like a worker, so that what it holds is given back if the process dies."""
+"""The old `TaskQueue` over the store. It can also hand out tasks, to a loop of the host's; while it does, it
+heartbeats like a worker, so that what it holds is given back if the process dies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery
 from lora_foundry.tasks.admission import Admitted, admit
-from lora_foundry.tasks.ledger import Failure, Ledger
 from lora_foundry.tasks.pipelines import is_ours
 from lora_foundry.tasks.redis_hints import push
+from lora_foundry.tasks.store import Failure, TaskStore
 
 _REDIS = ("redis://", "rediss://", "unix://")
 
@@ -44,24 +44,24 @@ class TaskQueue:
             database_url, redis_url = None, database_url
         if db_config is not None:
             database_url = database_of(db_config)
-        self.ledger = Ledger(database_url or settings.task_database)
+        self.store = TaskStore(database_url or settings.task_database)
         self._redis_url = redis_url or settings.redis_url
         self._name = f"queue-{uuid4().hex[:12]}"
         self._held: dict[str, Admitted] = {}
-        self._beats: asyncio.Task[None] | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
 
     async def initialize(self) -> None:
-        await self.ledger.upgrade()
+        await self.store.upgrade()
 
     async def close(self) -> None:
         """Gives back what is still held."""
         for held in list(self._held.values()):
-            await self.ledger.hand_back(held.task.id or 0, held.ticket)
-        if self._beats is not None:
-            self._beats.cancel()
-            await asyncio.gather(self._beats, return_exceptions=True)
-            await recovery.sign_off(self.ledger, self._name)
-        await self.ledger.close()
+            await self.store.release(held.task.id or 0, held.lease)
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
+            await asyncio.gather(self._heartbeats, return_exceptions=True)
+            await recovery.sign_off(self.store, self._name)
+        await self.store.close()
 
     async def add_task(self, task: Any) -> str:
         """Stores a task, ours or the host's own, and returns its uuid, by which it is found from now on.
@@ -72,7 +72,7 @@ class TaskQueue:
 
     async def add_tasks(self, *tasks: Any) -> list[str]:
         """Stores all of them or, where one cannot be stored, none."""
-        rows = await self.ledger.add(*(to_row(task) for task in tasks))
+        rows = await self.store.add(*(to_row(task) for task in tasks))
         for row in rows:
             if self._redis_url is not None:
                 await push(self._redis_url, row.priority, row.uuid)
@@ -80,17 +80,17 @@ class TaskQueue:
 
     async def get_next_task(self) -> Task | None:
         """The most urgent task whose parents are completed, now running and ours; None where there is none."""
-        if self._beats is None:
-            await recovery.beat(self.ledger, self._name, "all")
-            self._beats = asyncio.create_task(self._beat())
+        if self._heartbeats is None:
+            await recovery.heartbeat(self.store, self._name, "all")
+            self._heartbeats = asyncio.create_task(self._heartbeat())
         for lane in ("gpu", "cpu"):
-            while admitted := await admit(self.ledger, self._name, {lane: 1}):
+            while admitted := await admit(self.store, self._name, {lane: 1}):
                 held = admitted[0]
-                row = await self.ledger.get(held.task.id or 0)
+                row = await self.store.get(held.task.id or 0)
                 try:
                     task = from_row(row)
                 except InputError as error:  # a row by hand with numbers that mean nothing
-                    await self.ledger.fail(row, held.ticket, Failure(str(error), permanent=True))
+                    await self.store.fail(row, held.lease, Failure(str(error), permanent=True))
                     continue
                 self._held[str(row.id)] = held
                 return task
@@ -100,7 +100,7 @@ class TaskQueue:
         self, task_id: int | str, status: Any, result: Any = None, error: str | None = None
     ) -> bool:
         """Ends a task that `get_next_task` handed out, or cancels any; False where it was no longer this queue's."""
-        task = await self.ledger.get(canonical(task_id))
+        task = await self.store.get(canonical(task_id))
         wanted = status_of(status)
         held = self._held.get(str(task.id))
         if held is None or wanted == TaskStatus.CANCELLED:
@@ -108,33 +108,33 @@ class TaskQueue:
                 raise InputError(
                     f"Task {task.id} was not handed out by this queue, so it cannot be {wanted}."
                 )
-            await self.ledger.cancel(task.id or 0)
-            return held is None or await self.ledger.cancelled(task.id or 0, held.ticket)
+            await self.store.cancel(task.id or 0)
+            return held is None or await self.store.cancelled(task.id or 0, held.lease)
         if wanted == TaskStatus.RUNNING:
             return True
         self._held = {name: other for name, other in self._held.items() if other is not held}
         if wanted == TaskStatus.COMPLETED:
             data = result if isinstance(result, dict) else {"data": result}
-            return await self.ledger.complete(task.id or 0, held.ticket, data)
+            return await self.store.complete(task.id or 0, held.lease, data)
         if wanted == TaskStatus.PENDING:
-            return await self.ledger.hand_back(task.id or 0, held.ticket)
+            return await self.store.release(task.id or 0, held.lease)
         failure = Failure(error or "The handler gave no reason.", permanent=wanted == TaskStatus.FAILED)
-        return await self.ledger.fail(task, held.ticket, failure) is not None
+        return await self.store.fail(task, held.lease, failure) is not None
 
     async def get_task_stats(self) -> dict[str, int]:
         """Tasks of each status, and `total`."""
-        counts = await self.ledger.counts()
+        counts = await self.store.counts()
         return counts | {"total": sum(counts.values())}
 
     async def cleanup_old_tasks(self, days: int = 7) -> int:
         """Deletes ended tasks of ours older than that; says how many."""
-        return await self.ledger.prune(timedelta(days=days), is_ours)
+        return await self.store.prune(timedelta(days=days), is_ours)
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
-            await asyncio.sleep(recovery.Timing().beat)
+            await asyncio.sleep(recovery.Timing().heartbeat)
             with contextlib.suppress(DBAPIError, OSError):
-                await recovery.beat(self.ledger, self._name, "all")
+                await recovery.heartbeat(self.store, self._name, "all")
 
 
 def database_of(config: Mapping[str, Any]) -> str:

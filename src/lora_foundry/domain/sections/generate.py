@@ -67,19 +67,19 @@ class GenerateSection(Section):
     )
     rounds: Annotated[int, Field(ge=1, le=10)] = Field(
         1,
-        description="Galleries drawn in all (The Chosen One, arXiv 2311.10093): between two of them a short LoRA is "
+        description="Sets drawn in all (The Chosen One, arXiv 2311.10093): between two of them a short LoRA is "
         "trained on the most cohesive cluster, until the mean pairwise distance stops falling. 1 draws one.",
     )
     round_images: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0, description="Pictures of a gallery before the last; 0 is as many as `images`."
+        0, description="Pictures of a set before the last; 0 is as many as `images`."
     )
-    round_keep: Share = Field(0.25, description="Share of such a gallery that the short LoRA is trained on.")
+    round_keep: Share = Field(0.25, description="Share of such a set that the short LoRA is trained on.")
     round_steps: Annotated[int, Field(ge=0)] = Field(
-        150, description="Optimizer steps of the short LoRA between two galleries; 0 trains none."
+        150, description="Optimizer steps of the short LoRA between two sets; 0 trains none."
     )
-    settle: bool = Field(
+    complete_description: bool = Field(
         False,
-        description="Between two galleries, look at that cluster and add to the description what it leaves open, such as "
+        description="Between two sets, look at that cluster and add to the description what it leaves open, such as "
         "the colour of the eyes: the value that most have, at least `caption.identity_share` of those that show any. "
         "Needs `caption.look`.",
     )

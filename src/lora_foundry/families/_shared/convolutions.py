@@ -70,7 +70,7 @@ def _convolve(picture: Tensor, weight: Tensor, bias: Tensor | None, margin: int)
     return result
 
 
-def quicken(network: nn.Module) -> None:
+def use_fast_convolutions(network: nn.Module) -> None:
     """Has the 3x3 convolutions of a frozen network compute as above wherever that wins and no gradient is asked for."""
     for layer in network.modules():
         if type(layer) is nn.Conv2d and is_plain(layer):

@@ -106,7 +106,7 @@ _convolve: Any = FrozenConvolution.apply
 _multiply: Any = FrozenLinear.apply
 
 
-def lighten(network: nn.Module) -> None:
+def use_cpu_layers(network: nn.Module) -> None:
     """Gives the frozen linear layers and convolutions of `network` the forms above, in whatever type their weights are;
     all other weights become fp32, in which the network then computes. What a subclass changed is left alone."""
     for layer in network.modules():

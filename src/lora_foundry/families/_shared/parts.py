@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.convolutions import quicken
+from lora_foundry.families._shared.convolutions import use_fast_convolutions
 from lora_foundry.families._shared.devices import available_memory
 from lora_foundry.families._shared.loading import (
     denoiser_tensors,
@@ -73,7 +73,7 @@ class Parts:
         """The VAE in fp32, loaded at its first use and by itself. Raises BaseModelError."""
         if self._vae is None:
             self._vae = load_vae(self.base, torch.float32)
-            quicken(self._vae)
+            use_fast_convolutions(self._vae)
         return self._vae
 
     @property

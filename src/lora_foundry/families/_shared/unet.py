@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.cpu_layers import lighten
+from lora_foundry.families._shared.cpu_layers import use_cpu_layers
 from lora_foundry.families._shared.diffusion import NoiseProcess
 from lora_foundry.families._shared.frozen import FrozenModel
 from lora_foundry.families._shared.prompts import Condition
@@ -50,7 +50,7 @@ class UnetModel(FrozenModel):
         """The UNet."""
         unet: Any = super().network
         if self._device.type == "cpu" and self.dtype == torch.float32:
-            lighten(unet)
+            use_cpu_layers(unet)
         small = self._parts.denoiser_config["sample_size"] <= _SMALL_SAMPLE
         if self._device.type == "cpu" and self.dtype != torch.float32 and small:
             from diffusers.models.attention_processor import AttnProcessor

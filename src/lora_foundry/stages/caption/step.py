@@ -131,7 +131,7 @@ def _seen(
 ) -> dict[str, list[str]]:
     """What every instrument that looks sees in each picture, the first one's tags first."""
     seen: dict[str, list[str]] = {picture.file: [] for picture in pictures}
-    for tagger in ports.lookers:
+    for tagger in ports.captioners:
         for picture, tags in zip(pictures, tagger.describe(character, pictures, paths.images), strict=True):
             seen[picture.file] += tags
     return seen

@@ -1,7 +1,7 @@
 """One round before the set itself, after The Chosen One (arXiv 2311.10093). A description leaves much of a character
-open, so forty pictures of it show forty cousins. A round draws a smaller set and keeps its most cohesive pictures;
-from these a short LoRA is trained with which the next round draws, or the description is completed with what they
-agree on: a base obeys a full description better than a half one. The loop over the rounds stands in `pipeline`."""
+open, so forty pictures of it show forty people who look alike. A round draws a smaller set and keeps its most cohesive
+pictures; from these a short LoRA is trained with which the next round draws, or the description is completed with what
+they agree on: a base obeys a full description better than a half one. The loop over the rounds stands in `pipeline`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_round(run: Run, ports: Ports, context: GenerationContext, progress: Prog
     vectors = embedder.embed(images)
     core = _core(vectors, run.recipe.generate.round_keep)
     distance = mean_distance(vectors)
-    completed = _complete(run, ports, plan, place, core) if run.recipe.generate.settle else ()
+    completed = _complete(run, ports, plan, place, core) if run.recipe.generate.complete_description else ()
     closer = not context.rounds or distance < context.rounds[-1].distance
     train = run.recipe.generate.round_steps > 0 and closer
     lora = _train(run, ports, plan, place, core, progress) if train else ""
@@ -74,8 +74,10 @@ def _embedder(run: Run, ports: Ports) -> Embedder:
     """What tells which pictures are alike. Raises InputError where the recipe lacks what its rounds need."""
     if ports.embedder is None:
         raise InputError("generate.rounds needs an embedder; set model.embedder, or rounds to 1.")
-    if run.recipe.generate.settle and not ports.lookers:
-        raise InputError("generate.settle needs an instrument that looks at pictures; set caption.look.")
+    if run.recipe.generate.complete_description and not ports.captioners:
+        raise InputError(
+            "generate.complete_description needs an instrument that looks at pictures; set caption.look."
+        )
     return ports.embedder
 
 
@@ -87,7 +89,7 @@ def _complete(run: Run, ports: Ports, plan: PicturePlan, place: RoundPaths, core
     """What the core shows and the description so far leaves open."""
     records = [plan.record(index) for index in core.members]
     seen: list[list[str]] = [[] for _ in records]
-    for tagger in ports.lookers:
+    for tagger in ports.captioners:
         for tags, more in zip(seen, tagger.describe(run.character, records, place.images), strict=True):
             tags.extend(more)
     return open_features(plan.description, seen, run.recipe.caption.identity_share)

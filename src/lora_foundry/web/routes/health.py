@@ -24,7 +24,7 @@ class Health(BaseModel):
 @router.get("/api/v1/health")
 async def health(here: Here) -> Health:
     """Needs no token. 503 where the task table does not answer."""
-    await here.ledger.counts()
+    await here.store.counts()
     return Health(status="ok", version=__version__)
 
 

@@ -45,7 +45,7 @@ async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineV
     if sources := await asyncio.to_thread(own_pictures, here.settings, asked):
         paths = RunPaths(run.dataset_dir, run.character.slug)
         await asyncio.to_thread(take_pictures, sources, paths)
-    made = await engine.submit(here.ledger, here.settings, request)
+    made = await engine.submit(here.store, here.settings, request)
     if asked.upload is not None:
         await asyncio.to_thread(uploads.forget, here.settings, asked.upload)
     response.headers["location"] = address(made.id)
@@ -63,7 +63,7 @@ async def list_pipelines(
     ] = None,
 ) -> PipelinePage:
     """The newest first, MOST_LISTED at most."""
-    found = await engine.recent_pipelines(here.ledger, limit=MOST_LISTED)
+    found = await engine.recent_pipelines(here.store, limit=MOST_LISTED)
     here.estimates.learn(found)
     wanted = [each for each in found if _fits(each, status, q.strip().lower())]
     ids = [each.id for each in wanted]
@@ -87,7 +87,7 @@ async def read(here: Here, pipeline: str) -> PipelineDetail:
 async def cancel(here: Here, pipeline: str) -> PipelineView:
     """Cancels what waits at once; what runs is killed by its worker within a second."""
     found = await here.pipeline(pipeline)
-    await engine.cancel(here.ledger, found.id)
+    await engine.cancel(here.store, found.id)
     return await show(here, await here.pipeline(found.id))
 
 
@@ -96,7 +96,7 @@ async def retry(here: Here, pipeline: str, asked: RetryIn | None = None) -> Pipe
     """Runs a pipeline again, with changed settings if given, from the first stage that has to."""
     found, asked = await here.pipeline(pipeline), asked or RetryIn()
     new = setting_values(asked.settings)
-    await engine.retry(here.ledger, here.settings, found.id, changes=new, start=asked.from_stage)
+    await engine.retry(here.store, here.settings, found.id, changes=new, start=asked.from_stage)
     return await show(here, await here.pipeline(found.id))
 
 
@@ -115,9 +115,9 @@ async def publish(here: Here, pipeline: str, asked: PublishIn | None = None) -> 
             found.recipe, folders=folders
         ).evaluate.strength  # the strength came with the step
     if new.items() <= known.items():
-        await engine.retry(here.ledger, here.settings, found.id, start="publish")
+        await engine.retry(here.store, here.settings, found.id, start="publish")
     else:
-        await engine.retry(here.ledger, here.settings, found.id, changes={"evaluate": new}, start="evaluate")
+        await engine.retry(here.store, here.settings, found.id, changes={"evaluate": new}, start="evaluate")
     return await show(here, await here.pipeline(found.id))
 
 
@@ -164,7 +164,7 @@ async def _waits_for(here: Site, view: PipelineView) -> str | None:
         return None
     if view.status == TaskStatus.FAILED:
         return None
-    fitting = [each.name for each in await workers(here.ledger) if now.lane in each.lanes.split(",")]
+    fitting = [each.name for each in await workers(here.store) if now.lane in each.lanes.split(",")]
     if not fitting:
         return (
             f"No worker is running for {now.stage}. Start one with `lora-foundry worker`, or start this server with "
@@ -172,7 +172,7 @@ async def _waits_for(here: Site, view: PipelineView) -> str | None:
         )
     if now.status == TaskStatus.RETRYING and now.error:
         return f"The last attempt failed and is made again soon: {now.error}"
-    busy = await here.ledger.recent(status=TaskStatus.RUNNING, limit=500)
+    busy = await here.store.recent(status=TaskStatus.RUNNING, limit=500)
     before = next((task.name for task in busy if task.worker in fitting), None)
     return f"Waits until {before} has ended." if before else "A worker takes it in a moment."
 

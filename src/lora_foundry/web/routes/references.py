@@ -9,8 +9,8 @@ from fastapi import APIRouter, File, Request, Response, UploadFile
 from pydantic import BaseModel
 
 from lora_foundry.web import answers, references
-from lora_foundry.web.jail import jailed
 from lora_foundry.web.routes.dataset import PICTURE
+from lora_foundry.web.safe_files import safe_file
 from lora_foundry.web.site import Here
 from lora_foundry.web.submission import REFERENCES
 
@@ -38,4 +38,4 @@ async def upload(here: Here, file: Annotated[UploadFile, File()]) -> ReferenceVi
 @router.get("/{name}", response_class=Response, responses=PICTURE)
 async def read(here: Here, request: Request, name: str) -> Response:
     """An uploaded picture."""
-    return answers.picture_file(request, jailed(here.settings.home.expanduser() / REFERENCES, name))
+    return answers.picture_file(request, safe_file(here.settings.home.expanduser() / REFERENCES, name))

@@ -22,10 +22,10 @@ from lora_foundry.stages.evaluate.choosing import candidate_name
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web.dataset import picture_files
-from lora_foundry.web.jail import jailed
 from lora_foundry.web.loras import InstalledLora, installed_loras
 from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.dataset import PICTURE, Size
+from lora_foundry.web.safe_files import safe_file
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.trials import lora_file
 from lora_foundry.web.views import address
@@ -138,13 +138,13 @@ def _sample(pipeline: str, path: Path) -> Sample:
 @router.get("/pipelines/{pipeline}/samples/{file}", response_class=Response, responses=PICTURE)
 async def sample(here: Here, request: Request, pipeline: str, file: str) -> Response:
     """One of them."""
-    return answers.picture_file(request, jailed(here.folder(await here.pipeline(pipeline)).samples, file))
+    return answers.picture_file(request, safe_file(here.folder(await here.pipeline(pipeline)).samples, file))
 
 
 @router.get("/pipelines/{pipeline}/samples/{file}/thumbnail", response_class=Response, responses=PICTURE)
 async def small_sample(here: Here, request: Request, pipeline: str, file: str, size: Size = 256) -> Response:
     """The same, small."""
-    path = jailed(here.folder(await here.pipeline(pipeline)).samples, file)
+    path = safe_file(here.folder(await here.pipeline(pipeline)).samples, file)
     return answers.thumbnail(request, await here.thumbnails.of(path, size))
 
 
@@ -221,14 +221,14 @@ def _versioned(where: str, path: Path) -> str | None:
 async def evaluation_file(here: Here, request: Request, pipeline: str, file: str) -> Response:
     """A picture of the evaluation folder: the before/after grid, the preview."""
     paths = here.folder(await here.pipeline(pipeline))
-    return answers.picture_file(request, jailed(paths.evaluation, file))
+    return answers.picture_file(request, safe_file(paths.evaluation, file))
 
 
 @router.get("/pipelines/{pipeline}/evaluation/{side}/{file}", response_class=Response, responses=PICTURE)
 async def evaluation_picture(here: Here, request: Request, pipeline: str, side: str, file: str) -> Response:
     """One picture of the evaluation, without the LoRA (`before`), with it (`after`), or without trigger (`without_trigger`)."""
     paths = here.folder(await here.pipeline(pipeline))
-    return answers.picture_file(request, jailed(paths.evaluation_pictures(), side, file))
+    return answers.picture_file(request, safe_file(paths.evaluation_pictures(), side, file))
 
 
 @router.get(
@@ -239,7 +239,7 @@ async def candidate_picture(
 ) -> Response:
     """A picture by which a checkpoint was compared with the others."""
     paths = here.folder(await here.pipeline(pipeline))
-    return answers.picture_file(request, jailed(paths.evaluation_pictures("choice"), candidate, file))
+    return answers.picture_file(request, safe_file(paths.evaluation_pictures("choice"), candidate, file))
 
 
 @router.get(
@@ -250,7 +250,7 @@ async def candidate_picture(
 async def report(here: Here, pipeline: str) -> Response:
     """The run's report, shut in a sandbox."""
     paths = here.folder(await here.pipeline(pipeline))
-    file = jailed(paths.root, paths.evaluation.name, paths.report.name)
+    file = safe_file(paths.root, paths.evaluation.name, paths.report.name)
     headers = {"content-security-policy": REPORT_POLICY, "x-frame-options": "SAMEORIGIN"}
     return FileResponse(file, media_type="text/html; charset=utf-8", headers=headers)
 
@@ -280,4 +280,4 @@ async def loras(here: Here) -> list[InstalledLora]:
 @router.get("/loras/{name}/preview", response_class=Response, responses=PICTURE)
 async def preview(here: Here, request: Request, name: str) -> Response:
     """The picture beside an installed LoRA."""
-    return answers.picture_file(request, jailed(here.settings.loras_dir, f"{name}.preview.png"))
+    return answers.picture_file(request, safe_file(here.settings.loras_dir, f"{name}.preview.png"))

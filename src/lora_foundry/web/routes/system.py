@@ -54,7 +54,7 @@ async def system(here: Here) -> System:
     """Quick: nothing is loaded. ComfyUI's and the GPU's state are a few seconds old at most."""
     settings = here.settings
     counts, alive, held = await asyncio.gather(
-        here.ledger.counts(), workers(here.ledger), here.ledger.recent(status="running", limit=500)
+        here.store.counts(), workers(here.store), here.store.recent(status="running", limit=500)
     )
     comfyui, gpus, disks = await asyncio.gather(
         here.machine.comfyui(settings),
@@ -63,7 +63,7 @@ async def system(here: Here) -> System:
     )
     return System(
         version=__version__,
-        database=here.ledger.dialect,
+        database=here.store.dialect,
         counts=counts,
         workers=[
             _worker(each, [task.id or 0 for task in held if task.worker == each.name]) for each in alive

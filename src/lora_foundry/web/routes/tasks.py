@@ -29,8 +29,8 @@ async def list_tasks(
 ) -> TaskPage:
     """The newest first, with the number of rows of each status."""
     pipeline = pipeline.replace("\0", "") if pipeline else None
-    found = await here.ledger.recent(status=status, pipeline=pipeline, limit=limit)
-    return TaskPage(tasks=[task_view(each) for each in found], counts=await here.ledger.counts())
+    found = await here.store.recent(status=status, pipeline=pipeline, limit=limit)
+    return TaskPage(tasks=[task_view(each) for each in found], counts=await here.store.counts())
 
 
 @router.get("/{task}")
@@ -53,7 +53,7 @@ async def log(
 async def cancel(here: Here, task: str) -> TaskView:
     """Cancels a waiting task; a running one is killed by its worker."""
     found = await _task(here, task)
-    await engine.cancel(here.ledger, found.id or 0)
+    await engine.cancel(here.store, found.id or 0)
     return task_view(await _task(here, task))
 
 
@@ -61,11 +61,11 @@ async def cancel(here: Here, task: str) -> TaskView:
 async def retry(here: Here, task: str) -> list[TaskView]:
     """Sets a task that ended to pending, with those below it; the rows that run again."""
     found = await _task(here, task)
-    return [task_view(each) for each in await engine.retry(here.ledger, here.settings, found.id or 0)]
+    return [task_view(each) for each in await engine.retry(here.store, here.settings, found.id or 0)]
 
 
 async def _task(here: Site, reference: str) -> Task:
-    found = None if "\0" in reference else await here.ledger.find(reference)
+    found = None if "\0" in reference else await here.store.find(reference)
     if found is None:
         raise NotFoundError(f"There is no task {reference[:80]!r}.")
     return found

@@ -27,11 +27,11 @@ from lora_foundry.files.storage import read_model
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.tasks.recovery import workers
 from lora_foundry.web import answers
-from lora_foundry.web.jail import jailed
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.dataset import PICTURE
+from lora_foundry.web.safe_files import safe_file
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.trials import lora_file, new_trial
 from lora_foundry.web.views import address
@@ -140,8 +140,8 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
 
 async def _at_work_here(here: Site) -> str:
     """The name of a task that a worker of this machine runs, if there is one; those of other hosts disturb nobody."""
-    ours = {each.name for each in await workers(here.ledger) if each.host == socket.gethostname()}
-    running = await here.ledger.recent(status=TaskStatus.RUNNING, limit=500)
+    ours = {each.name for each in await workers(here.store) if each.host == socket.gethostname()}
+    running = await here.store.recent(status=TaskStatus.RUNNING, limit=500)
     return next((task.name for task in running if task.worker in ours), "")
 
 
@@ -157,7 +157,7 @@ async def trials(here: Here, pipeline: str) -> list[TrialView]:
 async def trial_picture(here: Here, request: Request, pipeline: str, trial: str, file: str) -> Response:
     """A picture of a trial: before_1.png, after_1.png, ..."""
     paths = here.folder(await here.pipeline(pipeline))
-    return answers.picture_file(request, jailed(paths.trials, trial, file))
+    return answers.picture_file(request, safe_file(paths.trials, trial, file))
 
 
 @router.get(

@@ -88,6 +88,7 @@ def _move(connection: sa.Connection, names: list[str]) -> None:
         for row in rows:
             values = dict(row._mapping)
             cancel_requested = values.pop("cancel_requested", None)
+            values["lease"] = values.pop("ticket", None)
             _beside(connection, task_of(values), cancel_requested)
 
 
@@ -97,11 +98,11 @@ def _beside(connection: sa.Connection, task: Task, cancel_requested: object) -> 
     if kind is None or (task.status == TaskStatus.PENDING and not task.uuid):
         return  # nobody has seen it yet; the inbox will
     values = our_row(task, kind) | {"status": task.status, "resumes": task.resumes, "progress": task.progress}
-    values |= {"worker": task.worker, "ticket": task.ticket, "cancel_requested": cancel_requested}
+    values |= {"worker": task.worker, "lease": task.lease, "cancel_requested": cancel_requested}
     if not waits:
         values["queue"] = None
     if task.status in ENDED:
-        values |= {"worker": None, "ticket": None}
+        values |= {"worker": None, "lease": None}
     connection.execute(ours.insert().values(**values))
     shared: dict[str, object] = {"status": HELD} if waits else {}
     if task.task_type.lower() == TaskType.LORA_STAGE.lower() and isinstance(task.payload, dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_foundry.web.problems import NotFoundError
 
 
-def jailed(root: Path, *parts: str) -> Path:
+def safe_file(root: Path, *parts: str) -> Path:
     """The regular file `parts` below `root`, all links resolved.
 
     Raises NotFoundError, with the same words for each reason, where a part is no plain name, where a link leads out

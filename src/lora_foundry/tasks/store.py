@@ -1,5 +1,5 @@
-"""The ledger: every read and write of the task tables. A row is its line in `echo_tasks` and ours beside it, written in
-one transaction. An attempt may write only while it holds the row's ticket, so a worker that was thought dead changes
+"""The store: every read and write of the task tables. A row is its line in `echo_tasks` and ours beside it, written in
+one transaction. An attempt may write only while it holds the row's lease, so a worker that was thought dead changes
 nothing when it wakes up; and whoever ends a row lets its children start, or ends them with it."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Failure:
     kind: str = ""
 
 
-class Ledger:
+class TaskStore:
     """The tasks of one database. Make it, `upgrade` it once, use it from any coroutine, `close` it."""
 
     def __init__(self, url: str) -> None:
@@ -258,7 +258,7 @@ class Ledger:
                 await connection.execute(tasks.delete().where(tasks.c.id.in_(part)))
         return len(chosen)
 
-    # The worker that holds the row's ticket -----------------------------------------------------------------
+    # The worker that holds the row's lease -----------------------------------------------------------------
 
     async def _write(
         self, connection: AsyncConnection, task_id: int, stamp: datetime, status: TaskStatus, **shared: Any
@@ -266,7 +266,7 @@ class Ledger:
         """A new status in both tables; one that waits again may start at once, or when it is due."""
         waits = status in WAITING
         if waits or status in ENDED:
-            beside: dict[str, Any] = {"ticket": None, "cancel_requested": None}
+            beside: dict[str, Any] = {"lease": None, "cancel_requested": None}
             beside |= {"queue": ours.c.lane if waits else None, "due": shared.get("scheduled_for")}
             if waits:
                 beside["worker"] = None
@@ -280,10 +280,10 @@ class Ledger:
             tasks.update().where(tasks.c.id == task_id).values(status=shown, updated_at=stamp, **shared)
         )
 
-    async def _settle(self, task_id: int, held_ticket: str, status: TaskStatus, **shared: Any) -> bool:
-        """Ends an attempt, if the ticket still is the row's, and says so to the row's children."""
+    async def _end(self, task_id: int, lease: str, status: TaskStatus, **shared: Any) -> bool:
+        """Ends an attempt, if the lease still is the row's, and says so to the row's children."""
         async with self.writing() as connection:
-            if not await self._holds(connection, task_id, held_ticket):
+            if not await self._holds(connection, task_id, lease):
                 return False
             stamp = moment(await self.now(connection))
             if status in ENDED:
@@ -296,19 +296,19 @@ class Ledger:
             await self.wake(connection)
         return True
 
-    async def _holds(self, connection: AsyncConnection, task_id: int, ticket: str) -> bool:
+    async def _holds(self, connection: AsyncConnection, task_id: int, lease: str) -> bool:
         """Whether the row is this attempt's; on PostgreSQL it stays so until the transaction ends."""
-        held = (ours.c.id == task_id) & (ours.c.ticket == ticket) & (ours.c.status == TaskStatus.RUNNING)
+        held = (ours.c.id == task_id) & (ours.c.lease == lease) & (ours.c.status == TaskStatus.RUNNING)
         mine = sa.select(ours.c.id).where(held).with_for_update()
         if (await connection.execute(mine)).first() is None:
             return False
         shared = sa.select(tasks.c.status).where(tasks.c.id == task_id).with_for_update()
         return (await connection.execute(shared)).scalar() == TaskStatus.RUNNING
 
-    async def report(self, task_id: int, ticket: str, progress: dict[str, Any]) -> bool:
+    async def report(self, task_id: int, lease: str, progress: dict[str, Any]) -> bool:
         """Shows progress on the row; False says that the row is no longer this attempt's."""
         async with self.writing() as connection:
-            if not await self._holds(connection, task_id, ticket):
+            if not await self._holds(connection, task_id, lease):
                 return False
             shown = {"progress": clean_json(progress)}
             await connection.execute(ours.update().where(ours.c.id == task_id).values(**shown))
@@ -316,18 +316,18 @@ class Ledger:
             await connection.execute(tasks.update().where(tasks.c.id == task_id).values(updated_at=stamp))
         return True
 
-    async def complete(self, task_id: int, ticket: str, result: dict[str, Any]) -> bool:
+    async def complete(self, task_id: int, lease: str, result: dict[str, Any]) -> bool:
         values = {"result": clean_json(result), "error": None, "resumes": 0}
-        return await self._settle(task_id, ticket, TaskStatus.COMPLETED, **values)
+        return await self._end(task_id, lease, TaskStatus.COMPLETED, **values)
 
-    async def cancelled(self, task_id: int, ticket: str) -> bool:
-        return await self._settle(task_id, ticket, TaskStatus.CANCELLED, error="Cancelled on request.")
+    async def cancelled(self, task_id: int, lease: str) -> bool:
+        return await self._end(task_id, lease, TaskStatus.CANCELLED, error="Cancelled on request.")
 
-    async def hand_back(self, task_id: int, ticket: str) -> bool:
+    async def release(self, task_id: int, lease: str) -> bool:
         """Unfinished work of a worker that stops: pending again, no retry burnt."""
-        return await self._settle(task_id, ticket, TaskStatus.PENDING)
+        return await self._end(task_id, lease, TaskStatus.PENDING)
 
-    async def fail(self, task: Task, ticket: str, failure: Failure) -> str | None:
+    async def fail(self, task: Task, lease: str, failure: Failure) -> str | None:
         """Decides between resume, retry and failure; returns the new status, None where the row was lost."""
         async with self.reading() as connection:
             now = await self.now(connection)
@@ -342,7 +342,7 @@ class Ledger:
             status = TaskStatus.RETRYING
             values |= {"retries": task.retries + 1, "scheduled_for": moment(now + pause(task.retries))}
             values["resumes"] = 0
-        return status.value if await self._settle(task.id or 0, ticket, status, **values) else None
+        return status.value if await self._end(task.id or 0, lease, status, **values) else None
 
     async def return_row(
         self, connection: AsyncConnection, task_id: int, resumes: int, stamp: datetime
@@ -357,19 +357,19 @@ class Ledger:
         )
         await stop_children(connection, [task_id], stamp)
 
-    async def cancel_requests(self, tickets: Sequence[str]) -> set[str]:
-        """Which of these tickets' rows somebody wants cancelled, or took away."""
+    async def cancel_requests(self, leases: Sequence[str]) -> set[str]:
+        """Which of these leases' rows somebody wants cancelled, or took away."""
         held = (
-            sa.select(ours.c.ticket)
+            sa.select(ours.c.lease)
             .select_from(both)
             .where(
-                ours.c.ticket.in_(tickets),
+                ours.c.lease.in_(leases),
                 tasks.c.status == TaskStatus.RUNNING,
                 ours.c.cancel_requested.is_(None),
             )
         )
         async with self.reading() as connection:
-            return set(tickets) - set((await connection.execute(held)).scalars().all())
+            return set(leases) - set((await connection.execute(held)).scalars().all())
 
 
 def _runs(rows: Sequence[sa.Row[Any]]) -> bool:

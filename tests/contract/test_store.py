@@ -1,4 +1,4 @@
-"""The ledger's promises, the same on SQLite and on PostgreSQL."""
+"""The store's promises, the same on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks import admission, pipelines
 from lora_foundry.tasks.admission import Admitted, Inbox, admit
 from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
-from lora_foundry.tasks.ledger import MAX_RESUMES, Failure, Ledger, pause
-from lora_foundry.tasks.recovery import Own, beat, is_served, take_over, this_process, workers
+from lora_foundry.tasks.recovery import Own, heartbeat, is_served, reclaim, this_process, workers
+from lora_foundry.tasks.store import MAX_RESUMES, Failure, TaskStore, pause
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
 ALL = {"gpu": 100, "cpu": 100}
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Ledger]:
-    ledger = Ledger(url)
-    await ledger.upgrade()
+async def opened(url: str) -> AsyncIterator[TaskStore]:
+    store = TaskStore(url)
+    await store.upgrade()
     try:
-        yield ledger
+        yield store
     finally:
-        await ledger.close()
+        await store.close()
 
 
-def run(url: str, scenario: Callable[[Ledger], Coroutine[Any, Any, None]]) -> None:
+def run(url: str, scenario: Callable[[TaskStore], Coroutine[Any, Any, None]]) -> None:
     async def inner() -> None:
-        async with opened(url) as ledger:
-            await scenario(ledger)
+        async with opened(url) as store:
+            await scenario(store)
 
     asyncio.run(inner())
 
@@ -62,30 +62,30 @@ def generation(name: str = "make", *, payload: dict[str, Any] | None = None, **v
     return Task(name=name, task_type=TaskType.LORA_GENERATION, payload=dict(payload), **values)
 
 
-async def one(ledger: Ledger, worker: str = "w") -> Admitted:
-    (admitted,) = await admit(ledger, worker, ALL)
+async def one(store: TaskStore, worker: str = "w") -> Admitted:
+    (admitted,) = await admit(store, worker, ALL)
     return admitted
 
 
 def test_a_task_is_found_by_its_id_and_by_its_uuid(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        (task,) = await ledger.add(generation(creator="me"))
+    async def scenario(store: TaskStore) -> None:
+        (task,) = await store.add(generation(creator="me"))
         assert isinstance(task.id, int)
         for reference in (task.id, str(task.id), task.uuid):
-            found = await ledger.get(reference)
+            found = await store.get(reference)
             assert (found.id, found.payload, found.creator) == (task.id, GENERATION, "me")
             assert found.created_at is not None
         with pytest.raises(InputError, match="no task"):
-            await ledger.get("nobody")
+            await store.get("nobody")
 
     run(database_url, scenario)
 
 
 def test_upgrading_twice_changes_nothing(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(generation())
-        await ledger.upgrade()
-        assert (await ledger.counts())["pending"] == 1
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        await store.upgrade()
+        assert (await store.counts())["pending"] == 1
 
     run(database_url, scenario)
 
@@ -117,13 +117,13 @@ def test_an_existing_table_is_adopted_with_every_row(database_url: str, json_typ
         "SELECT * FROM echo_tasks ORDER BY id",
     )
 
-    async def scenario(ledger: Ledger) -> None:
-        admitted = await one(ledger)
+    async def scenario(store: TaskStore) -> None:
+        admitted = await one(store)
         assert admitted.task.payload == GENERATION
-        assert await ledger.complete(admitted.task.id or 0, admitted.ticket, {"made": 3})
-        assert (await ledger.get(admitted.task.id or 0)).result == {"made": 3}
+        assert await store.complete(admitted.task.id or 0, admitted.lease, {"made": 3})
+        assert (await store.get(admitted.task.id or 0)).result == {"made": 3}
 
-    async def only_upgrade(ledger: Ledger) -> None:
+    async def only_upgrade(store: TaskStore) -> None:
         after = execute(database_url, "SELECT * FROM echo_tasks ORDER BY id")
         assert after == before
 
@@ -140,7 +140,7 @@ def test_a_table_with_text_ids_is_refused_with_the_way_out(database_url: str) ->
 
     async def scenario() -> None:
         with pytest.raises(InputError, match="RENAME TO echo_tasks_old"):
-            await Ledger(database_url).upgrade()
+            await TaskStore(database_url).upgrade()
 
     asyncio.run(scenario())
     assert execute(database_url, "SELECT * FROM echo_tasks") == [("a", "b", "c", "d")]
@@ -153,15 +153,15 @@ def test_other_databases_are_refused(url: str) -> None:
 
 
 def test_rows_come_by_priority_and_age_and_lanes_limit_them(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         for name, priority in (("c", 3), ("d", 3), ("a", 1), ("e", 5), ("b", 2)):
-            await ledger.add(generation(name, priority=priority))
+            await store.add(generation(name, priority=priority))
         order = []
-        while taken := await admit(ledger, "w", {"gpu": 2}):
+        while taken := await admit(store, "w", {"gpu": 2}):
             assert len(taken) <= 2
             order += [each.task.name for each in taken]
         assert order == ["a", "b", "c", "d", "e"]
-        assert await admit(ledger, "w", {"cpu": 5}) == []
+        assert await admit(store, "w", {"cpu": 5}) == []
 
     run(database_url, scenario)
 
@@ -182,7 +182,7 @@ def test_many_rows_that_were_just_written_hold_up_no_urgent_one(
     monkeypatch.setattr(admission, "PAGE", 2)
     monkeypatch.setattr(admission, "PAGES", 2)
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         for _ in range(6):
             by_hand(database_url, "user_request", {"message": "draw me lora_ things"}, 1)
         for number in range(10):
@@ -193,31 +193,31 @@ def test_many_rows_that_were_just_written_hold_up_no_urgent_one(
         by_hand(database_url, TaskType.LORA_TAGGING, tagging, 1)
         inbox, looks, taken = Inbox(), 0, list[Admitted]()
         while not taken:
-            taken = await admit(ledger, "w", {"cpu": 1}, inbox=inbox)
+            taken = await admit(store, "w", {"cpu": 1}, inbox=inbox)
             looks += 1
             assert taken or inbox.left, "nobody would look again"
         assert [each.task.name for each in taken] == ["urgent"]
         assert looks == 2, "six rows of others and the urgent one are two parts"
         while inbox.left:
-            assert await admit(ledger, "w", {}, inbox=inbox) == []
-        assert await one_lane(ledger, inbox) == [str(number) for number in range(10)]
+            assert await admit(store, "w", {}, inbox=inbox) == []
+        assert await one_lane(store, inbox) == [str(number) for number in range(10)]
         statuses = execute(database_url, "SELECT status, count(*) FROM echo_tasks GROUP BY status ORDER BY 1")
         assert statuses == [("completed", 10), ("pending", 6), ("running", 1)]
 
     run(database_url, scenario)
 
 
-async def one_lane(ledger: Ledger, inbox: Inbox) -> list[str]:
+async def one_lane(store: TaskStore, inbox: Inbox) -> list[str]:
     """All that the GPU's lane gives, one after another, each done at once."""
     names = []
-    while taken := await admit(ledger, "w", {"gpu": 1}, inbox=inbox):
+    while taken := await admit(store, "w", {"gpu": 1}, inbox=inbox):
         names.append(taken[0].task.name)
-        await ledger.complete(taken[0].task.id or 0, taken[0].ticket, {})
+        await store.complete(taken[0].task.id or 0, taken[0].lease, {})
     return names
 
 
 def test_a_row_of_others_that_ours_depends_on_by_its_payloads_uuid_is_only_read(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         by_hand(database_url, "monitoring", {"task_uuid": "THEIRS-1", "ü": 1.50})
         before = execute(database_url, "SELECT * FROM echo_tasks")
         for name in ("first", "second"):
@@ -225,29 +225,29 @@ def test_a_row_of_others_that_ours_depends_on_by_its_payloads_uuid_is_only_read(
                 database_url, TaskType.LORA_GENERATION, GENERATION | {"character_name": name}, 3, ["theirs-1"]
             )
         for _ in range(2):
-            assert await admit(ledger, "w", ALL) == []
+            assert await admit(store, "w", ALL) == []
             assert execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1") == before
             assert execute(database_url, "SELECT * FROM lora_foundry_tasks WHERE id = 1") == []
         (second,) = execute(database_url, "SELECT id FROM echo_tasks WHERE name = 'second'")
-        await pipelines.cancel(ledger, second[0])
+        await pipelines.cancel(store, second[0])
         assert execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1") == before
         execute(database_url, "UPDATE echo_tasks SET status = 'completed' WHERE id = 1")
         ended = execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1")
-        assert (await one(ledger)).task.name == "first"
+        assert (await one(store)).task.name == "first"
         assert execute(database_url, "SELECT * FROM echo_tasks WHERE id = 1") == ended
 
     run(database_url, scenario)
 
 
 def test_whoever_is_cancelled_in_a_transaction_leaves_no_lock(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(generation())
-        held = await one(ledger)
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        held = await one(store)
         number, news = held.task.id or 0, {"stage": "train", "done": 1, "total": 2}
 
         async def write() -> None:
             while True:
-                await ledger.report(number, held.ticket, news)
+                await store.report(number, held.lease, news)
 
         async def cancel_after(steps: int) -> None:
             writer = asyncio.create_task(write())
@@ -260,18 +260,18 @@ def test_whoever_is_cancelled_in_a_transaction_leaves_no_lock(database_url: str)
         for steps in range(60):
             await cancel_after(steps)
             async with asyncio.timeout(20):  # BUSY_SECONDS are 30
-                assert await ledger.report(number, held.ticket, news)
+                assert await store.report(number, held.lease, news)
 
     run(database_url, scenario)
 
 
 def test_two_workers_never_take_the_same_row(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(*[generation(str(number)) for number in range(16)])
+    async def scenario(store: TaskStore) -> None:
+        await store.add(*[generation(str(number)) for number in range(16)])
         async with opened(database_url) as other:
-            takers = [admit(each, name, {"gpu": 4}) for name in "abcd" for each in (ledger, other)]
+            takers = [admit(each, name, {"gpu": 4}) for name in "abcd" for each in (store, other)]
             taken = [each.task.id for batch in await asyncio.gather(*takers) for each in batch]
-        rest = [each.task.id for each in await admit(ledger, "z", ALL)]
+        rest = [each.task.id for each in await admit(store, "z", ALL)]
         assert len(taken + rest) == 16
         assert len(set(taken + rest)) == 16
 
@@ -279,109 +279,109 @@ def test_two_workers_never_take_the_same_row(database_url: str) -> None:
 
 
 def test_children_start_after_all_their_parents(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        first, second = await ledger.add(generation("1"), generation("2"))
-        (child,) = await ledger.add(generation("child", dependencies=[first.id, second.uuid], priority=1))
-        parents = await admit(ledger, "w", ALL)
+    async def scenario(store: TaskStore) -> None:
+        first, second = await store.add(generation("1"), generation("2"))
+        (child,) = await store.add(generation("child", dependencies=[first.id, second.uuid], priority=1))
+        parents = await admit(store, "w", ALL)
         assert {each.task.name for each in parents} == {"1", "2"}
-        await ledger.complete(parents[0].task.id or 0, parents[0].ticket, {})
-        assert await admit(ledger, "w", ALL) == []
-        await ledger.complete(parents[1].task.id or 0, parents[1].ticket, {})
-        assert (await one(ledger)).task.id == child.id
+        await store.complete(parents[0].task.id or 0, parents[0].lease, {})
+        assert await admit(store, "w", ALL) == []
+        await store.complete(parents[1].task.id or 0, parents[1].lease, {})
+        assert (await one(store)).task.id == child.id
 
     run(database_url, scenario)
 
 
 def test_a_failed_parent_cancels_all_below_and_a_retry_brings_them_back(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        (top,) = await ledger.add(generation("top", max_retries=0))
-        (middle,) = await ledger.add(generation("middle", dependencies=[top.uuid]))
-        (bottom,) = await ledger.add(generation("bottom", dependencies=[middle.id]))
-        admitted = await one(ledger)
-        assert await ledger.fail(admitted.task, admitted.ticket, Failure("no disk")) == "failed"
-        assert await admit(ledger, "w", ALL) == []
+    async def scenario(store: TaskStore) -> None:
+        (top,) = await store.add(generation("top", max_retries=0))
+        (middle,) = await store.add(generation("middle", dependencies=[top.uuid]))
+        (bottom,) = await store.add(generation("bottom", dependencies=[middle.id]))
+        admitted = await one(store)
+        assert await store.fail(admitted.task, admitted.lease, Failure("no disk")) == "failed"
+        assert await admit(store, "w", ALL) == []
         for task in (middle, bottom):
-            found = await ledger.get(task.id or 0)
+            found = await store.get(task.id or 0)
             assert found.status == "cancelled"
             assert "no disk" in (found.error or "")
-        again = await pipelines.retry(ledger, Settings(), top.id or 0)
+        again = await pipelines.retry(store, Settings(), top.id or 0)
         assert {each.name for each in again} == {"top", "middle", "bottom"}
         with pytest.raises(InputError, match="pending already"):
-            await pipelines.retry(ledger, Settings(), top.uuid)
-        assert (await one(ledger)).task.name == "top"
+            await pipelines.retry(store, Settings(), top.uuid)
+        assert (await one(store)).task.name == "top"
         with pytest.raises(InputError, match="running"):
-            await pipelines.retry(ledger, Settings(), top.id or 0)
+            await pipelines.retry(store, Settings(), top.id or 0)
 
     run(database_url, scenario)
 
 
 def test_dependencies_that_can_never_hold_fail_the_task(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        missing, rubbish = await ledger.add(
+    async def scenario(store: TaskStore) -> None:
+        missing, rubbish = await store.add(
             generation("m", dependencies=[999]), generation("r", dependencies={"a": 1})
         )
-        (first,) = await ledger.add(generation("x", uuid="u1", dependencies=["u2"]))
-        await ledger.add(
+        (first,) = await store.add(generation("x", uuid="u1", dependencies=["u2"]))
+        await store.add(
             generation("y", uuid="u2", dependencies=[first.id]),
             generation("z", uuid="u3", dependencies=["u3"]),
         )
-        assert await admit(ledger, "w", ALL) == []
+        assert await admit(store, "w", ALL) == []
         for task, word in ((missing, "does not exist"), (rubbish, "JSON list"), (first, "circle")):
-            found = await ledger.get(task.id or 0)
+            found = await store.get(task.id or 0)
             assert found.status == "failed"
             assert word in (found.error or "")
-        counts = await ledger.counts()
+        counts = await store.counts()
         assert counts["failed"] + counts["cancelled"] == 5
 
     run(database_url, scenario)
 
 
 def test_a_foreign_queue_that_drops_uuids_still_resolves_dependencies(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         parent = json.dumps(GENERATION | {"task_uuid": "p-1"})
         child = json.dumps(GENERATION | {"task_uuid": "c-1"})
         sql = "INSERT INTO echo_tasks (name, task_type, payload, dependencies) VALUES "
         execute(database_url, f"{sql} ('p', 'LORA_GENERATION', '{parent}', '[]')")
         execute(database_url, f"{sql} ('c', 'LORA_GENERATION', '{child}', '[\"p-1\"]')")
-        admitted = await one(ledger)
+        admitted = await one(store)
         assert admitted.task.name == "p"
-        await ledger.complete(admitted.task.id or 0, admitted.ticket, {})
-        assert (await one(ledger)).task.name == "c"
-        assert (await ledger.get("p-1")).status == "completed"
+        await store.complete(admitted.task.id or 0, admitted.lease, {})
+        assert (await one(store)).task.name == "c"
+        assert (await store.get("p-1")).status == "completed"
 
     run(database_url, scenario)
 
 
-def test_only_the_holder_of_the_ticket_writes(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(generation())
-        old = await one(ledger)
+def test_only_the_holder_of_the_lease_writes(database_url: str) -> None:
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        old = await one(store)
         number = old.task.id or 0
-        assert await ledger.hand_back(number, old.ticket)
-        new = await one(ledger)
-        assert not await ledger.complete(number, old.ticket, {"by": "zombie"})
-        assert not await ledger.report(number, old.ticket, {"done": 1})
-        assert await ledger.fail(old.task, old.ticket, Failure("late")) is None
-        assert await ledger.complete(number, new.ticket, {"by": "owner"})
-        assert not await ledger.complete(number, new.ticket, {"by": "again"})
-        assert (await ledger.get(number)).result == {"by": "owner"}
+        assert await store.release(number, old.lease)
+        new = await one(store)
+        assert not await store.complete(number, old.lease, {"by": "zombie"})
+        assert not await store.report(number, old.lease, {"done": 1})
+        assert await store.fail(old.task, old.lease, Failure("late")) is None
+        assert await store.complete(number, new.lease, {"by": "owner"})
+        assert not await store.complete(number, new.lease, {"by": "again"})
+        assert (await store.get(number)).result == {"by": "owner"}
 
     run(database_url, scenario)
 
 
 def test_retries_are_counted_with_pauses_and_then_end(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(generation(max_retries=2))
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation(max_retries=2))
         for retries in (1, 2):
-            admitted = await one(ledger)
-            assert await ledger.fail(admitted.task, admitted.ticket, Failure("oops")) == "retrying"
-            found = await ledger.get(admitted.task.id or 0)
+            admitted = await one(store)
+            assert await store.fail(admitted.task, admitted.lease, Failure("oops")) == "retrying"
+            found = await store.get(admitted.task.id or 0)
             assert (found.retries, found.error) == (retries, "oops")
-            assert await admit(ledger, "w", ALL) == []  # the pause is not over
+            assert await admit(store, "w", ALL) == []  # the pause is not over
             execute(database_url, "UPDATE echo_tasks SET scheduled_for = '2001-01-01 00:00:00'")
-        admitted = await one(ledger)
-        assert await ledger.fail(admitted.task, admitted.ticket, Failure("oops")) == "failed"
-        assert (await ledger.get(admitted.task.id or 0)).completed_at is not None
+        admitted = await one(store)
+        assert await store.fail(admitted.task, admitted.lease, Failure("oops")) == "failed"
+        assert (await store.get(admitted.task.id or 0)).completed_at is not None
 
     run(database_url, scenario)
 
@@ -396,15 +396,15 @@ def test_pauses_double_up_to_a_limit_and_tasks_do_not_return_in_step(retries: in
 
 
 def test_an_error_of_any_length_is_one_short_line_in_the_row_and_its_childrens(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        (parent,) = await ledger.add(generation("parent", max_retries=0))
-        (child,) = await ledger.add(generation("child", dependencies=[parent.id]))
-        held = await one(ledger)
-        await ledger.fail(
-            held.task, held.ticket, Failure("Traceback\n\0" + "line \ud800\n" * 1000, permanent=True)
+    async def scenario(store: TaskStore) -> None:
+        (parent,) = await store.add(generation("parent", max_retries=0))
+        (child,) = await store.add(generation("child", dependencies=[parent.id]))
+        held = await one(store)
+        await store.fail(
+            held.task, held.lease, Failure("Traceback\n\0" + "line \ud800\n" * 1000, permanent=True)
         )
         for each in (parent, child):
-            error = (await ledger.get(each.id or 0)).error or ""
+            error = (await store.get(each.id or 0)).error or ""
             assert "Traceback" in error
             assert len(error) < 500
             assert not set("\n\0\ud800") & set(error)
@@ -413,33 +413,32 @@ def test_an_error_of_any_length_is_one_short_line_in_the_row_and_its_childrens(d
 
 
 def test_permanent_errors_are_not_retried_and_progress_burns_no_retry(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(generation("bad"))
-        admitted = await one(ledger)
-        assert await ledger.fail(admitted.task, admitted.ticket, Failure("never", permanent=True)) == "failed"
-        await ledger.add(generation("slow", max_retries=0))
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation("bad"))
+        admitted = await one(store)
+        assert await store.fail(admitted.task, admitted.lease, Failure("never", permanent=True)) == "failed"
+        await store.add(generation("slow", max_retries=0))
         for resumes in range(MAX_RESUMES):
-            admitted = await one(ledger)
+            admitted = await one(store)
             assert (admitted.task.resumes, admitted.task.retries) == (resumes, 0)
             assert (
-                await ledger.fail(admitted.task, admitted.ticket, Failure("late", progressed=True))
-                == "pending"
+                await store.fail(admitted.task, admitted.lease, Failure("late", progressed=True)) == "pending"
             )
-        admitted = await one(ledger)
-        assert await ledger.fail(admitted.task, admitted.ticket, Failure("late", progressed=True)) == "failed"
+        admitted = await one(store)
+        assert await store.fail(admitted.task, admitted.lease, Failure("late", progressed=True)) == "failed"
 
     run(database_url, scenario)
 
 
 def test_scheduled_rows_wait_for_their_time(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         execute(
             database_url,
             "INSERT INTO echo_tasks (name, task_type, payload, scheduled_for) VALUES "
             f"('later', 'LORA_GENERATION', '{json.dumps(GENERATION)}', '2999-01-01 00:00:00'), "
             f"('now', 'LORA_GENERATION', '{json.dumps(GENERATION)}', '2001-01-01 00:00:00')",
         )
-        assert (await one(ledger)).task.name == "now"
+        assert (await one(store)).task.name == "now"
 
     run(database_url, scenario)
 
@@ -459,26 +458,26 @@ FOREIGN = [
 
 
 def test_a_table_full_of_foreign_rows_is_left_untouched(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         foreign = [
             Task(name=f"{kind} {number}", task_type=kind, payload=payload, dependencies=[10**6])
             for number in range(12)
             for kind, payload in FOREIGN
         ]
-        await ledger.add(*foreign)
+        await store.add(*foreign)
         execute(
             database_url,
             "UPDATE echo_tasks SET status = 'running', started_at = '2001-01-01' WHERE id IN (7, 14, 21)",
         )
         before = execute(database_url, "SELECT * FROM echo_tasks ORDER BY id")
-        await ledger.add(
+        await store.add(
             generation("ours"), Task(name="hand", payload=GENERATION | {"character_name": "Hand"})
         )
         marked = Task(name="marked", payload={"type": "lora_training", "rubbish": 1})
-        await ledger.add(marked)
-        assert {each.task.name for each in await admit(ledger, "w", ALL)} == {"ours", "hand", "marked"}
-        assert await take_over(ledger, 0.0) != []
-        assert await ledger.prune(timedelta(0), pipelines.is_ours) == 0
+        await store.add(marked)
+        assert {each.task.name for each in await admit(store, "w", ALL)} == {"ours", "hand", "marked"}
+        assert await reclaim(store, 0.0) != []
+        assert await store.prune(timedelta(0), pipelines.is_ours) == 0
         after = execute(database_url, f"SELECT * FROM echo_tasks WHERE id <= {len(foreign)} ORDER BY id")
         assert after == before
 
@@ -487,13 +486,13 @@ def test_a_table_full_of_foreign_rows_is_left_untouched(database_url: str) -> No
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # PostgreSQL's types refuse it already
 def test_rubbish_in_a_row_by_hand_is_read_without_a_crash(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         execute(
             database_url,
             "INSERT INTO echo_tasks (name, task_type, payload, created_at, dependencies, retries, timeout) "
             "VALUES ('x', 'LORA_GENERATION', '{not json', 'yesterday', '', 'many', 'long')",
         )
-        admitted = await one(ledger)
+        admitted = await one(store)
         assert (admitted.task.payload, admitted.task.timeout, admitted.task.created_at) == (
             "{not json",
             300,
@@ -504,58 +503,58 @@ def test_rubbish_in_a_row_by_hand_is_read_without_a_crash(database_url: str) -> 
 
 
 def test_cancelling_waiting_and_running_tasks(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        (waiting,) = await ledger.add(generation("waiting"))
-        assert [each.status for each in await pipelines.cancel(ledger, waiting.uuid)] == ["cancelled"]
-        await ledger.add(generation("running"))
-        admitted = await one(ledger)
-        assert await ledger.cancel_requests([admitted.ticket]) == set()
-        assert [each.status for each in await pipelines.cancel(ledger, admitted.task.id or 0)] == ["running"]
-        assert await ledger.cancel_requests([admitted.ticket]) == {admitted.ticket}
-        assert await ledger.cancelled(admitted.task.id or 0, admitted.ticket)
-        assert (await ledger.counts())["cancelled"] == 2
+    async def scenario(store: TaskStore) -> None:
+        (waiting,) = await store.add(generation("waiting"))
+        assert [each.status for each in await pipelines.cancel(store, waiting.uuid)] == ["cancelled"]
+        await store.add(generation("running"))
+        admitted = await one(store)
+        assert await store.cancel_requests([admitted.lease]) == set()
+        assert [each.status for each in await pipelines.cancel(store, admitted.task.id or 0)] == ["running"]
+        assert await store.cancel_requests([admitted.lease]) == {admitted.lease}
+        assert await store.cancelled(admitted.task.id or 0, admitted.lease)
+        assert (await store.counts())["cancelled"] == 2
 
     run(database_url, scenario)
 
 
 def test_rows_of_a_dead_worker_are_given_back_once(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        assert not await beat(ledger, "dead", "gpu")
-        assert not await beat(ledger, "live", "gpu")
-        await ledger.add(generation("1"), generation("2"))
-        (lost,) = await admit(ledger, "dead", {"gpu": 1})
-        (kept,) = await admit(ledger, "live", {"gpu": 1})
+    async def scenario(store: TaskStore) -> None:
+        assert not await heartbeat(store, "dead", "gpu")
+        assert not await heartbeat(store, "live", "gpu")
+        await store.add(generation("1"), generation("2"))
+        (lost,) = await admit(store, "dead", {"gpu": 1})
+        (kept,) = await admit(store, "live", {"gpu": 1})
         execute(
             database_url,
             "UPDATE lora_foundry_executors SET beat = 0 WHERE id = 'dead'",
             f"UPDATE echo_tasks SET updated_at = '2001-01-01' WHERE id = {lost.task.id}",
         )
-        await ledger.report(kept.task.id or 0, kept.ticket, {})
-        assert [worker.name for worker in await workers(ledger)] == ["live"]
-        taken = await asyncio.gather(*[take_over(ledger, 60) for _ in range(4)])
-        assert [each for batch in taken for each in batch] == [(lost.task.id, lost.ticket)]
-        assert not await ledger.complete(lost.task.id or 0, lost.ticket, {})
-        assert (await one(ledger, "live")).task.id == lost.task.id
-        assert await take_over(ledger, 3600.0) == []
-        assert not await beat(ledger, "dead", "gpu")  # it learns that it was forgotten
+        await store.report(kept.task.id or 0, kept.lease, {})
+        assert [worker.name for worker in await workers(store)] == ["live"]
+        taken = await asyncio.gather(*[reclaim(store, 60) for _ in range(4)])
+        assert [each for batch in taken for each in batch] == [(lost.task.id, lost.lease)]
+        assert not await store.complete(lost.task.id or 0, lost.lease, {})
+        assert (await one(store, "live")).task.id == lost.task.id
+        assert await reclaim(store, 3600.0) == []
+        assert not await heartbeat(store, "dead", "gpu")  # it learns that it was forgotten
 
     run(database_url, scenario)
 
 
 def test_a_living_worker_gives_back_what_it_holds_and_does_not_run(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         for worker in ("one", "other"):
-            await beat(ledger, worker, "gpu")
-        await ledger.add(*(generation(name) for name in "abcd"))
-        stray, young, at_work = await admit(ledger, "one", {"gpu": 3})
-        (anothers,) = await admit(ledger, "other", {"gpu": 1})
+            await heartbeat(store, worker, "gpu")
+        await store.add(*(generation(name) for name in "abcd"))
+        stray, young, at_work = await admit(store, "one", {"gpu": 3})
+        (anothers,) = await admit(store, "other", {"gpu": 1})
         old = ", ".join(str(each.task.id) for each in (stray, at_work, anothers))
         execute(database_url, f"UPDATE echo_tasks SET updated_at = '2001-01-01' WHERE id IN ({old})")
-        own = Own("one", frozenset({at_work.ticket}))
-        assert await take_over(ledger, 60, own) == [(stray.task.id, stray.ticket)]
-        assert await take_over(ledger, 60, own) == []
-        assert (await ledger.get(stray.task.id or 0)).status == "pending"
-        assert (await ledger.get(young.task.id or 0)).status == "running"  # its attempt may just be starting
+        own = Own("one", frozenset({at_work.lease}))
+        assert await reclaim(store, 60, own) == [(stray.task.id, stray.lease)]
+        assert await reclaim(store, 60, own) == []
+        assert (await store.get(stray.task.id or 0)).status == "pending"
+        assert (await store.get(young.task.id or 0)).status == "running"  # its attempt may just be starting
 
     run(database_url, scenario)
 
@@ -564,29 +563,29 @@ def test_a_worker_whose_process_has_ended_here_is_dead_at_once(database_url: str
     ended = subprocess.Popen(["true"])
     ended.wait()
 
-    async def scenario(ledger: Ledger) -> None:
+    async def scenario(store: TaskStore) -> None:
         for worker in ("live", "elsewhere", "ended"):
-            await beat(ledger, worker, "gpu,cpu")
+            await heartbeat(store, worker, "gpu,cpu")
         place = this_process().rpartition("/")[0]
         hosts = {"ended": f"{place}/{ended.pid}", "elsewhere": f"another machine/{ended.pid}"}
         for worker, host in hosts.items():
             execute(database_url, f"UPDATE lora_foundry_executors SET host = '{host}' WHERE id = '{worker}'")
-        await ledger.add(*(generation(worker) for worker in ("live", "elsewhere", "ended")))
-        held = [(await admit(ledger, worker, {"gpu": 1}))[0] for worker in ("live", "elsewhere", "ended")]
-        assert [worker.name for worker in await workers(ledger)] == ["elsewhere", "live"]
-        assert await is_served(ledger)
-        assert [lost.task_id for lost in await take_over(ledger, 60)] == [held[2].task.id]
-        assert await take_over(ledger, 60) == []
+        await store.add(*(generation(worker) for worker in ("live", "elsewhere", "ended")))
+        held = [(await admit(store, worker, {"gpu": 1}))[0] for worker in ("live", "elsewhere", "ended")]
+        assert [worker.name for worker in await workers(store)] == ["elsewhere", "live"]
+        assert await is_served(store)
+        assert [lost.task_id for lost in await reclaim(store, 60)] == [held[2].task.id]
+        assert await reclaim(store, 60) == []
 
     run(database_url, scenario)
 
 
 def test_prune_deletes_only_what_ended_long_ago(database_url: str) -> None:
-    async def scenario(ledger: Ledger) -> None:
-        await ledger.add(*[generation(str(number)) for number in range(3)])
-        first, second, _ = await admit(ledger, "w", ALL)
-        await ledger.complete(first.task.id or 0, first.ticket, {})
-        await ledger.complete(second.task.id or 0, second.ticket, {})
+    async def scenario(store: TaskStore) -> None:
+        await store.add(*[generation(str(number)) for number in range(3)])
+        first, second, _ = await admit(store, "w", ALL)
+        await store.complete(first.task.id or 0, first.lease, {})
+        await store.complete(second.task.id or 0, second.lease, {})
         execute(database_url, f"UPDATE echo_tasks SET completed_at = '2001-01-01' WHERE id = {first.task.id}")
         ours, theirs = json.dumps(GENERATION), json.dumps({"message": "hello"})
         insert = "INSERT INTO echo_tasks (name, task_type, status, payload, completed_at) VALUES"
@@ -596,10 +595,10 @@ def test_prune_deletes_only_what_ended_long_ago(database_url: str) -> None:
             f"{insert} ('theirs', 'user_request', 'completed', '{theirs}', '2001-01-01')",
             f"{insert} ('theirs', 'monitoring', 'completed', '{ours}', '2001-01-01')",
         )
-        assert await ledger.prune(timedelta(days=7), pipelines.is_ours) == 2
-        assert [each.name for each in await ledger.recent(limit=2)] == ["theirs", "theirs"]
+        assert await store.prune(timedelta(days=7), pipelines.is_ours) == 2
+        assert [each.name for each in await store.recent(limit=2)] == ["theirs", "theirs"]
         execute(database_url, "DELETE FROM echo_tasks WHERE name = 'theirs'")
-        left = {each.id: each.status for each in await ledger.recent()}
+        left = {each.id: each.status for each in await store.recent()}
         assert first.task.id not in left
         assert len(left) == 2
         assert set(left.values()) == {TaskStatus.COMPLETED, TaskStatus.RUNNING}
