@@ -99,7 +99,7 @@ class TrainCharacter:
                     f"The run {run['id']} is {run['status']}: {run.get('error') or 'see its page'}"
                 )
         else:
-            threading.Thread(target=watch, args=(foundry, str(run["id"]), node), daemon=True).start()
+            threading.Thread(target=follow, args=(foundry, str(run["id"]), node), daemon=True).start()
         told = describe(foundry, run)
         return {"ui": {"text": [told]}, "result": (str(run["id"]), str(run["status"]))}
 
@@ -171,6 +171,14 @@ def watch(foundry: Foundry, run: str, node: str, stop: Any = lambda: None) -> di
             foundry.cancel(run)
             raise
         time.sleep(LOOK)
+
+
+def follow(foundry: Foundry, run: str, node: str) -> None:
+    """Follows a run for a node that did not wait; a server that stays away is told at the node, since nobody else hears."""
+    try:
+        watch(foundry, run, node)
+    except FoundryError as error:
+        _tell(node, str(error), 0.0)
 
 
 def describe(foundry: Foundry, run: dict[str, Any]) -> str:

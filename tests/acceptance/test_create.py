@@ -45,8 +45,11 @@ def test_create_makes_everything_the_contract_names(home: Path) -> None:
         "identity_before",
         "identity_without_trigger",
         "identity_after",
+        "identity_uncertainty",
         "adherence_before",
         "adherence_after",
+        "likeness_before",
+        "likeness_after",
     }
     assert all(0 <= score <= 1 for score in result["scores"].values())
     assert set(result["seconds"]) == {"generate", "curate", "caption", "train", "evaluate", "publish"}

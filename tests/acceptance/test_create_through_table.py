@@ -106,7 +106,7 @@ def test_a_living_worker_is_left_the_work(home: Path) -> None:
         await store.upgrade()
         await heartbeat(store, "another", "gpu,cpu")
         await store.close()
-        execute(f"sqlite:///{home / 'tasks.db'}", "UPDATE lora_foundry_executors SET beat = heartbeat + 1000")
+        execute(f"sqlite:///{home / 'tasks.db'}", "UPDATE lora_foundry_executors SET beat = beat + 1000")
 
     asyncio.run(pretend())
     running = start(home)

@@ -76,7 +76,7 @@ def test_a_reference_picture_goes_with_the_character(
     log_in(page)
     expect(page).to_have_url(f"{server.url}/new")
     settled(page).get_by_label("Name").fill("Ada")
-    page.get_by_label("Description").fill("1girl, red hair")
+    page.get_by_role("textbox", name="Description").fill("1girl, red hair")
     page.get_by_label("One picture").check()
     page.get_by_label("Reference picture").set_input_files(tmp_path / "reference.png")
     expect(page.locator("#reference-shown")).to_be_visible()
@@ -92,7 +92,7 @@ def test_what_users_write_is_shown_and_not_run(server: Server, open_page: Callab
     log_in(page)
     expect(page).to_have_url(f"{server.url}/new")
     settled(page).get_by_label("Name").fill("Mara")
-    page.get_by_label("Description").fill(f"1girl, {HOSTILE}")
+    page.get_by_role("textbox", name="Description").fill(f"1girl, {HOSTILE}")
     page.get_by_role("button", name="Start").click()
     page.wait_for_url(re.compile("/pipelines/.+"))
     address = page.url

@@ -59,7 +59,7 @@ def fill_form(page: Page, settings: Sequence[str], images: int) -> None:
     """The new character, with the small settings typed into the recipe's own fields."""
     settled(page)
     page.get_by_label("Name").fill("Elara")
-    page.get_by_label("Description").fill(DESCRIPTION)
+    page.get_by_role("textbox", name="Description").fill(DESCRIPTION)
     expect(page.locator("#shots li")).to_have_count(40)
     page.get_by_text("Advanced: every value of the recipe").click()
     for setting in settings:

@@ -106,6 +106,19 @@ def test_a_run_is_started_on_an_own_set(pack: Any, settings: Settings) -> None:
     assert len(list((settings.datasets_dir / "Elara" / "images").glob("*.png"))) == 3
 
 
+def test_a_server_that_stays_away_is_told_at_the_node_that_did_not_wait(
+    pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else hears it: an error of a thread is a traceback on ComfyUI's terminal."""
+    told: list[str] = []
+    monkeypatch.setattr(pack.nodes, "_tell", lambda node, text, share: told.append(text))
+    monkeypatch.setattr(pack.nodes, "LOOK", 0)
+    monkeypatch.setenv("LORA_FOUNDRY_SERVER", "http://127.0.0.1:9")
+    pack.nodes.follow(pack.nodes.Foundry(), "some-run", "7")
+    assert len(told) == 1
+    assert "does not answer" in told[0]
+
+
 def test_a_run_is_followed_to_its_end_and_told_at_the_node(
     pack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

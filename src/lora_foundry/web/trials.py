@@ -87,7 +87,7 @@ def new_trial(prompt: str, negative: str, strength: float, seeds: tuple[int, ...
     """One with a name of its own, which sorts by time."""
     now = datetime.now(UTC)
     return Trial(
-        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        id=f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}",
         prompt=prompt,
         negative=negative,
         strength=strength,

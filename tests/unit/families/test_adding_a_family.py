@@ -95,7 +95,7 @@ def test_the_example_and_a_copy_of_it_draw_and_train(
     plain = draw(base)
     losses: list[float] = []
     job = make_job(
-        tmp_path / "job", steps=30, learning_rate=2e-2, checkpoint_every=30, sample_prompts=["{trigger}"],
+        tmp_path / "job", steps=120, learning_rate=2e-2, checkpoint_every=120, sample_prompts=["{trigger}"],
         sample_steps=1, saves=1, validation=0.5,
     )  # fmt: skip
     trainer = InProcessTrainer(base, "cpu")
