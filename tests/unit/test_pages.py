@@ -47,7 +47,8 @@ def test_a_page_and_a_route_are_found_by_lying_in_the_folder() -> None:
     folder = {path.stem for path in (WEB / "routes").glob("*.py")} - {"__init__"}
     assert {module.__name__.rpartition(".")[2] for module in modules()} == folder
     menu = re.findall(r"</svg>\s*([\w ]+)</a>", pages.render(PAGES["run"], "some-id").partition("<nav")[2])
-    assert menu == ["Runs", "New character", "System"]
+    assert menu[:3] == ["Runs", "New character", "System"]
+    assert len(menu) == len([page for page in PAGES.values() if page.words])
     for name in PAGES:
         assert (WEB / "templates" / f"{name}.html.jinja").is_file()
         assert (WEB / "static" / "js" / f"{name}.js").is_file()
