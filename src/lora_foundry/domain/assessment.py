@@ -25,11 +25,11 @@ class Assessment(BaseModel):
 
 class Found(NamedTuple):
     """What was measured, shares from 0 to 1. identity: with the LoRA and its trigger; before: without the LoRA;
-    uncalled: with the LoRA and without the trigger."""
+    without_trigger: with the LoRA and without the trigger."""
 
     identity: float | None
     before: float | None = None
-    uncalled: float | None = None
+    without_trigger: float | None = None
     adherence: float | None = None
     adherence_before: float | None = None
     memorised: float | None = None
@@ -82,11 +82,11 @@ def _too_much(found: Found, said: str) -> Assessment | None:
             reason=f"{found.memorised:.0%} of its pictures are nearly training pictures",
             next_step="take an earlier checkpoint, or train on more and more different pictures",
         )
-    uncalled, identity = found.uncalled or 0.0, found.identity or 0.0
-    if uncalled > identity - CLEAR and uncalled > (found.before or 0.0) + CLEAR:
+    without, identity = found.without_trigger or 0.0, found.identity or 0.0
+    if without > identity - CLEAR and without > (found.before or 0.0) + CLEAR:
         return Assessment(
             level="weak",
-            reason=f"{said}, and {uncalled:.2f} without the trigger word: the character appears uncalled",
+            reason=f"{said}, and {without:.2f} without the trigger word: the character appears without it, too",
             next_step="set train.regularisation or train.caption_dropout, so that the trigger alone calls it",
         )
     return None

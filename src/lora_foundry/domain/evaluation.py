@@ -115,7 +115,7 @@ class Evaluation(BaseModel):
     """scores.json: written last by the evaluate stage, so its existence means done.
 
     before: without the LoRA. after: with it, at `strength`. without_trigger: with it, but without the trigger in
-    the prompt, one seed a prompt: how much of the character comes uncalled. traits: what the tagger understood of
+    the prompt, one seed a prompt: how much of the character appears without the trigger. traits: what the tagger understood of
     the description. held_out: how many of the shots no training picture shows. own_likeness: how close
     each picture of the training set is to the mean of the others. note: why scores are None; empty where all
     were measured. step, strength: what was chosen among `candidates`; lora_sha256: of evaluation/lora.safetensors,
@@ -160,7 +160,7 @@ class Evaluation(BaseModel):
             Found(
                 identity=self.identity_of(after),
                 before=self.identity_of(before),
-                uncalled=self.identity_of(self.without_trigger),
+                without_trigger=self.identity_of(self.without_trigger),
                 adherence=after.adherence,
                 adherence_before=before.adherence,
                 memorised=after.memorised,

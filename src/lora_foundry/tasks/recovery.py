@@ -82,7 +82,7 @@ async def heartbeat(store: TaskStore, worker: str, lanes: str) -> bool:
 
 
 async def sign_off(store: TaskStore, worker: str) -> None:
-    """Forgets a worker that stops; its rows were handed back before."""
+    """Forgets a worker that stops; its rows were released before."""
     async with store.writing() as connection:
         await connection.execute(executors.delete().where(executors.c.id == worker))
 
