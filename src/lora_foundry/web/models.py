@@ -44,7 +44,11 @@ class PlanRequest(RequestModel):
 class PipelineIn(PlanRequest):
     """A pipeline to be started."""
 
-    trigger: str = Field(default="", max_length=200, description="The word that makes prompts draw the character; else the name.")
+    trigger: str = Field(
+        default="",
+        max_length=200,
+        description="The word that makes prompts draw the character; else the name.",
+    )
     output_name: str | None = Field(default=None, max_length=200, description="The LoRA's file name.")
     upload: str | None = Field(
         default=None,

@@ -149,7 +149,9 @@ class EvaluationRun(NamedTuple):
     ) -> tuple[dict[Side, ScoreRow], dict[Side, list[Image.Image]]]:
         """All sides: the base, the chosen checkpoint, it without the trigger, and the last one for comparison."""
         sides: dict[Side, Choice | None] = {"before": None, "after": best}
-        if self.metrics.tagger or self.metrics.embedder:  # else nobody could tell what appears without the trigger
+        if (
+            self.metrics.tagger or self.metrics.embedder
+        ):  # else nobody could tell what appears without the trigger
             sides["without_trigger"] = best
         if best != last:
             sides["last"] = last
