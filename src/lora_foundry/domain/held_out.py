@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Collection
 
 from lora_foundry.domain.character import Character
-from lora_foundry.domain.dataset import ImageRequest, PictureRecord
+from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.evaluation import Side
-from lora_foundry.domain.picture_plan import prompt_of
+from lora_foundry.domain.picture_plan import prompt_of, request_of
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.shots import Shot, Vocabulary, plan_shots
 
@@ -69,17 +69,11 @@ def evaluation_prompts(
         PictureRecord(
             file=f"{place + 1:03d}_{number + 1}.png",
             shot=shot,
-            request=ImageRequest(
-                key=f"{place + 1:03d}.{number}",
-                prompt=prompt_of(made, trigger, shot),
-                negative=made.negative,
-                seed=evaluation_seed(recipe.seed, f"{own}{place * seeds + number}"),
-                width=made.width,
-                height=made.height,
-                steps=made.steps,
-                cfg=made.cfg,
-                sampler=made.sampler,
-                scheduler=made.scheduler,
+            request=request_of(
+                made,
+                f"{place + 1:03d}.{number}",
+                prompt_of(made, trigger, shot),
+                evaluation_seed(recipe.seed, f"{own}{place * seeds + number}"),
             ),
             model=model,
             guidance_rescale=made.guidance_rescale,

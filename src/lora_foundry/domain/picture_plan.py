@@ -34,18 +34,9 @@ class PicturePlan(BaseModel):
     def record(self, index: int, attempt: int = 0) -> PictureRecord:
         """The picture of shot `index` at its `attempt`-th repetition: same shot, another seed."""
         shot, settings = self.shots[index], self.settings
-        request = ImageRequest(
-            key=f"{index + 1:03d}.{attempt}",
-            prompt=prompt_of(settings, self.description, shot),
-            negative=settings.negative,
-            seed=picture_seed(self.seed, index, attempt, self.round),
-            width=settings.width,
-            height=settings.height,
-            steps=settings.steps,
-            cfg=settings.cfg,
-            sampler=settings.sampler,
-            scheduler=settings.scheduler,
-        )
+        seed = picture_seed(self.seed, index, attempt, self.round)
+        prompt = prompt_of(settings, self.description, shot)
+        request = request_of(settings, f"{index + 1:03d}.{attempt}", prompt, seed)
         return PictureRecord(
             file=f"{self.slug}_{index + 1:03d}.png",
             shot=shot,
@@ -89,6 +80,24 @@ def plan_pictures(  # noqa: PLR0917
         settings=recipe.generate,
         shots=plan_shots(recipe.shots, count or recipe.generate.images, recipe.seed),
         round=round_number,
+    )
+
+
+def request_of(
+    settings: GenerateSection, key: str, prompt: str, seed: int, negative: str | None = None
+) -> ImageRequest:
+    """A picture drawn as the recipe draws; `negative` takes the place of the recipe's own negative prompt."""
+    return ImageRequest(
+        key=key,
+        prompt=prompt,
+        negative=settings.negative if negative is None else negative,
+        seed=seed,
+        width=settings.width,
+        height=settings.height,
+        steps=settings.steps,
+        cfg=settings.cfg,
+        sampler=settings.sampler,
+        scheduler=settings.scheduler,
     )
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.picture_plan import request_of
 from lora_foundry.domain.recipe import Recipe
 
 SIDES = ("before", "after")
@@ -35,19 +36,7 @@ class Trial(BaseModel):
 
     def requests(self, recipe: Recipe) -> list[ImageRequest]:
         """The pictures of one side, drawn as the recipe draws its set."""
-        made = recipe.generate
         return [
-            ImageRequest(
-                key=str(number),
-                prompt=self.prompt,
-                negative=self.negative,
-                seed=seed,
-                width=made.width,
-                height=made.height,
-                steps=made.steps,
-                cfg=made.cfg,
-                sampler=made.sampler,
-                scheduler=made.scheduler,
-            )
+            request_of(recipe.generate, str(number), self.prompt, seed, self.negative)
             for number, seed in enumerate(self.seeds)
         ]
