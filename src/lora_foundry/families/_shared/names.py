@@ -27,7 +27,8 @@ def modules_by_name(pipeline: Any, base: Base) -> Iterator[tuple[str, Any]]:
 
 def file_names(part: str, path: str, base: Base) -> Iterator[str]:
     """Every name that a LoRA file may have for the module at `path` of a part of the pipeline."""
-    for form in (path, *family_part(base.family, "names").other_forms(part, path)):
+    other_forms = getattr(family_part(base.family, "names"), "other_forms", None)
+    for form in (path, *(other_forms(part, path) if other_forms is not None else ())):
         yield from (prefix + form.replace(".", "_") for prefix in PREFIXES[part])
         yield f"{part}.{form}"
         if part == "transformer":

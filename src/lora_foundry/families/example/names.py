@@ -26,11 +26,6 @@ def export_name(target: Target) -> str:
     return f"transformer.{target.module}"
 
 
-def other_forms(part: str, path: str) -> Iterable[str]:
-    """Paths by which other programs' files may call a module."""
-    return ()
-
-
 def comfyui_names(tensors: Iterable[str]) -> Iterator[str]:
     """The names that ComfyUI derives from the tensors of its own file, against which exports are checked before they are
     published; here both have the same layout."""

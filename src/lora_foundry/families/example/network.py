@@ -8,6 +8,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
@@ -26,6 +27,8 @@ class Block(nn.Module):
         return tokens + fed
 
 
+# The three exceptions for the type checker are the library's: its base classes contradict each other in `config_name`, and
+# its decorator and constructor have no annotations.
 class ExampleTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Answers with the direction from picture to noise (n, c, h, w) in noised latents of that shape; `levels` (n,) in 0..1
     are their shares of noise, `text` (n, length, text_width) the prompt."""
@@ -48,7 +51,7 @@ class ExampleTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ig
         tokens = torch.cat([self.pixels(places), self.words(text)], dim=1)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens)  # type: ignore[misc]
+                tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
         answer: Tensor = self.out(tokens[:, : places.shape[1]]).transpose(1, 2).reshape(latents.shape)

@@ -15,13 +15,14 @@ from torch import Tensor
 class ExamplePipeline(DiffusionPipeline, ZImageLoraLoaderMixin):
     """Draws from prompts that are encoded already. The mixin loads LoRA files for `transformer`."""
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
+    model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
     vae: Any
     transformer: Any
     scheduler: Any
 
     def __init__(self, vae: Any, text_encoder: Any, tokenizer: Any, transformer: Any, scheduler: Any) -> None:
         super().__init__()
+        # The library left this method without annotations.
         self.register_modules(  # type: ignore[no-untyped-call]
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
         )  # fmt: skip

@@ -43,11 +43,6 @@ def export_name(target: Target) -> str:
     return f"transformer.{target.module}"
 
 
-def other_forms(part: str, path: str) -> Iterable[str]:
-    """Files use diffusers' paths alone."""
-    return ()
-
-
 def comfyui_names(tensors: Iterable[str]) -> Iterator[str]:
     """Of a file in ComfyUI's layout: diffusers' names of the blocks, by each of the prefixes that ComfyUI knows."""
     for name in tensors:
