@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -19,7 +18,7 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks import admission, pipelines
 from lora_foundry.tasks.admission import Admitted, Inbox, admit
 from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
-from lora_foundry.tasks.recovery import Own, heartbeat, is_served, reclaim, this_process, workers
+from lora_foundry.tasks.recovery import reclaim
 from lora_foundry.tasks.store import MAX_RESUMES, Failure, TaskStore, pause
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
@@ -166,11 +165,13 @@ def test_rows_come_by_priority_and_age_and_lanes_limit_them(database_url: str) -
     run(database_url, scenario)
 
 
-def by_hand(url: str, task_type: str, payload: object, priority: int = 3, parents: object = ()) -> None:
+def by_hand(
+    url: str, task_type: str, payload: object, priority: int = 3, parents: Sequence[object] = ()
+) -> None:
     """A row as another program inserts it, named like its character."""
     words = {"name": payload.get("character_name", "theirs")} if isinstance(payload, dict) else {}
-    columns = {**words, "task_type": task_type, "priority": priority, "status": "pending"}
-    columns |= {"payload": json.dumps(payload), "dependencies": json.dumps(list(parents))}  # type: ignore[call-overload]
+    columns: dict[str, object] = {**words, "task_type": task_type, "priority": priority, "status": "pending"}
+    columns |= {"payload": json.dumps(payload), "dependencies": json.dumps(list(parents))}
     values = ", ".join(f"'{value}'" for value in columns.values())
     execute(url, f"INSERT INTO echo_tasks ({', '.join(columns)}) VALUES ({values})")
 
@@ -513,69 +514,6 @@ def test_cancelling_waiting_and_running_tasks(database_url: str) -> None:
         assert await store.cancel_requests([admitted.lease]) == {admitted.lease}
         assert await store.cancelled(admitted.task.id or 0, admitted.lease)
         assert (await store.counts())["cancelled"] == 2
-
-    run(database_url, scenario)
-
-
-def test_rows_of_a_dead_worker_are_given_back_once(database_url: str) -> None:
-    async def scenario(store: TaskStore) -> None:
-        assert not await heartbeat(store, "dead", "gpu")
-        assert not await heartbeat(store, "live", "gpu")
-        await store.add(generation("1"), generation("2"))
-        (lost,) = await admit(store, "dead", {"gpu": 1})
-        (kept,) = await admit(store, "live", {"gpu": 1})
-        execute(
-            database_url,
-            "UPDATE lora_foundry_executors SET beat = 0 WHERE id = 'dead'",
-            f"UPDATE echo_tasks SET updated_at = '2001-01-01' WHERE id = {lost.task.id}",
-        )
-        await store.report(kept.task.id or 0, kept.lease, {})
-        assert [worker.name for worker in await workers(store)] == ["live"]
-        taken = await asyncio.gather(*[reclaim(store, 60) for _ in range(4)])
-        assert [each for batch in taken for each in batch] == [(lost.task.id, lost.lease)]
-        assert not await store.complete(lost.task.id or 0, lost.lease, {})
-        assert (await one(store, "live")).task.id == lost.task.id
-        assert await reclaim(store, 3600.0) == []
-        assert not await heartbeat(store, "dead", "gpu")  # it learns that it was forgotten
-
-    run(database_url, scenario)
-
-
-def test_a_living_worker_gives_back_what_it_holds_and_does_not_run(database_url: str) -> None:
-    async def scenario(store: TaskStore) -> None:
-        for worker in ("one", "other"):
-            await heartbeat(store, worker, "gpu")
-        await store.add(*(generation(name) for name in "abcd"))
-        stray, young, at_work = await admit(store, "one", {"gpu": 3})
-        (anothers,) = await admit(store, "other", {"gpu": 1})
-        old = ", ".join(str(each.task.id) for each in (stray, at_work, anothers))
-        execute(database_url, f"UPDATE echo_tasks SET updated_at = '2001-01-01' WHERE id IN ({old})")
-        own = Own("one", frozenset({at_work.lease}))
-        assert await reclaim(store, 60, own) == [(stray.task.id, stray.lease)]
-        assert await reclaim(store, 60, own) == []
-        assert (await store.get(stray.task.id or 0)).status == "pending"
-        assert (await store.get(young.task.id or 0)).status == "running"  # its attempt may just be starting
-
-    run(database_url, scenario)
-
-
-def test_a_worker_whose_process_has_ended_here_is_dead_at_once(database_url: str) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-
-    async def scenario(store: TaskStore) -> None:
-        for worker in ("live", "elsewhere", "ended"):
-            await heartbeat(store, worker, "gpu,cpu")
-        place = this_process().rpartition("/")[0]
-        hosts = {"ended": f"{place}/{ended.pid}", "elsewhere": f"another machine/{ended.pid}"}
-        for worker, host in hosts.items():
-            execute(database_url, f"UPDATE lora_foundry_executors SET host = '{host}' WHERE id = '{worker}'")
-        await store.add(*(generation(worker) for worker in ("live", "elsewhere", "ended")))
-        held = [(await admit(store, worker, {"gpu": 1}))[0] for worker in ("live", "elsewhere", "ended")]
-        assert [worker.name for worker in await workers(store)] == ["elsewhere", "live"]
-        assert await is_served(store)
-        assert [lost.task_id for lost in await reclaim(store, 60)] == [held[2].task.id]
-        assert await reclaim(store, 60) == []
 
     run(database_url, scenario)
 

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -418,30 +419,45 @@ serve({url!r}, Settings(home=Path({home!r})), WorkerOptions(JOBS, {{"gpu": 1}}, 
 """
 
 
+@asynccontextmanager
+async def two_workers(
+    url: str, settings: Settings
+) -> AsyncIterator[tuple[TaskStore, subprocess.Popen[bytes], Callable[[], None]]]:
+    """The store, a worker in a process of its own, and what begins a second one here."""
+    store = TaskStore(url)
+    await store.upgrade()
+    code = STOPPED.format(url=url, home=str(settings.home))
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    second = Worker(store, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
+    stop = asyncio.Event()
+    running: list[asyncio.Task[None]] = []
+    try:
+        yield store, first, lambda: running.append(asyncio.create_task(second.run(stop)))
+    finally:
+        first.kill()
+        first.wait()
+        stop.set()
+        await asyncio.gather(*running)
+        await store.close()
+
+
 def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
     database_url: str, settings: Settings
 ) -> None:
     """Its child has ended itself before the row was given away, so the files are whole and there is one result."""
     steps = settings.datasets_dir / "train" / "steps.json"
-    code = STOPPED.format(url=database_url, home=str(settings.home))
 
     def done() -> int:
         return int(steps.read_text()) if steps.exists() else 0
 
     async def scenario() -> None:
-        store = TaskStore(database_url)
-        await store.upgrade()
-        (task,) = await store.add(order("train", "steps 60", max_retries=0))
-        first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-        second = Worker(store, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
-        stop = asyncio.Event()
-        running: asyncio.Task[None] | None = None
-        try:
+        async with two_workers(database_url, settings) as (store, first, begin):
+            (task,) = await store.add(order("train", "steps 60", max_retries=0))
             while done() < 5:
                 assert first.poll() is None
                 await asyncio.sleep(0.05)
             first.send_signal(signal.SIGSTOP)
-            running = asyncio.create_task(second.run(stop))
+            begin()
             slept = await store.get(task.id or 0)
             while (now := await store.get(task.id or 0)).worker in (None, slept.worker):
                 await asyncio.sleep(0.05)
@@ -452,13 +468,6 @@ def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
             assert attempts(settings, "train") == 2
             assert 5 <= held <= 60
             assert done() == 60
-        finally:
-            first.kill()
-            first.wait()
-            stop.set()
-            if running is not None:
-                await running
-            await store.close()
 
     asyncio.run(scenario())
 
@@ -469,23 +478,17 @@ def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
 ) -> None:
     """The frozen child cannot end itself and holds the folder: whoever takes the row waits for it, and then goes on."""
     folder = settings.datasets_dir / "train"
-    code = STOPPED.format(url=database_url, home=str(settings.home))
 
     async def scenario() -> None:
-        store = TaskStore(database_url)
-        await store.upgrade()
-        (task,) = await store.add(order("train", "locked 15", max_retries=0))
-        first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-        second = Worker(store, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
-        stop, running = asyncio.Event(), None
-        try:
+        async with two_workers(database_url, settings) as (store, first, begin):
+            (task,) = await store.add(order("train", "locked 15", max_retries=0))
             while not (folder / "steps.json").exists():
                 assert first.poll() is None
                 await asyncio.sleep(0.05)
             child = int((folder / "attempts").read_text())
             for pid in (child, first.pid):
                 os.kill(pid, signal.SIGSTOP)
-            running = asyncio.create_task(second.run(stop))
+            begin()
             while attempts(settings, "train") < 3:
                 await asyncio.sleep(0.05)
             held = (await store.get(task.id or 0), (folder / "steps.json").read_text())
@@ -496,12 +499,5 @@ def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
             assert (ended.status, ended.retries, ended.error) == ("completed", 0, None)
             assert int(held[1]) < 15
             assert gone(child)
-        finally:
-            first.kill()
-            first.wait()
-            stop.set()
-            if running is not None:
-                await running
-            await store.close()
 
     asyncio.run(scenario())

@@ -15,10 +15,7 @@ import pytest
 import torch
 
 from lora_foundry import families
-from lora_foundry.backends.diffusers import DiffusersGenerator
-from lora_foundry.domain.dataset import ImageRequest
 from lora_foundry.domain.lora import LoraUse
-from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BaseModelError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import find_base
@@ -28,6 +25,7 @@ from lora_foundry.mini import MODEL_DIR
 from lora_foundry.ports import TrainingJob
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.trainer.trainer import InProcessTrainer
+from tests.unit.families.test_split import draw
 from tests.unit.trainer.conftest import make_job, pictures, short_section  # noqa: F401 - fixtures
 
 DOC = (Path(__file__).parents[3] / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
@@ -76,15 +74,6 @@ def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler), encoding="utf-8")
     yield find_base(str(folder))
     unregister(family)
-
-
-def draw(base: Base, lora: LoraUse | None = None) -> np.ndarray:
-    request = ImageRequest(
-        key="1", prompt="1girl, brown hair", negative="", seed=3, width=64, height=64, steps=2, cfg=3.0,
-        sampler="euler", scheduler="normal",
-    )  # fmt: skip
-    generator = DiffusersGenerator(base, GenerateSection(width=64, height=64, suffix="", negative=""), "cpu")
-    return np.asarray(next(iter(generator.generate([[request]], lora))).image, dtype=float)
 
 
 def test_the_example_and_a_copy_of_it_draw_and_train(
