@@ -5,6 +5,7 @@ underscore is only there to be extended."""
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -18,7 +19,9 @@ from lora_foundry import families
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe, forget_source, help_of
 from lora_foundry.errors import InputError, did_you_mean
 from lora_foundry.families._shared.registry import family_names, family_package
+from lora_foundry.files.storage import write_text
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _DEEPEST = 8  # recipes that extend one another; a person's file needs two or three
 
 
@@ -69,6 +72,34 @@ def recipe_toml(recipe: Recipe) -> str:
     return "\n".join([*lines, *sections]) + "\n"
 
 
+def write_own_recipe(
+    folder: Path, name: str, extends: str, description: str, settings: Iterable[str]
+) -> Path:
+    """Saves changes to a recipe as a person's own, which extends it and says only what differs; a file of that name is
+    replaced. Raises InputError for a name that a shipped recipe has or that is none, and for impossible changes.
+    """
+    if not _NAME.fullmatch(name) or name in _shipped():
+        raise InputError(
+            f"{name[:80]!r} cannot be the name of your own recipe; take letters, digits, - and _, and no shipped name."
+        )
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        apply_setting(changes, setting)
+    if name == extends:  # changed once more: what it said before stays, under what is new
+        present = own_recipe(name, (folder,))
+        earlier = tomllib.loads(present.read_text(encoding="utf-8-sig")) if present else {}
+        extends = str(earlier.pop("extends", extends))
+        description = description or str(earlier.pop("description", ""))
+        changes = _merged({key: value for key, value in earlier.items() if key != "name"}, changes)
+    build_recipe(_merged(_resolved(extends, (folder,), (name,)), changes) | {"name": name}, name)
+    lines = [f"extends = {_toml(extends)}"] + ([f"description = {_toml(description)}"] if description else [])
+    lines += [f"{key} = {_toml(value)}" for key, value in changes.items() if not isinstance(value, Mapping)]
+    for section, values in changes.items():
+        if isinstance(values, Mapping):
+            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+    return write_text(folder / f"{name}.toml", "\n".join(lines) + "\n")
+
+
 def _lines(key: str, value: Any, meaning: str) -> list[str]:
     if value is None:
         return [f"# {key}: {meaning} Not set."]
@@ -81,6 +112,8 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(each)}" for key, each in value.items()) + "}"
     return json.dumps(value)
 
 

@@ -41,7 +41,7 @@ def test_sixty_pictures_are_dropped_and_become_a_set(
     settled(page)
     page.get_by_label("My pictures").check()
     expect(page.get_by_role("heading", name="Your pictures")).to_be_visible()
-    expect(page.get_by_role("heading", name="The planned pictures")).to_be_hidden()
+    expect(page.locator("#plan-panel")).to_be_hidden()
     page.get_by_label("Name").fill("Mira")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("alert")).to_contain_text("Add your pictures first")

@@ -16,7 +16,7 @@ from lora_foundry.backends.comfyui.locate import find_listed, listed_as, seen_fr
 from lora_foundry.backends.comfyui.options import ComfyUIOptions
 from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.families._shared import loading
-from lora_foundry.families._shared.inspect import _models_below
+from lora_foundry.families._shared.inspect import models_below
 from lora_foundry.families._shared.vocabularies import CLIP
 from lora_foundry.settings import Settings, is_local
 from lora_foundry.testing.comfyui_stub import StubServer
@@ -140,7 +140,7 @@ def test_models_in_linked_folders_are_found_and_a_ring_of_links_ends(tmp_path: P
     folder.mkdir()
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "ring").symlink_to(folder)
-    assert [path.name for path in _models_below(folder)] == ["a.safetensors"]
+    assert [path.name for path in models_below(folder)] == ["a.safetensors"]
 
 
 def test_clip_s_vocabulary_is_found_in_comfyui_s_own_folder(

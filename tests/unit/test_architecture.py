@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("testing",),
     ("cli", "__main__"),
     ("web",),
-    ("compat", "doctor"),
+    ("compat", "doctor", "setup_job"),
     ("needs",),
     ("stage_job", "trial_job"),
     ("api",),

@@ -69,6 +69,19 @@ def test_modules_import_only_modules_that_are_there_and_ids_that_pages_have() ->
         assert set(re.findall(r'byId\("([^"]+)"\)', text)) <= known, module.name
 
 
-def test_the_whole_dashboard_is_light() -> None:
-    sizes = {path: path.stat().st_size for path in (WEB / "static").rglob("*") if path.is_file()}
-    assert sum(sizes.values()) < 100_000
+def loaded_by(page: str) -> set[Path]:
+    """The script of a page, what it imports at any depth, and the stylesheet."""
+    found, open_ = {WEB / "static" / "style.css", WEB / "static" / "theme.js"}, [f"{page}.js"]
+    while open_:
+        module = WEB / "static" / "js" / open_.pop()
+        if module not in found:
+            found.add(module)
+            open_ += re.findall(r'from "\./([^"]+)"', module.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_loads_is_light(page: str) -> None:
+    files = loaded_by(page)
+    assert len(files) > 4, "nothing was followed"
+    assert sum(path.stat().st_size for path in files) < 75_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,15 +20,9 @@ if TYPE_CHECKING:
     from lora_foundry.files.download import Extent, Source
     from lora_foundry.needs import Need
     from lora_foundry.settings import Settings
+    from lora_foundry.setup_job import Planned
 
 _out = Console(highlight=False)
-
-
-class Planned(NamedTuple):
-    """Something to fetch and how large it is."""
-
-    need: Need
-    extent: Extent
 
 
 def set_up(
@@ -40,6 +34,7 @@ def set_up(
     found nor fetched, and the errors of fetching.
     """
     from lora_foundry.needs import needs_of
+    from lora_foundry.setup_job import Planned, wanted_of
 
     if base is not None:
         _bring_base(settings, recipe, base)
@@ -47,7 +42,7 @@ def set_up(
     while True:  # what belongs to a base may be known only once the base is here
         needs = needs_of(recipe, settings)
         missing = [need for need in needs if need.found is None]
-        wanted = [need for need in missing if need.fetchable and need.source not in brought]
+        wanted = wanted_of(needs, brought)
         planned = [Planned(need, _extent(need, only_list)) for need in wanted]
         if not as_json and (planned or not brought):
             _show(needs, planned)
@@ -149,20 +144,18 @@ def _agree(planned: list[Planned], agreed: bool, as_json: bool) -> None:
 
 
 def _fetch(planned: list[Planned], quiet: bool) -> None:
-    from lora_foundry.files.download import fetch, fetch_cached
+    from lora_foundry.setup_job import fetch_planned
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_out, disable=quiet) as bars:
-        for need, extent in planned:
+        for each in planned:
+            need, extent = each
             bar = bars.add_task(escape(need.source.name), total=extent.size)
 
             def arrived(done: int, total: int | None, bar: Any = bar) -> None:
                 bars.update(bar, completed=done, total=total)
 
-            if need.target is None:
-                fetch_cached(need.source, extent, arrived)
-            else:
-                fetch(need.source, need.target, extent, arrived)
+            fetch_planned(each, arrived)
             bars.update(bar, completed=extent.size or 1, total=extent.size or 1)
 
 

@@ -34,6 +34,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         yield
         await site.hub.finish()
         await site.trials.finish()
+        await site.setups.finish()
         await site.store.close()
 
     app = FastAPI(

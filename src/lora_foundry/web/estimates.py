@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from statistics import median
+from typing import NamedTuple
 
 from lora_foundry.tasks.pipelines import Pipeline, StageState
 
@@ -65,3 +66,18 @@ def seconds_of(stage: StageState, now: datetime | None = None) -> float | None:
 def utc_now() -> datetime:
     """Now, as the table's columns hold times."""
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+class Took(NamedTuple):
+    """A completed run and the seconds that its stages took together."""
+
+    pipeline: Pipeline
+    seconds: float
+
+
+def took(pipeline: Pipeline) -> float | None:
+    """The seconds that a run took, without its waiting; None for one that is not completed."""
+    if pipeline.status != "completed":
+        return None
+    times = [stage.seconds or seconds_of(stage) or 0.0 for stage in pipeline.stages]
+    return sum(times) or None

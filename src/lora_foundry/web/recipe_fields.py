@@ -11,7 +11,12 @@ from pydantic_core import PydanticUndefined
 from lora_foundry.domain.recipe import Recipe, help_of
 from lora_foundry.registry import choice_of
 
-Kind = Literal["integer", "number", "boolean", "text", "choice", "choices", "list", "table"]
+Kind = Literal["integer", "number", "boolean", "text", "choice", "choices", "list", "table", "counts"]
+# What most people set, if anything: the base, how much, how large, how long. All else is there, folded.
+BASIC = (
+    *("model.base", "generate.images", "train.resolution", "train.rank"),
+    *("train.learning_rate", "train.steps", "train.batch_size", "train.memory"),
+)
 _KINDS: tuple[tuple[type, Kind], ...] = (
     (bool, "boolean"), (int, "integer"), (float, "number"), (str, "text"),
 )  # fmt: skip
@@ -21,7 +26,8 @@ _LIMITS = {"ge": "minimum", "gt": "above", "le": "maximum", "lt": "below", "mult
 class RecipeField(BaseModel):
     """One setting. `path` is what "path=value" changes; `default` is None where every recipe must say it itself.
 
-    type: `choice` is one of `choices`, `choices` any number of them, `list` any words, `table` rows of words.
+    type: `choice` is one of `choices`, `choices` any number of them, `list` any words, `table` rows of a word
+    and the words that belong to it, `counts` whole numbers by name. basic: one of the few that most people set.
     """
 
     path: str
@@ -36,6 +42,7 @@ class RecipeField(BaseModel):
     maximum: float | None = None
     below: float | None = None
     multiple_of: float | None = None
+    basic: bool = False
 
 
 class FieldGroup(NamedTuple):
@@ -75,7 +82,7 @@ def _field(path: str, name: str, field: FieldInfo, value: Any) -> RecipeField:
     default = None if field.default is PydanticUndefined else field.default
     return RecipeField(
         path=path, name=name, type=kind, value=value, default=default, choices=choices,
-        description=help_of(field), **limits,
+        description=help_of(field), basic=path in BASIC, **limits,
     )  # fmt: skip
 
 
@@ -83,6 +90,8 @@ def _kind(annotation: Any) -> tuple[Kind, list[str] | None]:
     """The kind of control that a type needs, and the words it offers."""
     if get_origin(annotation) is Literal:
         return "choice", [str(each) for each in get_args(annotation)]
+    if get_origin(annotation) is dict:
+        return "counts", None
     if get_origin(annotation) in (tuple, list):
         inner = get_args(annotation)[0]
         if marker := choice_of(getattr(inner, "__metadata__", ())):

@@ -17,12 +17,14 @@ from lora_foundry.files.versions import folder_of
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.pipelines import Pipeline, get_pipeline
 from lora_foundry.tasks.store import TaskStore
+from lora_foundry.web.bases import Bases
 from lora_foundry.web.dataset import Looks
 from lora_foundry.web.estimates import Estimates
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.machine import Machine
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.sessions import GuessLimit, Sessions
+from lora_foundry.web.setups import Setups
 from lora_foundry.web.thumbnails import Thumbnails
 from lora_foundry.web.trials import Trials
 
@@ -42,6 +44,8 @@ class Site:
     machine: Machine = field(default_factory=Machine)
     looks: Looks = field(default_factory=Looks)
     trials: Trials = field(default_factory=Trials)
+    setups: Setups = field(default_factory=Setups)
+    bases: Bases = field(default_factory=Bases)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
 
     async def pipeline(self, reference: str) -> Pipeline:

@@ -123,6 +123,12 @@ def family_of_file(path: Path) -> str:
     return kind_of_file(read_header(path), path.stem).family
 
 
+def family_of_folder(path: Path) -> str:
+    """The family that a diffusers folder is of, by its index alone; empty for none. Raises BaseModelError for an index that
+    cannot be read."""
+    return _kind_of_pipeline(str(read_json(path / "model_index.json").get("_class_name", ""))).family
+
+
 def locate(name: str, folders: Sequence[Path], anywhere: bool = True, what: str = "The base model") -> Path:
     """The path meant by `name`, links left as they are: the hub's cache has files under their hashes, and only the link
     bears the name. `what` begins the sentence about what is not there. Raises BaseModelError, saying where it looked."""
@@ -141,7 +147,7 @@ def locate(name: str, folders: Sequence[Path], anywhere: bool = True, what: str 
             return Path(os.path.abspath(place))
     known: dict[str, Path] = {}
     for folder in folders:
-        for found in sorted(_models_below(folder)):
+        for found in sorted(models_below(folder)):
             known.setdefault(found.name, found)
     for wanted in (name, f"{name}.safetensors"):
         if wanted in known:
@@ -158,7 +164,7 @@ def _exists(place: Path) -> bool:
         return False
 
 
-def _models_below(folder: Path) -> Iterable[Path]:
+def models_below(folder: Path) -> Iterable[Path]:
     """Model files and diffusers folders at any depth below `folder`, linked folders too, each real one once."""
     seen: set[str] = set()
     for where, below, files in os.walk(folder, followlinks=True):

@@ -7,17 +7,17 @@ import logging
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.shots import AXES
 from lora_foundry.errors import InputError
-from lora_foundry.recipe_files import load_recipe, own_recipe, recipe_names
-from lora_foundry.web.models import PlanRequest
+from lora_foundry.recipe_files import load_recipe, own_recipe, recipe_names, write_own_recipe
+from lora_foundry.web.models import PlanRequest, RequestModel, SettingText
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.recipe_fields import RecipeField, fields_of
-from lora_foundry.web.site import Here
+from lora_foundry.web.site import Here, Site
 from lora_foundry.web.submission import checked_run
 
 logger = logging.getLogger(__name__)
@@ -25,10 +25,11 @@ router = APIRouter(prefix="/api/v1", tags=["recipes"])
 
 
 class RecipeSummary(BaseModel):
-    """own: it lies in this person's `<home>/recipes`."""
+    """own: it lies in this person's `<home>/recipes`; usual: what a run has where none is named."""
 
     name: str
     own: bool = False
+    usual: bool = False
     description: str
     images: int
     width: int
@@ -42,6 +43,15 @@ class RecipeSection(BaseModel):
     name: str
     description: str
     fields: list[RecipeField]
+
+
+class RecipeIn(RequestModel):
+    """A person's own recipe: `extends` with these settings changed."""
+
+    name: str = Field(min_length=1, max_length=64, examples=["my-sdxl"])
+    extends: str = Field(max_length=200, examples=["sdxl"])
+    description: str = Field(default="", max_length=300)
+    settings: list[SettingText] = Field(default=[], max_length=300)
 
 
 class RecipeDetail(RecipeSummary):
@@ -82,24 +92,38 @@ def list_recipes(here: Here) -> list[RecipeSummary]:
             logger.warning("%s", error)
             continue
         own = own_recipe(name, folders) is not None
-        found.append(RecipeSummary(**_summary(recipe) | {"name": name, "own": own}))
+        found.append(RecipeSummary(**_summary(here, recipe, name, own)))
     return found
+
+
+@router.post("/recipes", status_code=201)
+def save_recipe(here: Here, asked: RecipeIn) -> RecipeSummary:
+    """Saves changes as a person's own recipe in `<home>/recipes`; one of that name is replaced."""
+    known(here, asked.extends)
+    (folder,) = here.settings.recipe_folders
+    write_own_recipe(folder, asked.name, asked.extends, asked.description, asked.settings)
+    recipe = load_recipe(asked.name, folders=(folder,))
+    return RecipeSummary(**_summary(here, recipe, asked.name, own=True))
 
 
 @router.get("/recipes/{name}")
 def read_recipe(here: Here, name: str) -> RecipeDetail:
     """One recipe: every field with its type, value, default, limits and help text."""
-    folders = here.settings.recipe_folders
-    known = recipe_names(folders)
-    if name not in known:
-        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(known)}.")
-    recipe = load_recipe(name, folders=folders)
+    recipe = known(here, name)
     sections = [
         RecipeSection(name=each.name, description=each.description, fields=each.fields)
         for each in fields_of(recipe)
     ]
-    own = own_recipe(name, folders) is not None
-    return RecipeDetail(**_summary(recipe) | {"name": name, "own": own}, sections=sections)
+    own = own_recipe(name, here.settings.recipe_folders) is not None
+    return RecipeDetail(**_summary(here, recipe, name, own), sections=sections)
+
+
+def known(here: Site, name: str) -> Recipe:
+    """The recipe of that name. Raises NotFoundError; paths are no names."""
+    names = recipe_names(here.settings.recipe_folders)
+    if name not in names:
+        raise NotFoundError(f"There is no recipe {name[:80]!r}; the recipes are {', '.join(names)}.")
+    return load_recipe(name, folders=here.settings.recipe_folders)
 
 
 @router.post("/plan")
@@ -108,7 +132,7 @@ async def plan(here: Here, request: PlanRequest) -> Plan:
     return await asyncio.to_thread(_plan, here, request)
 
 
-def _plan(here: Here, request: PlanRequest) -> Plan:
+def _plan(here: Site, request: PlanRequest) -> Plan:
     run = checked_run(here.settings, request)
     pictures = plan_pictures(run.character, run.recipe, "")
     records = [pictures.record(index) for index in range(len(pictures.shots))]
@@ -135,7 +159,8 @@ def _plan(here: Here, request: PlanRequest) -> Plan:
     )
 
 
-def _summary(recipe: Recipe) -> dict[str, Any]:
+def _summary(here: Site, recipe: Recipe, name: str, own: bool) -> dict[str, Any]:
     made = recipe.generate
     sizes = {"images": made.images, "width": made.width, "height": made.height}
-    return {"name": recipe.name, "description": recipe.description, "steps": recipe.total_steps, **sizes}
+    said = {"name": name, "own": own, "usual": name == here.settings.recipe}
+    return {"description": recipe.description, "steps": recipe.total_steps, **said, **sizes}

@@ -48,6 +48,8 @@ const asJson = { "Content-Type": "application/json" };
 export const get = (address) => request("GET", address);
 export const post = (address, value) => request("POST", address, value === undefined ? undefined : JSON.stringify(value), value === undefined ? {} : asJson);
 export const put = (address, value) => request("PUT", address, JSON.stringify(value), asJson);
+export const patch = (address, value) => request("PATCH", address, JSON.stringify(value), asJson);
+export const remove = (address) => request("DELETE", address);
 export const upload = (address, form) => request("POST", address, form);
 
 /** The value, or null where there is none yet; a page that shows a run in progress asks for much that is still to come. */

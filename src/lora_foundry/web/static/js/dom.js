@@ -26,8 +26,18 @@ function fill(node, attributes, children) {
   return node;
 }
 
+/** A text in which `words` between backticks are code, as nodes. */
+export const rich = (text) => String(text ?? "").split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part)).filter((part) => part !== "");
+
 /** The element with this id. */
 export const byId = (id) => document.getElementById(id);
+
+/** The same as `say` with `rich` text. */
+export function sayRich(node, text) {
+  if (node.dataset.said === text) return;
+  node.dataset.said = text;
+  node.replaceChildren(...rich(text));
+}
 
 /** Writes text where it changed, so that a screen reader and a selection are left alone where it did not. */
 export function say(node, text) {
@@ -67,7 +77,7 @@ export function shown() {
 export function tell(region, text, kind = "") {
   region.className = text ? `message ${kind}` : "";
   region.hidden = !text;
-  say(region, text);
+  sayRich(region, text ?? "");
 }
 
 /** Asks in a dialog; resolves to the form's data, or null where it was closed. */

@@ -1,12 +1,14 @@
 // A new character: what it is, how it is made, and the pictures that will be made, before anything is made.
 
-import { byId, el, say, shown, sync, tell } from "./dom.js";
+import { byId, el, rich, say, shown, sync, tell } from "./dom.js";
 import { get, path, post, upload } from "./api.js";
+import { addPicker } from "./base_picker.js";
 import { startChrome } from "./chrome.js";
 import { plural } from "./format.js";
 import { coalesced } from "./live.js";
 import { startOwnPictures, uploadedId } from "./own_pictures.js";
-import { control, valueOf } from "./recipe_form.js";
+import { baseMissing, showCards, showEarlier, showNeeds, showReadiness, startCards } from "./recipe_cards.js";
+import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form.js";
 
 const DOORS = {
   words: "Describe the character; its pictures are drawn, looked at and captioned by themselves.",
@@ -16,34 +18,53 @@ const DOORS = {
 const form = byId("new");
 let recipe = null;
 let controls = [];
+let bases = [];
+let family = "";
 
-async function showRecipe() {
-  recipe = await get(path("recipes", form.recipe.value));
-  say(byId("recipe-about"), `${recipe.description} ${plural(recipe.images, "picture")} of ${recipe.width} × ${recipe.height}, ${plural(recipe.steps, "training step")}.`);
-  controls = [];
-  const sections = recipe.sections.map((section) => ({ ...section, fields: section.fields.filter((field) => field.path !== "seed") })).filter((section) => section.fields.length);
-  byId("sections").replaceChildren(...sections.map((section) => el("fieldset", {},
-    el("legend", {}, section.name || "general"),
-    el("div", { class: "fields" }, ...section.fields.map((field) => {
-      const made = control(field);
-      controls.push({ field, node: made.input });
-      return made.node;
-    })))));
+async function showRecipe(name) {
+  recipe = await get(path("recipes", name));
+  say(byId("recipe-about"), `${plural(recipe.images, "picture")} of ${recipe.width} × ${recipe.height}, ${plural(recipe.steps, "training step")}.`);
+  controls = recipe.sections.flatMap((section) => section.fields).filter((field) => field.path !== "seed").map(control);
+  const basic = controls.filter(({ field }) => field.basic);
+  byId("basic").replaceChildren(...basic.map(({ node }) => node));
+  const sections = recipe.sections.map((section) => ({ ...section, controls: controls.filter(({ field }) => !field.basic && section.fields.some((each) => each.path === field.path)) })).filter((section) => section.controls.length);
+  byId("sections").replaceChildren(...sections.map((section) => el("details", { class: "group" },
+    el("summary", {}, labelOf({ name: section.name || "general" }), el("span", { class: "soft small" }, ` ${plural(section.controls.length, "setting")}`)),
+    el("p", { class: "soft small" }, ...rich(section.description.replace(/^\[\w+\]: /, ""))),
+    el("div", { class: "fields" }, ...section.controls.map(({ node }) => node)))));
+  say(byId("all-about"), `All ${controls.length + 1} settings`);
   form.seed.placeholder = String(recipe.sections.flatMap((section) => section.fields).find((field) => field.path === "seed")?.value ?? "");
+  const base = controls.find(({ field }) => field.path === "model.base");
+  if (base && bases.length) addPicker(base, bases, family);
+  search();
+  hideUnused();
   showChanges();
 }
 
-/** The values that differ from the recipe's, as the API takes them. Raises an Error for what is no value. */
-function changes() {
-  return controls.filter(({ node }) => changed(node)).map(({ field, node }) => `${field.path}=${valueOf(field, node)}`);
+/** Opens the groups that have a setting of these words, and hides the others. */
+function search() {
+  const words = byId("find").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+  for (const group of byId("sections").children) {
+    let hits = 0;
+    for (const node of group.querySelectorAll(".field")) {
+      const text = `${node.dataset.path} ${node.dataset.path.replaceAll("_", " ")} ${node.textContent}`.toLowerCase();
+      node.hidden = !words.every((word) => text.includes(word));
+      if (!node.hidden) hits += 1;
+    }
+    group.hidden = !hits;
+    group.open = words.length > 0 && hits > 0;
+  }
+  byId("found-none").hidden = !words.length || [...byId("sections").children].some((group) => !group.hidden);
 }
 
-const changed = (node) => (node.type === "checkbox" ? String(node.checked) : node.value) !== node.dataset.stored;
+/** The values that differ from the recipe's, as the API takes them. Raises an Error for what is no value. */
+const changes = () => controls.filter(({ input }) => isChanged(input)).map((each) => `${each.field.path}=${valueOf(each)}`);
 
 function showChanges() {
-  for (const { node } of controls) node.classList.toggle("changed", changed(node));
-  const count = controls.filter(({ node }) => changed(node)).length;
+  controls.forEach(markChanged);
+  const count = controls.filter(({ input }) => isChanged(input)).length;
   say(byId("changes"), count ? `${plural(count, "value")} of the recipe changed.` : "");
+  byId("keep").hidden = !count;
 }
 
 function asked() {
@@ -51,7 +72,7 @@ function asked() {
     name: form.elements.name.value.trim(),
     description: form.description.value.trim(),
     tags: form.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
-    recipe: form.recipe.value,
+    recipe: recipe.name,
     settings: changes(),
   };
   const seed = form.seed.value.trim();
@@ -64,6 +85,12 @@ function asked() {
 
 const showPlan = coalesced(async () => {
   const about = byId("plan-about");
+  const wanted = baseMissing(recipe.name);
+  if (wanted) {
+    byId("shots").replaceChildren();
+    about.className = "soft small";
+    return void say(about, `shown when the recipe has its ${wanted}`);
+  }
   try {
     const body = asked();
     const plan = await post(path("plan"), { ...body, name: body.name || "Character", description: body.description || "character" });
@@ -77,6 +104,7 @@ const showPlan = coalesced(async () => {
   } catch (problem) {
     say(about, problem.message);
     about.className = "bad small";
+    byId("shots").replaceChildren();
   }
 }, { pause: 300 });
 
@@ -86,14 +114,22 @@ function showDoor() {
   say(byId("door-about"), DOORS[door]);
   byId("own").hidden = door !== "pictures";
   byId("plan-panel").hidden = door === "pictures";
+  byId("looks-field").hidden = door === "pictures";
   byId("reference-field").hidden = door !== "reference";
   byId("reference-shown").hidden = door !== "reference" || !form.reference.files.length;
   form.description.required = door !== "pictures";
+  hideUnused();
   shown();
+}
+
+/** How many are drawn means nothing to somebody who brings pictures. */
+function hideUnused() {
+  for (const { node, field } of controls) if (field.path === "generate.images") node.hidden = form.door.value === "pictures";
 }
 
 async function start() {
   const body = { ...asked(), trigger: form.trigger.value.trim() };
+  if (!body.name) throw new Error("Give the character a name first.");
   if (form.door.value === "pictures") body.upload = await uploadedId();
   const [picture] = form.door.value === "reference" ? form.reference.files : [];
   if (form.door.value === "reference" && !picture) throw new Error("Choose the reference picture first.");
@@ -106,20 +142,51 @@ async function start() {
   location.assign(`/pipelines/${encodeURIComponent(made.id)}`);
 }
 
+/** Saves the changes as a recipe of one's own, which is then the chosen one. */
+async function keep() {
+  const name = byId("keep-name").value.trim();
+  if (!name) throw new Error("Give your recipe a name first.");
+  await post(path("recipes"), { name, extends: recipe.name, description: `${recipe.name} with changes of mine.`, settings: changes() });
+  await listRecipes(name);
+  tell(byId("kept"), `Saved as ${name}; it stands among the recipes from now on.`, "good");
+}
+
+async function choose(name) {
+  await showRecipe(name);
+  showPlan();
+  await Promise.all([showNeeds(name), showEarlier(name)]);
+}
+
+async function listRecipes(wanted) {
+  const recipes = await get(path("recipes"));
+  const name = (recipes.find((each) => each.name === wanted) ?? recipes.find((each) => each.usual) ?? recipes[0]).name;
+  showCards(recipes, name, (each) => choose(each).catch(complain));
+  await showRecipe(name);
+  shown();
+  const [found, readiness] = await Promise.all([get(path("bases")), get(path("recipes", name, "needs")), showReadiness()]);
+  [bases, family] = [found, readiness.family];
+  const base = controls.find(({ field }) => field.path === "model.base");
+  if (base) addPicker(base, bases, family);
+  await Promise.all([showNeeds(name), showEarlier(name), showPlan()]);
+}
+
 startChrome();
 startOwnPictures(complain);
+startCards(complain, () => showPlan());
 showDoor();
 for (const each of form.elements.door) each.addEventListener("change", showDoor);
-form.addEventListener("input", () => {
+form.addEventListener("input", (event) => {
+  if (event.target.closest("#keep, #find-field, #recipes")) return;
   showChanges();
   showPlan();
 });
-form.recipe.addEventListener("change", () => showRecipe().then(showPlan).catch(complain));
+byId("find").addEventListener("input", search);
+byId("keep-save").addEventListener("click", () => keep().catch(complain));
 form.reference.addEventListener("change", () => {
   const [picture] = form.reference.files;
-  const shown = byId("reference-shown");
-  shown.hidden = !picture;
-  if (picture) shown.src = URL.createObjectURL(picture);
+  const preview = byId("reference-shown");
+  preview.hidden = !picture;
+  if (picture) preview.src = URL.createObjectURL(picture);
 });
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -137,12 +204,4 @@ function complain(problem) {
   byId("message").scrollIntoView({ block: "center" });
 }
 
-try {
-  const recipes = await get(path("recipes"));
-  form.recipe.replaceChildren(...recipes.map((each) => el("option", { value: each.name }, each.name)));
-  form.recipe.value = new URLSearchParams(location.search).get("recipe") ?? "mini";
-  await showRecipe();
-  await showPlan();
-} catch (problem) {
-  complain(problem);
-}
+listRecipes(new URLSearchParams(location.search).get("recipe")).catch(complain);

@@ -1,0 +1,100 @@
+"""What a recipe needs on this machine, fetching it, the bases to choose from, and what runs of it have taken here."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from lora_foundry.recipe_files import recipe_names
+from lora_foundry.tasks.pipelines import recent_pipelines
+from lora_foundry.web.bases import BaseView, listed_by_comfyui
+from lora_foundry.web.disk_use import size_of
+from lora_foundry.web.estimates import Took, took
+from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.routes.recipes import known
+from lora_foundry.web.setups import Readiness, SetupState, readiness
+from lora_foundry.web.site import Here
+
+router = APIRouter(prefix="/api/v1", tags=["recipes"])
+MOST_RUNS = 200
+_MOST_MEASURED = 3  # folders whose size is counted
+
+
+class Earlier(BaseModel):
+    """What completed runs of a recipe took on this machine: the median of `runs`. None where there was none."""
+
+    recipe: str
+    runs: int
+    seconds: float | None
+    bytes: int | None
+
+
+@router.get("/readiness")
+async def all_ready(here: Here) -> list[Readiness]:
+    """For every recipe, what it needs and what of it is on this machine."""
+
+    def look() -> list[Readiness]:
+        names = recipe_names(here.settings.recipe_folders)
+        return [readiness(name, known(here, name), here.settings) for name in names]
+
+    return await asyncio.to_thread(look)
+
+
+@router.get("/recipes/{name}/needs")
+async def needs(here: Here, name: str, sizes: bool = False) -> Readiness:
+    """What one recipe needs. With `sizes`, those who send it are asked how large it is."""
+    recipe = await asyncio.to_thread(known, here, name)
+    return await asyncio.to_thread(readiness, name, recipe, here.settings, sizes)
+
+
+@router.get("/recipes/{name}/setup")
+async def setup_state(here: Here, name: str) -> SetupState:
+    """How far the download of what a recipe needs has come."""
+    await asyncio.to_thread(known, here, name)
+    return here.setups.state(name)
+
+
+@router.post("/recipes/{name}/setup", status_code=202)
+async def set_up(here: Here, name: str) -> SetupState:
+    """Begins to fetch what is missing, which agrees to the licences that `needs` shows; one that was broken off goes on.
+    Returns at once."""
+    recipe = await asyncio.to_thread(known, here, name)
+    return here.setups.start(name, recipe, here.settings)
+
+
+@router.delete("/recipes/{name}/setup")
+async def stop_setup(here: Here, name: str) -> SetupState:
+    """Stops fetching; what has come is kept for the next time."""
+    await asyncio.to_thread(known, here, name)
+    return await here.setups.stop(name)
+
+
+@router.get("/bases")
+async def bases(here: Here) -> list[BaseView]:
+    """The base models of this machine with their families, then those that only ComfyUI lists."""
+    found = await asyncio.to_thread(here.bases.found, here.settings)
+    return [*found, *await listed_by_comfyui(here.settings, {each.name for each in found})]
+
+
+@router.get("/recipes/{name}/earlier")
+async def earlier(here: Here, name: str) -> Earlier:
+    """What runs of a recipe have taken on this machine, for an estimate."""
+    await asyncio.to_thread(known, here, name)
+    listed = await recent_pipelines(here.store, limit=MOST_RUNS)
+    runs = [Took(each, taken) for each in listed if each.recipe == name and (taken := took(each))]
+    seconds = sorted(each.seconds for each in runs)
+    sizes: list[int] = []
+    for run in runs[:_MOST_MEASURED]:
+        try:
+            sizes.append(await asyncio.to_thread(size_of, here.folder(run.pipeline).root))
+        except NotFoundError:
+            continue
+    sizes = sorted(size for size in sizes if size)
+    return Earlier(
+        recipe=name,
+        runs=len(runs),
+        seconds=seconds[len(seconds) // 2] if seconds else None,
+        bytes=sizes[len(sizes) // 2] if sizes else None,
+    )

@@ -1,0 +1,93 @@
+"""Choosing on the page of a new character: a recipe, a base, settings that are found by words, and one's own recipe."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from lora_foundry import mini
+from tests.browser.conftest import NARROW, PATIENCE, Server, settled
+
+expect.set_options(timeout=PATIENCE)
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("new"))
+    shutil.copytree(mini.MODEL_DIR, server.home / "models" / "tiny")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_recipes_are_cards_that_say_what_is_here(server: Server, open_page: Callable[..., Page]) -> None:
+    page = settled(open_page(f"{server.url}/new", viewport=NARROW))
+    cards = page.locator(".recipe")
+    expect(cards.filter(has_text="miniature").locator(".state")).to_have_text("ready")
+    expect(page.locator("#needs")).to_be_hidden()
+    cards.filter(has_text="SDXL").get_by_role("radio").check()
+    expect(cards.filter(has_text="SDXL").locator(".state")).to_have_text("to download")
+    expect(page.locator("#needs-list")).to_contain_text("licence: Fair AI Public License")
+    expect(page.get_by_role("button", name="Get it")).to_be_visible()
+    expect(page.locator("#plan-about")).to_contain_text("when the recipe has its base model")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_settings_are_found_changed_put_back_and_saved(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{server.url}/new"))
+    expect(page.locator("#basic .field")).to_have_count(8)
+    page.get_by_label("Base model", exact=True).select_option("tiny")
+    page.get_by_label("Rank", exact=True).fill("8")
+    expect(page.locator("#changes")).to_have_text("2 values of the recipe changed.")
+    page.locator("#advanced > summary").click()
+    find = page.get_by_label("Find a setting")
+    find.fill("impossible")
+    rows = page.locator("#field-shots-impossible")
+    expect(rows).to_be_visible()
+    expect(page.locator("#field-train-alpha")).to_be_hidden()
+    rows.fill("running: front view, side view\njumping: close-up portrait")
+    find.fill("repeats single")
+    page.locator("#field-train-image_repeats").fill("elara_001.png: 3")
+    find.fill("min sharpness")
+    page.locator("#field-curate-min_sharpness").fill("7")
+    page.get_by_role("button", name="Set Min sharpness back").click()
+    find.fill("nothing has this")
+    expect(page.locator("#found-none")).to_be_visible()
+    expect(page.locator("#changes")).to_have_text("4 values of the recipe changed.")
+
+    page.get_by_label("Save the changes as your own recipe").fill("mine")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.locator("#kept")).to_contain_text("Saved as mine")
+    expect(
+        page.locator(".recipe").filter(has_text="with changes of mine").get_by_role("radio")
+    ).to_be_checked()
+    text = (server.home / "recipes" / "mine.toml").read_text(encoding="utf-8")
+    assert (
+        'impossible = [["running", ["front view", "side view"]], ["jumping", ["close-up portrait"]]]' in text
+    )
+    assert 'image_repeats = {"elara_001.png" = 3}' in text
+
+    page.get_by_label("Name", exact=True).fill("Mira")
+    page.get_by_label("Description", exact=True).fill("1girl, red hair")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    run = httpx.get(f"{server.url}/api/v1/pipelines/{page.url.rpartition('/')[2]}").json()
+    assert run["recipe"] == "mine"
+
+
+def test_what_is_no_value_is_said_by_the_name_of_its_field(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{server.url}/new"))
+    page.get_by_label("Name", exact=True).fill("Mira")
+    page.get_by_label("Rank", exact=True).fill("many")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_have_text('Rank: "many" is no number.')
