@@ -48,8 +48,8 @@ class RecipeSection(BaseModel):
 class RecipeIn(RequestModel):
     """A person's own recipe: `extends` with these settings changed."""
 
-    name: str = Field(min_length=1, max_length=64, examples=["my-sdxl"])
-    extends: str = Field(max_length=200, examples=["sdxl"])
+    name: str = Field(min_length=1, max_length=64, examples=["mine"])
+    extends: str = Field(max_length=200, examples=["mini"])
     description: str = Field(default="", max_length=300)
     settings: list[SettingText] = Field(default=[], max_length=300)
 
