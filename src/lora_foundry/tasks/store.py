@@ -249,14 +249,23 @@ class TaskStore:
             limit = moment(await self.now(connection)) - older_than
             ended = sa.func.coalesce(tasks.c.completed_at, tasks.c.updated_at) < limit
             old = whole_row().where(tasks.c.status.in_(ENDED) & ended)
-            chosen = [task.id for row in await connection.execute(old) if is_ours(task := to_task(row))]
-            for start in range(0, len(chosen), MOST_IDS):
-                part = chosen[start : start + MOST_IDS]
-                linked = dependencies.c.child.in_(part) | dependencies.c.parent.in_(part)
-                await connection.execute(dependencies.delete().where(linked))
-                await connection.execute(ours.delete().where(ours.c.id.in_(part)))
-                await connection.execute(tasks.delete().where(tasks.c.id.in_(part)))
+            chosen = [task.id or 0 for row in await connection.execute(old) if is_ours(task := to_task(row))]
+            await self._delete(connection, chosen)
         return len(chosen)
+
+    async def remove(self, *task_ids: int) -> None:
+        """Deletes tasks that have ended; others of these stay."""
+        ended = sa.select(tasks.c.id).where(tasks.c.id.in_(task_ids) & tasks.c.status.in_(ENDED))
+        async with self.writing() as connection:
+            await self._delete(connection, list((await connection.execute(ended)).scalars()))
+
+    async def _delete(self, connection: AsyncConnection, chosen: Sequence[int]) -> None:
+        for start in range(0, len(chosen), MOST_IDS):
+            part = chosen[start : start + MOST_IDS]
+            linked = dependencies.c.child.in_(part) | dependencies.c.parent.in_(part)
+            await connection.execute(dependencies.delete().where(linked))
+            await connection.execute(ours.delete().where(ours.c.id.in_(part)))
+            await connection.execute(tasks.delete().where(tasks.c.id.in_(part)))
 
     # The worker that holds the row's lease -----------------------------------------------------------------
 
