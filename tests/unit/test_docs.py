@@ -11,6 +11,7 @@ import pytest
 from lora_foundry.domain.recipe import field_paths
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
+from lora_foundry.trainer.memory import RESERVE
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,9 @@ def test_a_recipe_names_the_smallest_card_that_its_training_fits() -> None:
         fitting = [
             size for size, cell in zip((8, 12, 16, 24), cells, strict=True) if not cell.startswith("no")
         ]
+        if not fitting:  # a larger one than the table's: the smallest that holds it with what the desktop takes
+            least = float(cells[-1].removeprefix("no: ").split(" GiB")[0])
+            fitting = [size for size in (32, 48, 80) if least <= size - RESERVE]
         assert f"a GPU with {fitting[0]} GB." in load_recipe(name).description, name
 
 

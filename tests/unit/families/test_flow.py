@@ -17,7 +17,7 @@ from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline
 from lora_foundry.families._shared.memory import footprint
 from lora_foundry.families._shared.registry import published_name
-from tests.unit.trainer import tiny_bases
+from tests.unit.trainer import tiny_bases, tiny_qwen
 from tests.unit.trainer.conftest import short_section
 
 
@@ -81,12 +81,14 @@ def test_other_programs_names_for_what_a_lora_is_for(tmp_path: Path) -> None:
     bases = {
         "ZImageBase": tiny_bases.z_image_folder(tmp_path / "z-image-base"),
         "Flux.2 Klein 4B-base": tiny_bases.klein_folder(tmp_path / "klein"),
+        "Qwen": tiny_qwen.qwen_image_folder(tmp_path / "qwen-image"),
     }
+    distilled_names = {"ZImageBase": "ZImageTurbo", "Flux.2 Klein 4B-base": "Flux.2 Klein 4B"}
     for expected, folder in bases.items():
         found = find_base(str(folder))
         for distilled, name in (
             (False, expected),
-            (True, {"ZImageBase": "ZImageTurbo"}.get(expected, "Flux.2 Klein 4B")),
+            (True, distilled_names.get(expected, expected)),
         ):
             section = short_section(training_adapter="x" if distilled else "")
             model = load_family(

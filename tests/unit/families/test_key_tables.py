@@ -16,7 +16,13 @@ from tests.unit.families.meter import full_size, meta_network
 
 ALL = TrainSection(targets=("attention", "feed_forward", "projection"))
 # How many modules the published model of each family has for a LoRA.
-COUNTS = {"sd": ("sd", 192), "sdxl": ("sdxl", 722), "z_image": ("base", 238), "klein": ("base", 100)}
+COUNTS = {
+    "sd": ("sd", 192),
+    "sdxl": ("sdxl", 722),
+    "z_image": ("base", 238),
+    "klein": ("base", 100),
+    "qwen_image": ("base", 720),
+}
 
 
 def names_of(family: str) -> list[tuple[Target, str]]:
@@ -42,6 +48,15 @@ def klein_file(double: int = 5, single: int = 20) -> list[str]:
     return found + [f"single_blocks.{n}.linear{part}.weight" for n in range(single) for part in (1, 2)]
 
 
+def qwen_image_file(layers: int = 60) -> list[str]:
+    """The matrices of Qwen-Image's file as ComfyUI keeps it."""
+    attention = [f"attn.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")]
+    attention += [f"attn.add_{letter}_proj" for letter in "qkv"]
+    sides = [f"{side}_{part}" for side in ("img", "txt") for part in ("mod.1", "mlp.net.0.proj", "mlp.net.2")]
+    blocks = [f"transformer_blocks.{n}.{part}.weight" for n in range(layers) for part in (*attention, *sides)]
+    return ["img_in.weight", "txt_in.weight", "txt_norm.weight", "norm_out.linear.weight", *blocks]
+
+
 def checkpoint(family: str) -> list[str]:
     """The UNet's names in a checkpoint file of the real model, by the names that our files use for its modules."""
     from tests.unit.families.conftest import unet_name
@@ -56,6 +71,7 @@ FILES: dict[str, Any] = {
     "sdxl": lambda: checkpoint("sdxl"),
     "z_image": z_image_file,
     "klein": klein_file,
+    "qwen_image": qwen_image_file,
 }
 
 
@@ -66,7 +82,7 @@ def test_comfyui_knows_every_name(family: str) -> None:
     assert set(names) - loaded_modules(FILES[family]()) == set()
 
 
-@pytest.mark.parametrize("family", ["z_image", "klein"])
+@pytest.mark.parametrize("family", [family for family in COUNTS if family not in ("sd", "sdxl")])
 def test_diffusers_ends_at_the_same_module(family: str) -> None:
     """The library's own reader of LoRA files, on matrices without numbers."""
     import diffusers

@@ -58,6 +58,22 @@ def klein(root: Path, name: str = "flux-2-klein-base-4b") -> Path:
     return file(root / "diffusion_models" / f"{name}.safetensors", **shapes)
 
 
+def qwen_image(root: Path, name: str = "qwen_image_2512_bf16", **more: tuple[int, ...]) -> Path:
+    """ComfyUI's folders with Qwen-Image's files."""
+    comfyui(root, name="other")
+    file(root / "vae" / "qwen_image_vae.safetensors", **{"decoder.conv1.weight": (2, 16, 1, 1, 1)})
+    text = {"model.embed_tokens.weight": (1, 3584), "model.layers.27.mlp.up_proj.weight": (1, 1)}
+    file(root / "text_encoders" / "qwen_2.5_7b.safetensors", **text)  # one that sees nothing
+    sees = text | {"visual.patch_embed.proj.weight": (1, 1)}
+    file(root / "text_encoders" / "qwen_2.5_vl_7b_fp8_scaled.safetensors", **sees)
+    shapes = {
+        "img_in.weight": (3072, 1),
+        "txt_norm.weight": (1,),
+        "transformer_blocks.0.attn.add_q_proj.weight": (1, 1),
+    }
+    return file(root / "diffusion_models" / f"{name}.safetensors", **shapes | more)
+
+
 def without(path: Path, part: str) -> Path:
     (path.parents[1] / f"{part}.safetensors").unlink()
     return path
@@ -150,6 +166,39 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], tuple[str, str, bool] | str]] =
     "flux.2 of another size": (
         lambda p: file(p / "a.safetensors", **{"img_in.weight": (6144, 1), "double_stream_modulation_img.lin.weight": (1, 1)}),
         "a FLUX.2 transformer of another size",
+    ),
+    "qwen-image in comfyui's folders": (qwen_image, ("qwen_image", "split", False)),
+    "qwen-image, distilled": (
+        lambda p: qwen_image(p, "qwen_image_distill_full_bf16"), ("qwen_image", "split", True),
+    ),
+    "qwen-image-edit by its name": (
+        lambda p: qwen_image(p, "qwen_image_edit_2509_bf16"), "a Qwen-Image-Edit model, which changes pictures .*with ComfyUI",
+    ),
+    "qwen-image-edit by its mark": (
+        lambda p: qwen_image(p, "mine", __index_timestep_zero__=(1,)), "a Qwen-Image-Edit model",
+    ),
+    "qwen-image-edit as a folder": (
+        lambda p: copied(p, index('{"_class_name": "QwenImageEditPlusPipeline"}')), "a Qwen-Image-Edit model",
+    ),
+    "qwen-image-layered": (
+        lambda p: qwen_image(p, "layered", **{"time_text_embed.addition_t_embedding.weight": (2, 1)}),
+        "a Qwen-Image-Layered model",
+    ),
+    "qwen-image 2.1": (
+        lambda p: file(p / "a.safetensors", "txt_in.text_norm.weight", "transformer_blocks.0.attn.to_q.weight"),
+        "a Qwen-Image 2.1 model, another network",
+    ),
+    "a part of qwen-image": (
+        lambda p: qwen_image(p, **{"img_in.weight": (64, 1)}), "a Qwen-Image transformer of a size that is not known",
+    ),
+    "qwen-image without its vae": (
+        lambda p: without(qwen_image(p), "vae/qwen_image_vae"),
+        r"a Qwen-Image transformer alone, and its VAE is in none of .*put qwen_image_vae\.safetensors there, name it in "
+        r"model\.vae, or let `lora-foundry setup` fetch it",
+    ),
+    "qwen-image without its text encoder": (
+        lambda p: without(qwen_image(p), "text_encoders/qwen_2.5_vl_7b_fp8_scaled"),
+        r"its text encoder is in none of .*put qwen_2\.5_vl_7b_fp8_scaled\.safetensors",
     ),
     "qwen text encoder": (
         lambda p: file(p / "a.safetensors", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),

@@ -43,6 +43,15 @@ CASES: dict[str, tuple[str, str, tuple[int, int], dict[str, Any], dict[str, Any]
         {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
         {"tokens": 512, "width": 7680},
     ),
+    "qwen_image 512": (
+        "qwen_image", "base", (16, 8), {"resolution": 512, "targets": ("attention", "feed_forward")},
+        {"tokens": 128, "width": 3584},
+    ),
+    "qwen_image 1024 checkpointed": (
+        "qwen_image", "base", (16, 8),
+        {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
+        {"tokens": 128, "width": 3584},
+    ),
 }  # fmt: skip
 
 

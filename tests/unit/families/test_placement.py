@@ -23,7 +23,7 @@ from lora_foundry.families._shared.loading import load_denoiser, load_pipeline
 from lora_foundry.families._shared.placement import Placement, arrange, choose_placement, needed_to_draw
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.mini import MODEL_DIR
-from tests.unit.trainer import tiny_bases
+from tests.unit.trainer import tiny_bases, tiny_qwen
 from tests.unit.trainer.conftest import short_section
 
 GIB = 1 << 30
@@ -86,7 +86,7 @@ def test_what_drawing_takes_grows_with_the_batch_and_the_picture() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["mini", "z_image", "klein"])
+@pytest.mark.parametrize("family", ["mini", "z_image", "klein", "qwen_image"])
 def test_parts_that_come_one_after_another_draw_the_same_picture(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +95,7 @@ def test_parts_that_come_one_after_another_draw_the_same_picture(
         "mini": lambda folder: MODEL_DIR,
         "z_image": tiny_bases.z_image_folder,
         "klein": tiny_bases.klein_folder,
+        "qwen_image": tiny_qwen.qwen_image_folder,
     }
     base = find_base(str(make[family](tmp_path / "z-image-base")))
     lora = LoraUse(path=random_lora(base, tmp_path / "lora.safetensors"))

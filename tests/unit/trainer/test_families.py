@@ -28,7 +28,7 @@ from lora_foundry.families.sdxl import load as sdxl_load
 from lora_foundry.mini import MODEL_DIR
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.trainer import InProcessTrainer
-from tests.unit.trainer import tiny_bases
+from tests.unit.trainer import tiny_bases, tiny_qwen
 from tests.unit.trainer.conftest import short_section
 
 pytestmark = pytest.mark.slow
@@ -37,11 +37,20 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sdxl": tiny_bases.sdxl_folder,
     "z_image": tiny_bases.z_image_folder,
     "klein": tiny_bases.klein_folder,
+    "qwen_image": tiny_qwen.qwen_image_folder,
 }
 SETTINGS: dict[str, dict[str, object]] = {
     "sdxl": {"text_encoder_rate": 1e-2, "conv_rank": 2, "buckets": True, "min_snr_gamma": 5.0},
     "z_image": {},
     "klein": {},
+    "qwen_image": {},
+}
+# How the pipeline of each is asked for guidance of 5 against an empty negative prompt; Klein's is always empty.
+GUIDED: dict[str, dict[str, object]] = {
+    "sdxl": {"guidance_scale": 5.0, "negative_prompt": ""},
+    "z_image": {"guidance_scale": 4.0, "negative_prompt": ""},
+    "klein": {"guidance_scale": 5.0},
+    "qwen_image": {"true_cfg_scale": 5.0, "negative_prompt": ""},
 }
 
 
@@ -106,10 +115,8 @@ def test_it_learns_loads_and_draws_the_trainers_picture(
     with Image.open(job.workdir / "samples" / "step-0060-1.png") as opened:
         ours = np.asarray(opened, dtype=float)
     with quiet_libraries():
-        negative = {} if family.family == "klein" else {"negative_prompt": ""}  # Klein's is always empty
         theirs = pipeline(
-            prompt="elara, running", **negative, num_inference_steps=2,
-            guidance_scale=4.0 if family.family == "z_image" else 5.0, width=64, height=64,
+            prompt="elara, running", **GUIDED[family.family], num_inference_steps=2, width=64, height=64,
             generator=torch.Generator().manual_seed(7),
         ).images[0]  # fmt: skip
     assert np.abs(np.asarray(theirs, dtype=float) - ours).mean() < 1.5

@@ -208,19 +208,31 @@ def klein_folder(folder: Path, distilled: bool = False) -> Path:
 def split_files(folder: Path, root: Path, name: str, transformer: dict[str, Tensor]) -> Path:
     """A folder's weights as ComfyUI keeps them: `transformer` under its own names, VAE and language model beside it, in
     folders below `root`. Returns the transformer's file."""
-    files = {f"diffusion_models/{name}.safetensors": transformer}
-    coder = read_part(folder, "vae")
-    named = {vae_name(key).removeprefix("first_stage_model."): value for key, value in coder.items()}
-    files["vae/any.safetensors"] = {
+    named = {
+        vae_name(key).removeprefix("first_stage_model."): value
+        for key, value in read_part(folder, "vae").items()
+    }
+    coder = {
         # The original's attention is made of convolutions.
         key: value[:, :, None, None] if ".attn_1." in key and value.ndim == 2 else value
         for key, value in named.items()
     }
-    text = read_part(folder, "text_encoder")
-    files["text_encoders/any.safetensors"] = {
+    text = {
         key if key.startswith("model.") else f"model.{key}": value
-        for key, value in text.items()
+        for key, value in read_part(folder, "text_encoder").items()
         if key != "lm_head.weight"
+    }
+    return write_split(root, name, transformer, coder, text)
+
+
+def write_split(
+    root: Path, name: str, transformer: dict[str, Tensor], coder: dict[str, Tensor], text: dict[str, Tensor]
+) -> Path:
+    """The three files in ComfyUI's folders below `root`. Returns the transformer's."""
+    files = {
+        f"diffusion_models/{name}.safetensors": transformer,
+        "vae/any.safetensors": coder,
+        "text_encoders/any.safetensors": text,
     }
     for path, tensors in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)

@@ -221,7 +221,7 @@ class DiffusersGenerator:
                 num_inference_steps=shot.steps,
                 output_type="latent",
             ).images
-        return result
+        return drawing.unpacked(result, shot)
 
     def _decode_all(self, latents: Tensor, count: int) -> list[Tensor]:
         """Pictures as `_decode` gives them, `count` at once; one by one where the memory does not hold so many."""

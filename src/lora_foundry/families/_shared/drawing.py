@@ -76,15 +76,19 @@ class Drawing:
 
     def options(self, shot: Shot) -> dict[str, Any]:
         """The pipeline's arguments beside prompts, noise, size and steps."""
-        return {"guidance_scale": loader_of(self.base).guidance(shot.cfg)}
+        return dict(loader_of(self.base).guidance(shot.cfg))
 
     def latent_type(self) -> torch.dtype:
         """The type in which the pipeline wants its noise."""
         dtype: torch.dtype = self.network.dtype
         return dtype
 
+    def unpacked(self, latents: Tensor, shot: Shot) -> Tensor:
+        """Latents as the pipeline gives them, as (n, c, h, w)."""
+        return latents
+
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as the pipeline gives them, as pictures (n, 3, H, W) in -1..1 in the VAE's type."""
+        """Latents (n, c, h, w) as pictures (n, 3, H, W) in -1..1 in the VAE's type."""
         vae = self.pipeline.vae
         plain = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         pixels: Tensor = vae.decode(plain.to(vae.dtype), return_dict=False)[0]

@@ -161,7 +161,7 @@ class FrozenModel(ABC):
         return latents
 
     def _to_vae(self, latents: Tensor) -> Tensor:
-        """Latents as the pipeline gives them, as the VAE wants them."""
+        """Latents (n, c, h, w) as the VAE wants them."""
         config = self._vae.config
         plain: Tensor = latents / config.scaling_factor + (config.shift_factor or 0.0)
         return plain
@@ -210,24 +210,30 @@ class FrozenModel(ABC):
                     width=frame[0],
                     height=frame[1],
                     num_inference_steps=steps,
-                    guidance_scale=loader_of(self._base).guidance(cfg),
+                    **loader_of(self._base).guidance(cfg),
                     output_type="latent",
                 ).images
         finally:
             hook.remove()
-        return self._decode(latents, pipeline.image_processor)
+        return self._decode(self._unpacked(latents, frame), pipeline.image_processor)
+
+    def _unpacked(self, latents: Tensor, frame: tuple[int, int]) -> Tensor:
+        """Latents as the pipeline gives them for pictures of `frame` pixels, as (n, c, h, w)."""
+        return latents
 
     def _decode(self, latents: Tensor, processor: Any) -> list[Image.Image]:
         """Pictures of latents, one after another, by the VAE in its own type."""
         vae = self._vae
         given: Tensor = self._to_vae(latents.to(self._device, vae.dtype))
-        pixels = [
-            self._in_tiles_if_needed(lambda part: vae.decode(part, return_dict=False)[0], part)
-            for part in torch.split(given, 1)
-        ]
+        pixels = [self._in_tiles_if_needed(self._decode_part, part) for part in torch.split(given, 1)]
         images: list[Image.Image] = processor.postprocess(torch.cat(pixels), output_type="pil")
         vae.cpu()
         return images
+
+    def _decode_part(self, latents: Tensor) -> Tensor:
+        """Pictures (n, 3, H, W) of what `_to_vae` gives."""
+        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        return pixels
 
     def _as_computed(self, network: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """What a pipeline gives to the network, in the type that it computes in: pipelines go by the type of its

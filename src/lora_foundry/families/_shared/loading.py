@@ -70,10 +70,11 @@ def full_precision(device: torch.device) -> torch.dtype:
 @dataclass(frozen=True)
 class Loader:
     """What is special about loading a family: the classes of pipeline and denoiser (`library_class`), the denoiser's name
-    in the pipeline, our configurations for files, the parts that nobody needs, what is told to the scheduler, the
+    in the pipeline, our configurations for files, the parts that nobody needs, what the files of VAE and text encoder must
+    be turned into, what is told to the scheduler, the
     tokenizers that files do not contain, the types in which the network is trained (by the recipe's precision), pictures
-    are drawn and texts encoded for training, and what the pipeline's guidance scale is where it means none (cfg means
-    none at 1)."""
+    are drawn and texts encoded for training, and what the pipeline calls its guidance scale and what that is where it
+    means none (cfg means none at 1)."""
 
     pipeline: str
     denoiser: str
@@ -85,16 +86,18 @@ class Loader:
         None
     )
     text_class: str = ""
+    text_tensors: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
     scheduler: Callable[[Base], dict[str, Any]] = _nothing
     tokenizers: Callable[[Base], dict[str, Any]] = _nothing
     training: Callable[[str, torch.device], torch.dtype] = choose_dtype
     drawing: Callable[[torch.device], torch.dtype] = half_precision
     encoding: Callable[[torch.device], torch.dtype] = full_precision
+    guidance_name: str = "guidance_scale"
     no_guidance: float = 1.0
 
-    def guidance(self, cfg: float) -> float:
-        """The pipeline's guidance scale for a recipe's cfg."""
-        return cfg - (1.0 - self.no_guidance)
+    def guidance(self, cfg: float) -> dict[str, float]:
+        """The pipeline's argument for a recipe's cfg."""
+        return {self.guidance_name: cfg - (1.0 - self.no_guidance)}
 
     def configuration(self, base: Base) -> Path:
         """The folder with the base's configurations: its own, or ours for a file."""
@@ -273,7 +276,7 @@ def load_text_encoder(base: Base, dtype: torch.dtype) -> Any:
     with quiet_libraries(), translated(path):
         config = transformers.AutoConfig.from_pretrained(loader.configuration(base) / "text_encoder")
         model = kind.from_pretrained(
-            None, config=config, state_dict=read_tensors(path, "", dtype), dtype=dtype
+            None, config=config, state_dict=loader.text_tensors(read_tensors(path, "", dtype)), dtype=dtype
         )
         _check_whole(model, path)
     return model.requires_grad_(False).eval()

@@ -65,8 +65,11 @@ class Parts:
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels a latent's side stands for."""
-        return int(2 ** (len(self._configuration("vae/config.json")["block_out_channels"]) - 1))
+        """Pixels a latent's side stands for. A VAE of pictures says its blocks, one of films which of its steps shrink time,
+        too."""
+        config = self._configuration("vae/config.json")
+        films = config.get("temperal_downsample")  # the library's own spelling
+        return int(2 ** (len(config["block_out_channels"]) - 1 if films is None else len(films)))
 
     @property
     def vae(self) -> Any:

@@ -11,14 +11,37 @@ from torch import Tensor, nn
 
 from lora_foundry.families._shared.loading import load_vocabulary
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.vocabularies import QWEN3
+from lora_foundry.families._shared.vocabularies import QWEN3, Vocabulary
+
+# How the names of a language model's weights begin in the files of models that see and read, in the order of trying.
+_LANGUAGE = ("model.language_model.", "language_model.", "model.")
+_OTHERS = ("visual.", "model.visual.", "lm_head.", "model.lm_head.")  # what a prompt has no use for
 
 
-def load_qwen_vocabulary() -> Any:
-    """Qwen3's tokenizer, which the text encoder's file does not contain. Raises BaseModelError where there is none."""
+def load_qwen_vocabulary(vocabulary: Vocabulary = QWEN3) -> Any:
+    """The tokenizer, which the text encoder's file does not contain. Raises BaseModelError where there is none."""
     from transformers import AutoTokenizer
 
-    return load_vocabulary(AutoTokenizer, QWEN3)
+    return load_vocabulary(AutoTokenizer, vocabulary)
+
+
+def language_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The language model of a file of one that sees, too, under its own names."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(_OTHERS):
+            prefix = next((each for each in _LANGUAGE if name.startswith(each)), "")
+            found[name.removeprefix(prefix)] = tensor
+    return found
+
+
+def lengths_mask(condition: Condition) -> Tensor | None:
+    """Of stacked prompts (n, length) what is real; None where all of it is, which networks compute faster."""
+    lengths, longest = condition["lengths"], condition["text"].shape[1]
+    if bool((lengths == longest).all()):
+        return None
+    places = torch.arange(longest, device=lengths.device)
+    return (places < lengths[:, None]).to(condition["text"].device)
 
 
 class ChatPrompts:

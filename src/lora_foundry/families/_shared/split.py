@@ -87,6 +87,21 @@ def language_model(header: Header, width: int, layers: int, prefix: str = "model
     return any(f"layers.{layers - 1}." in key for key in header.shapes)
 
 
+def vision_language_model(header: Header, width: int, layers: int) -> bool:
+    """Whether a file is a language model that sees, too, of this width with at least so many layers."""
+    sees = any(key.startswith(("visual.", "model.visual.")) for key in header.shapes)
+    return sees and any(
+        language_model(header, width, layers, prefix) for prefix in ("model.", "model.language_model.")
+    )
+
+
+def qwen_vae(header: Header) -> bool:
+    """Whether a file is the VAE of Qwen-Image (16 channels, made for films) in its own layout or in diffusers'; Wan 2.1's
+    has the same latents."""
+    first = header.shapes.get("decoder.conv1.weight") or header.shapes.get("decoder.conv_in.weight")
+    return first is not None and len(first) == 5 and first[1] == 16
+
+
 def flux_vae(header: Header) -> bool:
     """Whether a file is the VAE of Flux.1 (16 channels, no quantisation layers)."""
     first = header.shapes.get("decoder.conv_in.weight") or header.shapes.get(

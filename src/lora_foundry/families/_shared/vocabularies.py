@@ -36,3 +36,7 @@ QWEN3 = Vocabulary(
     "Qwen3", "Qwen/Qwen3-4B", "LORA_FOUNDRY_QWEN_VOCABULARY",
     ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"), "Apache-2.0",
 )  # fmt: skip
+QWEN25 = Vocabulary(
+    "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct", "LORA_FOUNDRY_QWEN25_VOCABULARY",
+    ("vocab.json", "merges.txt", "tokenizer_config.json"), "Apache-2.0", comfyui="comfy/text_encoders/qwen25_tokenizer",
+)  # fmt: skip
