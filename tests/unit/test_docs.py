@@ -36,7 +36,8 @@ def test_a_recipe_names_the_smallest_card_that_its_training_fits() -> None:
         fitting = [
             size for size, cell in zip((8, 12, 16, 24), cells, strict=True) if not cell.startswith("no")
         ]
-        if not fitting:  # a larger one than the table's: the smallest that holds it with what the desktop takes
+        if not fitting:
+            # A larger card than the table's: the smallest that holds it beside what the desktop takes.
             least = float(cells[-1].removeprefix("no: ").split(" GiB")[0])
             fitting = [size for size in (32, 48, 80) if least <= size - RESERVE]
         assert f"a GPU with {fitting[0]} GB." in load_recipe(name).description, name
