@@ -98,7 +98,7 @@ def parse_answer(text: str) -> list[str]:
 
 
 def _data_uri(path: Path) -> str:
-    image = load_picture(path)
+    image = load_picture(path, within=2 * _LONGEST_SIDE)
     if image is None:
         raise BackendError(f"The picture {path} cannot be read; run again.")
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))

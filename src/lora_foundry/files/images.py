@@ -59,10 +59,10 @@ def read_picture(
         return _flat(file, "white")
 
 
-def load_picture(path: Path) -> Image.Image | None:
+def load_picture(path: Path, *, within: int = 0) -> Image.Image | None:
     """`read_picture`; None if there is no picture or it is damaged."""
     try:
-        return read_picture(path)
+        return read_picture(path, within=within)
     except InputError:
         return None
 
@@ -198,12 +198,14 @@ def _layers(file: Image.Image) -> Image.Image:
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    """Turned as its EXIF data says; a picture whose EXIF data is damaged stays as it is."""
+    """Turned as its EXIF data says; the opened picture itself where it says nothing, or where it is damaged. A large picture
+    takes as long to copy as to decode."""
     file.load()
     try:
-        return ImageOps.exif_transpose(file)
+        lies = _exif(file).get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(file) if lies else file
     except Exception:
-        return file.copy()
+        return file
 
 
 def _exif(file: Image.Image) -> Any:

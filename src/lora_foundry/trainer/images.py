@@ -45,8 +45,9 @@ def bucket_size(size: tuple[int, int], resolution: int, multiple: int) -> Bucket
 
 def read_tensor(path: Path, size: BucketSize, flipped: bool = False) -> Tensor:
     """A picture (3, H, W) in -1..1, scaled to cover `size` and cut to it around the centre; `flipped`:
-    mirrored, left for right. Raises InputError."""
-    fitted = ImageOps.fit(read_picture(path), size, Image.Resampling.LANCZOS)
+    mirrored, left for right. A JPEG far larger than that is decoded at a half, a quarter or an eighth of its size, but at
+    no less than twice `size`, below which it would be seen. Raises InputError."""
+    fitted = ImageOps.fit(read_picture(path, within=2 * max(size)), size, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
     pixels = pixels.permute(2, 0, 1) / 127.5 - 1
     return pixels.flip(-1) if flipped else pixels

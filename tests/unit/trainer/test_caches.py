@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lora_foundry.errors import InputError
 from lora_foundry.files.images import picture_size
@@ -57,6 +59,26 @@ def test_a_turned_photograph_is_read_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert picture_size(tmp_path / "turned.jpg") == (20, 40)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 24)])
+def test_a_large_photograph_is_decoded_small_and_looks_the_same(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.effect_noise((40, 30), 90).resize((800, 600)).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    decoded: list[tuple[int, int]] = []
+
+    def fit(image: Image.Image, *rest: Any) -> Image.Image:
+        decoded.append(image.size)
+        return ImageOps.fit(image, *rest)
+
+    monkeypatch.setattr("lora_foundry.trainer.images.ImageOps", SimpleNamespace(fit=fit))
+    photograph, whole = (read_tensor(tmp_path / name, size) for name in ("a.jpg", "a.png"))
+    assert decoded[0][0] < decoded[1][0] == 800
+    assert min(decoded[0]) >= 2 * max(size)
+    assert (photograph - whole).abs().mean() < 0.02
+    assert whole.std() > 0.1, "a grey picture would pass"
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\nhalf"])

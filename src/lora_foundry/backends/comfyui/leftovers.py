@@ -30,7 +30,8 @@ def leftovers_of(home: Path, address: Address) -> Leftovers:
 
 
 def clear(facts: Mapping[str, Any], notes: Sequence[Sequence[str]]) -> bool:
-    """Takes everything back; whether it could. A server that is gone has no queue any more."""
+    """Takes everything back; whether it could. A server that is gone has no queue any more, but one that only does not
+    answer, as while it loads a model, will draw what waits in its queue: it is asked again by the next caller."""
     for kind, value in notes:
         path = Path(value)
         if kind == LENT and path.name.startswith(LENT_PREFIX) and path.suffix == ".safetensors":
@@ -41,8 +42,13 @@ def clear(facts: Mapping[str, Any], notes: Sequence[Sequence[str]]) -> bool:
     address = named if named.url == facts["url"] else address_of(str(facts["url"]))
     try:
         asyncio.run(_cancel(address, prompts))
-    except httpx.HTTPError:
+    except (httpx.ConnectError, httpx.ConnectTimeout):
         return True
+    except httpx.HTTPError as error:
+        logger.info(
+            "ComfyUI at %s did not answer (%r); its queue is looked at again later", address.url, error
+        )
+        return False
     except FoundryError as error:
         logger.warning("The prompts of an ended run may still wait at %s: %s", address.url, error)
     return True

@@ -68,7 +68,7 @@ class WdTagger:
         """See ports.Captioner: the general tags of each picture, the surest first."""
         tags = []
         for picture in pictures:
-            image = load_picture(folder / picture.file)
+            image = load_picture(folder / picture.file, within=2 * _SIDE)
             if image is None:
                 raise BackendError(f"The picture {folder / picture.file} cannot be read; run again.")
             chances = self.probabilities([image])[0]
