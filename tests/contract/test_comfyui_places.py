@@ -3,7 +3,14 @@ that another machine or a container calls otherwise."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,7 @@ from lora_foundry.backends.comfyui.generator import ComfyUIGenerator
 from lora_foundry.backends.comfyui.handover import Waits, take_gpu
 from lora_foundry.backends.comfyui.locate import find_listed, listed_as, seen_from_here
 from lora_foundry.backends.comfyui.options import ComfyUIOptions
-from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.errors import BackendError, FoundryError, InputError
 from lora_foundry.families._shared import loading
 from lora_foundry.families._shared.inspect import models_below
 from lora_foundry.families._shared.vocabularies import CLIP
@@ -66,6 +73,79 @@ def test_a_server_behind_a_proxy_is_drawn_with_by_name_or_by_token() -> None:
         draw(place, token="abc")
         assert "GET /ws" in stub.requests
         assert take_gpu(address_of(place, "abc"), 1, lambda: None, Waits(queue=1.0)).before is not None
+
+
+@contextmanager
+def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
+    """A proxy that speaks TLS before a server on this machine: its port, and the certificate that vouches for it."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+    ]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*made, *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+        finally:
+            writer.transport.abort()
+            back.transport.abort()
+
+    async def end() -> None:
+        serving.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed at the next turn
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    serving = asyncio.run_coroutine_threadsafe(
+        asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context), loop
+    ).result()
+    try:
+        yield serving.sockets[0].getsockname()[1], certificate
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_server_behind_tls_is_drawn_with_where_its_certificate_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests and the socket alike: a certificate of one's own is named as everywhere, by SSL_CERT_FILE."""
+    with StubServer((CHECKPOINT,)) as stub, behind_tls(stub.port, tmp_path) as (port, certificate):
+        with pytest.raises(BackendError, match="does not answer at https://"):
+            draw(f"https://127.0.0.1:{port}")
+        assert stub.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        draw(f"https://127.0.0.1:{port}")
+        assert "GET /ws" in stub.requests
 
 
 def test_no_password_is_in_what_is_said() -> None:

@@ -52,18 +52,19 @@ class Item:
 
 
 def pictures(graph: dict[str, Any], fault: Fault, loras: list[tuple[Effect, float]]) -> Iterator[bytes]:
-    """PNG files of noise that depends on seed, texts and LoRAs: image 0 of a batch is the single picture of
+    """PNG files of noise that depends on seed, texts, references and LoRAs: image 0 of a batch is the single picture of
     its seed."""
 
     def all_of(class_type: str) -> list[dict[str, Any]]:
         return [node["inputs"] for node in graph.values() if node["class_type"] == class_type]
 
-    size = (all_of("EmptyLatentImage") or [{}])[0]
+    size = (all_of("EmptyLatentImage") or all_of("ImageScale") or [{}])[0]
     factor = math.prod(float(inputs["scale_by"]) for inputs in all_of("LatentUpscaleBy"))
     width, height = (round(int(size.get(side, 64)) // 8 * factor) * 8 for side in ("width", "height"))
     seeds = [node["inputs"][name] for node in graph.values() for name in _SEEDS if name in node["inputs"]]
     texts = [node["inputs"][name] for node in graph.values() for name in _TEXTS if name in node["inputs"]]
     told = [seeds, texts]
+    told += [[inputs["image"]] for inputs in all_of("LoadImage")]
     told += [[effect.weights, strength] for effect, strength in loras if effect.weights and strength]
     black = fault == "black" or any(effect.black for effect, _ in loras)
     for index in range(int(size.get("batch_size", 1))):

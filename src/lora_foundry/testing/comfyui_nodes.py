@@ -121,6 +121,25 @@ _SHAPES: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["LATENT"],
     ),
+    "ImageScale": (
+        {
+            "image": ["IMAGE"],
+            "upscale_method": [["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]],
+            "width": ["INT", {"min": 0, "max": 16384}],
+            "height": ["INT", {"min": 0, "max": 16384}],
+            "crop": [["disabled", "center"]],
+        },
+        ["IMAGE"],
+    ),
+    "RepeatLatentBatch": (
+        {"samples": ["LATENT"], "amount": ["INT", {"min": 1, "max": 64}]},
+        ["LATENT"],
+    ),
+    "VAEEncode": ({"pixels": ["IMAGE"], "vae": ["VAE"]}, ["LATENT"]),
+    "InstructPixToPixConditioning": (
+        {"positive": ["CONDITIONING"], "negative": ["CONDITIONING"], "vae": ["VAE"], "pixels": ["IMAGE"]},
+        ["CONDITIONING", "CONDITIONING", "LATENT"],
+    ),
     "PreviewImage": ({"images": ["IMAGE"]}, []),
     "SaveImage": ({"images": ["IMAGE"], "filename_prefix": ["STRING", {"default": "ComfyUI"}]}, []),
 }

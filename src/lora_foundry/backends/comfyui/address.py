@@ -4,8 +4,12 @@ behind a proxy that asks for a token. What goes into messages and records never 
 from __future__ import annotations
 
 import base64
+import ssl
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+import httpx
 
 from lora_foundry.errors import InputError
 
@@ -21,6 +25,17 @@ class Address:
     def socket(self) -> str:
         """The same place for a WebSocket."""
         return self.url.replace("http", "ws", 1)
+
+    @cached_property
+    def certificates(self) -> ssl.SSLContext | None:
+        """Whom a server behind TLS may be vouched for by, for both ways to it: those whom the system trusts (or the file of
+        SSL_CERT_FILE, as for a proxy with a certificate of one's own), and the public ones. None for plain HTTP: they take
+        longer to load than a picture takes to fetch."""
+        if not self.url.startswith("https"):
+            return None
+        trusted = httpx.create_ssl_context()
+        trusted.load_default_certs()
+        return trusted
 
 
 def address_of(written: str | Address, token: str = "") -> Address:

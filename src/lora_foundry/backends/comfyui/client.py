@@ -105,13 +105,12 @@ class ComfyUIClient:
         self._address = address_of(address)
         self.url = self._address.url
         self._patience, self._sent = patience or Patience(), sent
-        # Certificates take longer to load than a picture takes to fetch, and plain HTTP needs none.
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers=self._address.headers,
             timeout=self._patience.answer,
             trust_env=False,
-            verify=self.url.startswith("https"),
+            verify=self._address.certificates or False,
         )
         self._jobs: dict[str, _Job] = {}
         self._client_id = ""
@@ -390,6 +389,7 @@ class ComfyUIClient:
                     additional_headers=headers,
                     max_size=None,
                     proxy=None,
+                    ssl=self._address.certificates,
                     ping_timeout=60,
                     close_timeout=1,
                 ) as socket:
