@@ -22,6 +22,7 @@ COUNTS = {
     "z_image": ("base", 238),
     "klein": ("base", 100),
     "qwen_image": ("base", 720),
+    "krea2": ("raw", 224),
 }
 
 
@@ -57,6 +58,15 @@ def qwen_image_file(layers: int = 60) -> list[str]:
     return ["img_in.weight", "txt_in.weight", "txt_norm.weight", "norm_out.linear.weight", *blocks]
 
 
+def krea2_file(layers: int = 28) -> list[str]:
+    """The matrices of Krea 2's file as ComfyUI keeps it; the text's blocks have the same layers as the picture's."""
+    blocks = [f"blocks.{n}" for n in range(layers)]
+    blocks += [f"txtfusion.{kind}_blocks.{n}" for kind in ("layerwise", "refiner") for n in range(2)]
+    parts = ("attn.wq", "attn.wk", "attn.wv", "attn.gate", "attn.wo", "mlp.gate", "mlp.up", "mlp.down")
+    matrices = [f"{block}.{part}.weight" for block in blocks for part in parts]
+    return ["first.weight", "txtfusion.projector.weight", "last.linear.weight", "tproj.1.weight", *matrices]
+
+
 def checkpoint(family: str) -> list[str]:
     """The UNet's names in a checkpoint file of the real model, by the names that our files use for its modules."""
     from tests.unit.families.conftest import unet_name
@@ -72,6 +82,7 @@ FILES: dict[str, Any] = {
     "z_image": z_image_file,
     "klein": klein_file,
     "qwen_image": qwen_image_file,
+    "krea2": krea2_file,
 }
 
 
@@ -98,3 +109,18 @@ def test_diffusers_ends_at_the_same_module(family: str) -> None:
     found = {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in read}
     assert found == {target.module for target, _ in named}
     assert len(read) == len(state)
+
+
+@pytest.mark.parametrize("family", ["krea2"])
+def test_other_programs_names_end_at_the_same_module(family: str) -> None:
+    """Those of the model's own code, which the library's reader turns into its own; a LoRA under them is put on, too."""
+    import diffusers
+
+    pipeline = getattr(diffusers, family_part(family, "load").LOADER.pipeline)
+    names = family_part(family, "names")
+    for target, _ in names_of(family):
+        (own,) = names.other_forms("transformer", target.module)
+        assert f"{own}.weight" in FILES[family]()
+        state = {f"diffusion_model.{own}.lora_{side}.weight": torch.zeros(1, 1) for side in "AB"}
+        read = pipeline.lora_state_dict(state, return_lora_metadata=False)
+        assert {key.removeprefix("transformer.").rpartition(".lora_")[0] for key in read} == {target.module}

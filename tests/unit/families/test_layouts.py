@@ -37,6 +37,10 @@ def named(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+def kinds(path: Path, types: dict[str, torch.dtype]) -> Path:
+    return named(path, {name: torch.zeros(2, 2).to(kind) for name, kind in types.items()})
+
+
 def comfyui(root: Path, *, vae: bool = True, text: bool = True, name: str = "z_image_bf16") -> Path:
     """ComfyUI's folders with Z-Image's files."""
     if vae:
@@ -72,6 +76,18 @@ def qwen_image(root: Path, name: str = "qwen_image_2512_bf16", **more: tuple[int
         "transformer_blocks.0.attn.add_q_proj.weight": (1, 1),
     }
     return file(root / "diffusion_models" / f"{name}.safetensors", **shapes | more)
+
+
+def krea2(root: Path, name: str = "krea2_raw_bf16", width: int = 6144) -> Path:
+    """ComfyUI's folders with Krea 2's files, the text encoder as the hub has it."""
+    qwen_image(root, name="other")
+    text = {
+        "model.language_model.embed_tokens.weight": (1, 2560), "model.language_model.layers.35.mlp.up_proj.weight": (1, 1),
+        "model.visual.patch_embed.proj.weight": (1, 1),
+    }  # fmt: skip
+    file(root / "text_encoders" / "qwen3vl_4b_fp8_scaled.safetensors", **text)
+    shapes = {"first.weight": (width, 1), "txtfusion.projector.weight": (1, 12)}
+    return file(root / "diffusion_models" / f"{name}.safetensors", **shapes)
 
 
 def without(path: Path, part: str) -> Path:
@@ -199,6 +215,22 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], tuple[str, str, bool] | str]] =
     "qwen-image without its text encoder": (
         lambda p: without(qwen_image(p), "text_encoders/qwen_2.5_vl_7b_fp8_scaled"),
         r"its text encoder is in none of .*put qwen_2\.5_vl_7b_fp8_scaled\.safetensors",
+    ),
+    "krea 2 raw in comfyui's folders": (krea2, ("krea2", "split", False)),
+    "krea 2 turbo in comfyui's folders": (lambda p: krea2(p, "krea2_turbo_bf16"), ("krea2", "split", True)),
+    "somebody's krea 2": (lambda p: krea2(p, "sharpdraw_v4"), ("krea2", "split", True)),
+    "a part of krea 2": (lambda p: krea2(p, width=64), "a Krea 2 transformer of a size that is not known"),
+    "krea 2 without its text encoder": (
+        lambda p: without(krea2(p), "text_encoders/qwen3vl_4b_fp8_scaled"),
+        r"a Krea 2 transformer alone, and its text encoder is in none of .*put qwen3vl_4b_fp8_scaled\.safetensors there",
+    ),
+    "krea 2 in mxfp8": (
+        lambda p: kinds(p / "a.safetensors", {"a.weight": torch.float8_e4m3fn, "a.weight_scale": torch.uint8}),
+        "weights in MXFP8, which cannot be read back exactly; get the bf16, fp16 or fp8 version",
+    ),
+    "krea 2 in int8": (
+        lambda p: kinds(p / "a.safetensors", {"a.weight": torch.int8, "a.weight_scale": torch.float32}),
+        "weights in int8, which cannot be read back exactly",
     ),
     "qwen text encoder": (
         lambda p: file(p / "a.safetensors", "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),

@@ -14,10 +14,13 @@ from tests.unit.families.meter import META, full_size, step_bytes
 pytestmark = pytest.mark.slow
 
 
-def condition(count: int, tokens: int, width: int, **others: int) -> dict[str, torch.Tensor]:
+def condition(
+    count: int, tokens: int, width: int | tuple[int, ...], **others: int
+) -> dict[str, torch.Tensor]:
+    wide = (width,) if isinstance(width, int) else width
     named = {name: torch.empty(count, size, device=META) for name, size in others.items()}
     return named | {
-        "text": torch.empty(count, tokens, width, device=META),
+        "text": torch.empty(count, tokens, *wide, device=META),
         "lengths": torch.tensor([tokens] * count),
     }
 
@@ -51,6 +54,15 @@ CASES: dict[str, tuple[str, str, tuple[int, int], dict[str, Any], dict[str, Any]
         "qwen_image", "base", (16, 8),
         {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
         {"tokens": 128, "width": 3584},
+    ),
+    "krea2 512": (
+        "krea2", "raw", (16, 8), {"resolution": 512, "targets": ("attention", "feed_forward")},
+        {"tokens": 128, "width": (12, 2560)},
+    ),
+    "krea2 1024 checkpointed": (
+        "krea2", "raw", (16, 8),
+        {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
+        {"tokens": 128, "width": (12, 2560)},
     ),
 }  # fmt: skip
 

@@ -59,6 +59,10 @@ FAMILIES: dict[str, Case] = {
         tiny_qwen.qwen_image_folder, tiny_qwen.split_files, dict, "qwen_image_2512_bf16", "base",
         {"_WIDTH": 32, "_TEXT_WIDTH": 24, "_TEXT_LAYERS": 2},
     ),
+    "krea2": Case(
+        tiny_qwen.krea2_folder, tiny_qwen.split_files, tiny_qwen.krea2_names, "krea2_raw_bf16", "raw",
+        {"_WIDTH": 32, "_TEXT_WIDTH": 24, "_TEXT_LAYERS": 2},
+    ),
 }  # fmt: skip
 LAYOUTS: dict[str, Callable[[dict[str, Tensor], Names], dict[str, Tensor]]] = {
     "as comfyui has it": lambda tensors, names: names(tensors),

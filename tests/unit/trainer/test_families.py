@@ -38,12 +38,14 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "z_image": tiny_bases.z_image_folder,
     "klein": tiny_bases.klein_folder,
     "qwen_image": tiny_qwen.qwen_image_folder,
+    "krea2": tiny_qwen.krea2_folder,
 }
 SETTINGS: dict[str, dict[str, object]] = {
     "sdxl": {"text_encoder_rate": 1e-2, "conv_rank": 2, "buckets": True, "min_snr_gamma": 5.0},
     "z_image": {},
     "klein": {},
     "qwen_image": {},
+    "krea2": {},
 }
 # How the pipeline of each is asked for guidance of 5 against an empty negative prompt; Klein's is always empty.
 GUIDED: dict[str, dict[str, object]] = {
@@ -51,6 +53,7 @@ GUIDED: dict[str, dict[str, object]] = {
     "z_image": {"guidance_scale": 4.0, "negative_prompt": ""},
     "klein": {"guidance_scale": 5.0},
     "qwen_image": {"true_cfg_scale": 5.0, "negative_prompt": ""},
+    "krea2": {"guidance_scale": 4.0, "negative_prompt": ""},
 }
 
 

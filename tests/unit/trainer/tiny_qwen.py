@@ -98,3 +98,78 @@ def qwen_image_folder(folder: Path, distilled: bool = False) -> Path:
             vae=film_vae(), text_encoder=text, tokenizer=words, transformer=network,
         ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def krea2_folder(folder: Path, distilled: bool = False) -> Path:
+    """Krea 2: a transformer of two layers with one block each for the text, a Qwen language model of two that sees, too."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = Qwen3VLModel(
+        Qwen3VLConfig(
+            text_config={
+                "vocab_size": len(words), "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12, "max_position_embeddings": 2048,
+                "rope_parameters": {
+                    "rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 2, 2], "mrope_interleaved": True,
+                },
+            },
+            vision_config={
+                "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 24,
+                "patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+            },
+        )
+    )  # fmt: skip
+    network = Krea2Transformer2DModel(
+        in_channels=64, num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, timestep_embed_dim=16, text_hidden_dim=24, num_text_layers=2, text_num_attention_heads=2,
+        text_num_key_value_heads=1, text_intermediate_size=48, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    for name, tensor in network.named_parameters():
+        if "scale_shift_table" in name or "norm" in name:  # zero at first, so that no block would do anything
+            torch.nn.init.normal_(tensor, std=0.3)
+        elif tensor.ndim > 1:
+            tensor.data.mul_(2)
+    with quiet_libraries():
+        Krea2Pipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+                max_image_seq_len=6400, time_shift_type="exponential",
+            ),
+            vae=film_vae(), text_encoder=text, tokenizer=words, transformer=network,
+            text_encoder_select_layers=(1, 2), is_distilled=distilled,
+        ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def krea2_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Krea 2's transformer under the names of its own code."""
+    whole = {
+        "img_in": "first", "time_embed.linear_1": "tmlp.0", "time_embed.linear_2": "tmlp.2", "time_mod_proj": "tproj.1",
+        "txt_in.norm": "txtmlp.0", "txt_in.linear_1": "txtmlp.1", "txt_in.linear_2": "txtmlp.3",
+        "text_fusion.projector": "txtfusion.projector", "final_layer.linear": "last.linear",
+        "final_layer.norm": "last.norm",
+    }  # fmt: skip
+    parts = {
+        "attn.to_q": "attn.wq", "attn.to_k": "attn.wk", "attn.to_v": "attn.wv", "attn.to_out.0": "attn.wo",
+        "attn.to_gate": "attn.gate", "attn.norm_q": "attn.qknorm.qnorm", "attn.norm_k": "attn.qknorm.knorm",
+        "norm1": "prenorm", "norm2": "postnorm", "ff.gate": "mlp.gate", "ff.up": "mlp.up", "ff.down": "mlp.down",
+    }  # fmt: skip
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name == "final_layer.scale_shift_table":
+            named["last.modulation.lin"] = tensor
+        elif name.endswith(".scale_shift_table"):  # the six of a block stand in one row
+            named[name.replace("transformer_blocks", "blocks").replace("scale_shift_table", "mod.lin")] = (
+                tensor.flatten()
+            )
+        else:
+            stem, _, kind = name.rpartition(".")
+            place = re.fullmatch(r"(transformer_blocks|text_fusion\.\w+)\.(\d+)\.(.+)", stem)
+            own = whole[stem] if place is None else f"{place[1]}.{place[2]}.{parts[place[3]]}"
+            own = own.replace("transformer_blocks", "blocks").replace("text_fusion", "txtfusion")
+            named[f"{own}.{'scale' if 'norm' in own or own == 'txtmlp.0' else kind}"] = tensor
+    return named

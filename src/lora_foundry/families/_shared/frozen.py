@@ -21,7 +21,7 @@ from lora_foundry.families._shared.base import Base, check_trainable
 from lora_foundry.families._shared.devices import freed_memory_kept
 from lora_foundry.families._shared.diffusion import Process, mean_error
 from lora_foundry.families._shared.family import Batch
-from lora_foundry.families._shared.loading import loader_of, quiet_libraries
+from lora_foundry.families._shared.loading import in_type, loader_of, quiet_libraries
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.families._shared.prompts import Condition, Prompts, stack_conditions
 from lora_foundry.families._shared.registry import family_part
@@ -62,7 +62,7 @@ class FrozenModel(ABC):
             if self._settings.training_adapter:
                 named = Path(self._settings.training_adapter).expanduser()
                 merge_adapter(network, self._base, self._base.adapter or named)
-            network = network.to(device=self._device, dtype=self._storage)
+            network = in_type(network, self._storage).to(device=self._device)
         if self._settings.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         module: nn.Module = network

@@ -123,6 +123,7 @@ _PACKED = (
     (".wscales", "SVDQuant"),
     (".qweight", "a packed integer format"),
 )
+_SCALE, _WEIGHT = ".weight_scale", ".weight"  # of ComfyUI's own formats, told by the types of their tensors
 
 
 def other_kind(shapes: Iterable[str]) -> Kind | None:
@@ -154,6 +155,11 @@ def packed_format(header: Header) -> str:
     for ending, words in _PACKED:
         if any(key.endswith(ending) or f"{ending}__" in key for key in header.shapes):
             return words
+    scaled = [key for key in header.shapes if key.endswith(_SCALE)]
+    if any(header.types[key] in ("U8", "F8_E8M0") for key in scaled):
+        return "MXFP8"
+    if any(header.types.get(key.removesuffix(_SCALE) + _WEIGHT) == "I8" for key in scaled):
+        return "int8"
     return ""
 
 

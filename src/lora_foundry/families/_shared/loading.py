@@ -186,8 +186,14 @@ def _from_split(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[s
         ("text_encoder", load_text_encoder),
     ):
         parts[name] = given[name] if name in given else load(base, dtype)
-    options = {name: value for name, value in index.items() if isinstance(value, bool)}
+    options = {name: value for name, value in index.items() if _is_option(value)}
     return library_class(loader.pipeline)(**parts, **loader.tokenizers(base), **loader.left_out, **options)
+
+
+def _is_option(value: object) -> bool:
+    """Whether an entry of a pipeline's index is an option of it: a number or several, where a part is two words."""
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(each, (bool, int, float)) for each in values)
 
 
 def load_denoiser(base: Base, dtype: torch.dtype, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
@@ -207,7 +213,16 @@ def load_denoiser(base: Base, dtype: torch.dtype, tensors: Mapping[str, torch.Te
                 local_files_only=True,
             )  # fmt: skip
         _check_whole(network, base.path)
-    return network.requires_grad_(False).eval()
+    return in_type(network, dtype).requires_grad_(False).eval()
+
+
+def in_type(network: Any, dtype: torch.dtype) -> Any:
+    """A denoiser in `dtype`, but for what its class keeps in fp32, as the library does while it loads a folder."""
+    wide = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if wide & set(name.split(".")) else dtype)
+    return network
 
 
 def _in_own_layout(kind: Any, loader: Loader, base: Base, tensors: Mapping[str, torch.Tensor]) -> Any:
