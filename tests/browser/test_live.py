@@ -215,6 +215,7 @@ def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
     page.wait_for_url(run_address)
     expect(page.locator("#state")).to_have_text("running")
     page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel the run").click()
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(listed.locator("#runs .chip")).to_have_text("cancelled")  # the other tab saw it too
 

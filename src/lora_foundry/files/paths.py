@@ -237,6 +237,29 @@ class RoundPaths:
         return self.root / "round.json"
 
 
+@dataclass(frozen=True)
+class BinPaths:
+    """One thing that was deleted: a note of what it was, and its parts by number, before their names."""
+
+    home: Path
+    name: str
+
+    @property
+    def bin(self) -> Path:
+        return self.home.expanduser().absolute() / "bin"
+
+    @property
+    def root(self) -> Path:
+        return self.bin / self.name
+
+    @property
+    def entry(self) -> Path:
+        return self.root / "entry.json"
+
+    def part(self, number: int, name: str) -> Path:
+        return self.root / f"{number:03d}-{name}"
+
+
 def task_log(home: Path, task_id: int) -> Path:
     """What the attempts of a task said, on the host that ran them."""
     return home.expanduser().absolute() / "logs" / "tasks" / f"{task_id}.log"

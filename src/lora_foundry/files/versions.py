@@ -28,9 +28,10 @@ def folder_of(root: Path, version: int | None) -> Path:
     """Where a version lies, whether or not it has begun: in the character's folder if it is the current one, or the
     first; else under `versions/`. None means the current one."""
     now = current_run(root)
-    if version is None or now is None or now.version == version:
+    if version is None or (now is not None and now.version == version):
         return root
-    return RunPaths(root, "").version(version)
+    kept = RunPaths(root, "").version(version)
+    return kept if now is not None or kept.exists() else root  # the current one may have been deleted
 
 
 def working_folder(root: Path, version: int | None) -> Path:
@@ -97,6 +98,15 @@ def _remove_drawn(paths: RunPaths) -> set[Path]:
             for file in (picture.path, *picture.captions, *masks):
                 remove_file(file)
     return {paths.images, paths.masks, paths.exclusions}
+
+
+def version_entries(paths: RunPaths) -> list[Path]:
+    """All of the version in a folder, to be moved away: the whole folder where no earlier version lies in it."""
+    if not paths.root.is_dir():
+        return []
+    if not paths.versions.is_dir():
+        return [paths.root]
+    return [*_entries(paths), paths.run_file]
 
 
 def _entries(paths: RunPaths) -> list[Path]:

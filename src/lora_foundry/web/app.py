@@ -15,6 +15,7 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web import pages, problems, routes
+from lora_foundry.web.deleting import empty_outdated
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.metrics import Traffic, TrafficMiddleware
@@ -31,6 +32,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         make_folder(settings.home.expanduser())
         await site.store.upgrade()
+        await empty_outdated(site)
         yield
         await site.hub.finish()
         await site.trials.finish()

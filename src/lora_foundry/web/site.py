@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from lora_foundry.domain.character import check_name
 from lora_foundry.errors import InputError
+from lora_foundry.files import bin as bin_folder
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.safe_paths import inside
 from lora_foundry.files.versions import folder_of
@@ -51,12 +52,18 @@ class Site:
     async def pipeline(self, reference: str) -> Pipeline:
         """The pipeline of that id. Raises NotFoundError."""
         if "\0" in reference:
-            raise NotFoundError("There is no such pipeline.")
+            raise NotFoundError("There is no such run.")
         try:
             found = await get_pipeline(self.store, reference)
         except InputError:
-            raise NotFoundError(f"There is no pipeline {reference[:80]!r}.") from None
+            raise NotFoundError(f"There is no run {reference[:80]!r}.") from None
+        if found.id in self.hidden():
+            raise NotFoundError(f"This run of {found.character} is in the bin; restore it there.")
         return found
+
+    def hidden(self) -> frozenset[str]:
+        """The runs that are in the bin."""
+        return frozenset(each for entry in bin_folder.entries(self.settings.home) for each in entry.pipelines)
 
     def folder(self, pipeline: Pipeline) -> RunPaths:
         """The dataset folder of a pipeline, there or not. Raises NotFoundError where its row names none."""

@@ -63,7 +63,9 @@ async def list_pipelines(
     ] = None,
 ) -> PipelinePage:
     """The newest first, MOST_LISTED at most."""
-    found = await engine.recent_pipelines(here.store, limit=MOST_LISTED)
+    hidden = await asyncio.to_thread(here.hidden)
+    listed = await engine.recent_pipelines(here.store, limit=MOST_LISTED)
+    found = [each for each in listed if each.id not in hidden]
     here.estimates.learn(found)
     wanted = [each for each in found if _fits(each, status, q.strip().lower())]
     ids = [each.id for each in wanted]

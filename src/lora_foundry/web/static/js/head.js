@@ -2,6 +2,7 @@
 
 import { byId, el, say, tell } from "./dom.js";
 import { pipelineId } from "./api.js";
+import { deleteRun } from "./confirm.js";
 import { cancelRun, isOver, retryRun } from "./retry.js";
 
 export const complain = (problem) => tell(byId("message"), problem.message, "bad");
@@ -19,11 +20,14 @@ export function showHead(run, changed) {
   const box = byId("actions");
   if (box.dataset.shown === String(ended)) return;
   box.dataset.shown = String(ended);
-  const act = ended ? () => retryRun(pipelineId, run.character.name) : () => cancelRun(pipelineId);
-  box.replaceChildren(el("button", {
-    type: "button",
-    on: { click: () => act().then(changed).catch(complain) },
-  }, ended ? "Run again" : "Cancel"));
+  const act = ended ? () => retryRun(pipelineId, run.character.name) : () => cancelRun(pipelineId, run.character.name);
+  const throwAway = async () => {
+    const entry = await deleteRun(pipelineId, run.character.name, run.published);
+    if (entry) location.assign(`/?deleted=${encodeURIComponent(entry.id)}`);
+  };
+  box.replaceChildren(
+    el("button", { type: "button", on: { click: () => act().then(changed).catch(complain) } }, ended ? "Run again" : "Cancel"),
+    ...(ended ? [el("button", { type: "button", class: "quiet danger", on: { click: () => throwAway().catch(complain) } }, "Delete")] : []));
 }
 
 let shown = [];

@@ -1,11 +1,12 @@
 // All runs, newest first: fifty at the start, more on demand, each row refreshed in place by the events. The filter
 // stands in the address.
 
-import { byId, el, say, shown, sync, tell } from "./dom.js";
+import { byId, el, say, shown, svg, sync, tell } from "./dom.js";
 import { get, path } from "./api.js";
 import { about, ago, plural } from "./format.js";
 import { coalesced, live } from "./live.js";
 import { startChrome } from "./chrome.js";
+import { deleteRun, offerUndo } from "./confirm.js";
 import { cancelRun, isOver, retryRun } from "./retry.js";
 
 const SIZE = 50;
@@ -56,12 +57,17 @@ function button(box, run) {
   const wanted = isOver(run) ? "Retry" : "Cancel";
   if (box.dataset.shown === wanted) return;
   box.dataset.shown = wanted;
-  const act = () => (isOver(run) ? retryRun(run.id, run.character.name) : cancelRun(run.id));
-  box.replaceChildren(el("button", {
-    type: "button",
-    "aria-label": `${wanted} ${run.character.name}`,
-    on: { click: () => act().then(refresh).catch(complain) },
-  }, wanted));
+  const act = () => (isOver(run) ? retryRun(run.id, run.character.name) : cancelRun(run.id, run.character.name));
+  const throwAway = async () => {
+    const entry = await deleteRun(run.id, run.character.name);
+    if (!entry) return;
+    await refresh();
+    offerUndo(byId("done"), entry, refresh, complain);
+  };
+  box.replaceChildren(
+    el("button", { type: "button", "aria-label": `${wanted} ${run.character.name}`, on: { click: () => act().then(refresh).catch(complain) } }, wanted),
+    ...(isOver(run) ? [el("button", { type: "button", class: "quiet icon danger", title: "Delete", "aria-label": `Delete ${run.character.name}`, on: { click: () => throwAway().catch(complain) } },
+      svg("svg", { viewBox: "0 0 24 24", fill: "none", stroke: "currentColor", "stroke-width": 2, "stroke-linecap": "round", "stroke-linejoin": "round", "aria-hidden": "true" }, svg("path", { d: "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5m4-5v5" })))] : []));
 }
 
 const complain = (problem) => tell(byId("message"), problem.message, "bad");
@@ -127,7 +133,18 @@ function filter() {
   refresh();
 }
 
+/** Whoever deleted a run on its own page comes here, and can take it back. */
+async function offerLast() {
+  const id = query.get("deleted");
+  if (!id) return;
+  query.delete("deleted");
+  history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+  const entry = (await get(path("bin"))).find((each) => each.id === id);
+  if (entry) offerUndo(byId("done"), entry, refresh, complain);
+}
+
 startChrome();
+offerLast().catch(complain);
 form.q.value = query.get("q") ?? "";
 form.status.value = query.get("status") ?? "";
 form.addEventListener("submit", (event) => event.preventDefault());

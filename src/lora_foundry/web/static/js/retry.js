@@ -2,11 +2,15 @@
 
 import { ask, byId, say } from "./dom.js";
 import { path, post } from "./api.js";
+import { askToCancel } from "./confirm.js";
 
 /** Whether nothing more will happen to a run by itself. */
 export const isOver = (run) => ["completed", "failed", "cancelled"].includes(run.status);
 
-export const cancelRun = (id) => post(path("pipelines", id, "cancel"));
+/** Asks, and cancels. */
+export async function cancelRun(id, name) {
+  if (await askToCancel(name)) await post(path("pipelines", id, "cancel"));
+}
 
 /** Asks from which stage and with which settings; true where the run was started again. Raises the server's problem. */
 export async function retryRun(id, name, { from = "", words = "", settings = [] } = {}) {

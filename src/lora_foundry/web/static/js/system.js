@@ -1,8 +1,9 @@
 // The machine: who works on what, what it has left, and what the doctor says.
 
 import { byId, el, say, shown, tell } from "./dom.js";
-import { get, path } from "./api.js";
+import { get, path, remove } from "./api.js";
 import { startChrome } from "./chrome.js";
+import { confirm, offerUndo } from "./confirm.js";
 import { ago, bytes, plural, share } from "./format.js";
 import { coalesced, live } from "./live.js";
 import { table } from "./table.js";
@@ -44,8 +45,18 @@ function drawFindings(findings) {
 
 function drawLoras(loras) {
   byId("loras").replaceChildren(loras.length
-    ? table(["file", "trigger", ["identity", "n"], ["adherence", "n"], ["size", "n"]], loras.map((each) => [each.name, each.trigger, [share(each.scores?.identity_after), "n"], [share(each.scores?.adherence_after), "n"], [bytes(each.bytes), "n"]]), "Installed LoRAs")
+    ? table(["file", "trigger", ["identity", "n"], ["adherence", "n"], ["size", "n"], [el("span", { class: "sr" }, "delete"), "n"]], loras.map((each) => [each.name, each.trigger, [share(each.scores?.identity_after), "n"], [share(each.scores?.adherence_after), "n"], [bytes(each.bytes), "n"], [deleteButton(each.name), "n"]]), "Installed LoRAs")
     : el("p", { class: "soft" }, "None yet."));
+}
+
+function deleteButton(name) {
+  const act = async () => {
+    if (!await confirm(`Delete the LoRA ${name}?`, "Its file, preview and metadata go to the bin. They can be restored for 30 days.", "Delete")) return;
+    const entry = await remove(path("loras", name));
+    await refresh();
+    offerUndo(byId("done"), entry, refresh, complain);
+  };
+  return el("button", { type: "button", class: "quiet danger", "aria-label": `Delete the LoRA ${name}`, on: { click: () => act().catch(complain) } }, "Delete");
 }
 
 const refresh = coalesced(async () => {
@@ -58,8 +69,10 @@ const refresh = coalesced(async () => {
 async function examine() {
   byId("findings").setAttribute("aria-busy", "true");
   say(byId("examining"), "The doctor looks …");
+  const asked = byId("recipe").value;
   try {
-    const { findings } = await get(`${path("system", "doctor")}?recipe=${encodeURIComponent(byId("recipe").value)}`);
+    const { findings } = await get(`${path("system", "doctor")}?recipe=${encodeURIComponent(asked)}`);
+    if (byId("recipe").value !== asked) return; // a late answer about a recipe that nobody asks for any more
     drawFindings(findings);
     const faults = findings.filter((finding) => !finding.ok).length;
     say(byId("examining"), faults ? plural(faults, "fault") : "All is well.");
