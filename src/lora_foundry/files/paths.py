@@ -109,6 +109,11 @@ class RunPaths:
         return self.root / "exclusions.json"
 
     @property
+    def edits(self) -> Path:
+        """What a person changed in the set, step by step."""
+        return self.root / ".edits"
+
+    @property
     def tagging_results(self) -> Path:
         return self.root / "tagging_results.json"
 

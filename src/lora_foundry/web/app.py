@@ -37,6 +37,7 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         await site.hub.finish()
         await site.trials.finish()
         await site.setups.finish()
+        await site.redraws.finish()
         await site.store.close()
 
     app = FastAPI(

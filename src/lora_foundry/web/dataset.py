@@ -3,7 +3,9 @@ somebody put there by hand, or a caption edited in another program, shows up lik
 
 from __future__ import annotations
 
+import re
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -302,17 +304,45 @@ def change_tags(
         raise InputError(
             f"{trigger!r} is the trigger word; without it in the captions nothing calls the LoRA."
         )
+
+    def changed(before: str) -> str:
+        tags = [tag for tag in tags_of(before) if tag.lower() not in old]
+        known = {tag.lower() for tag in tags}
+        tags += [tag for tag in dict.fromkeys(new) if tag.lower() not in known]
+        after = ", ".join(tags)
+        return before if after == ", ".join(tags_of(before)) else after
+
+    return _rewrite(paths, names, changed)
+
+
+def replace_words(paths: RunPaths, find: str, put: str, names: list[str] | None, trigger: str) -> list[str]:
+    """Puts other words in the place of some, whatever their case, in captions; the files that changed. Nothing is written
+    unless all of it can be. Raises InputError for nothing to find, or where the trigger would go."""
+    wanted = " ".join(find.split())
+    if not wanted:
+        raise InputError("Say which words are to be replaced.")
+    pattern = re.compile(re.escape(wanted), re.IGNORECASE)
+
+    def changed(before: str) -> str:
+        text = pattern.sub(lambda _: " ".join(put.split()), before)
+        after = ", ".join(tags_of(text)) if not put.strip() else text
+        if trigger and trigger.lower() in before.lower() and trigger.lower() not in after.lower():
+            raise InputError(
+                f"{trigger!r} is the trigger word; without it in the captions nothing calls the LoRA."
+            )
+        return after
+
+    return _rewrite(paths, names, changed)
+
+
+def _rewrite(paths: RunPaths, names: list[str] | None, changed: Callable[[str], str]) -> list[str]:
+    """Writes what `changed` makes of captions, all or none of them; the files that differ now."""
     listed = {picture.name: picture for picture in list_set(paths).pictures}
     chosen = list(listed.values()) if names is None else [_listed(paths, listed, each) for each in names]
     changes: list[tuple[files.SetPicture, str]] = []
     for picture in chosen:
         before = caption_of(picture)
-        if before is None:
-            continue
-        tags = [tag for tag in tags_of(before) if tag.lower() not in old]
-        known = {tag.lower() for tag in tags}
-        tags += [tag for tag in dict.fromkeys(new) if tag.lower() not in known]
-        if (after := ", ".join(tags)) != ", ".join(tags_of(before)):
+        if before is not None and (after := changed(before)) != before:
             _own_target(picture)
             changes.append((picture, check_caption(after)))
     for picture, after in changes:

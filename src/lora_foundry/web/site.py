@@ -24,6 +24,7 @@ from lora_foundry.web.estimates import Estimates
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.machine import Machine
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.redraws import Redraws
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.setups import Setups
 from lora_foundry.web.thumbnails import Thumbnails
@@ -48,6 +49,10 @@ class Site:
     setups: Setups = field(default_factory=Setups)
     bases: Bases = field(default_factory=Bases)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
+    redraws: Redraws = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.redraws = Redraws(self.edits)
 
     async def pipeline(self, reference: str) -> Pipeline:
         """The pipeline of that id. Raises NotFoundError."""

@@ -34,6 +34,10 @@ class Trials:
     def __init__(self) -> None:
         self._running: dict[str, asyncio.Task[None]] = {}
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._running)
+
     def start(self, settings: Settings, run: Run, paths: RunPaths, asked: Trial) -> Trial:
         """Begins to draw; returns at once. Raises RetryableError while another is drawn, NotFoundError without a LoRA."""
         if self._running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,11 +13,13 @@ from pydantic import BaseModel, Field
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.training_set import list_set
 from lora_foundry.tasks.pipelines import Pipeline
-from lora_foundry.web import answers
+from lora_foundry.web import answers, set_history
 from lora_foundry.web import dataset as sets
+from lora_foundry.web.busy import refuse_while_busy
 from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.redraws import Redraw
 from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.thumbnails import SIZES
@@ -45,6 +48,8 @@ class Dataset(BaseModel):
     tags: list[TagCount]
     near_duplicates: list[NearPair]
     counts: dict[str, int]
+    undo: str | None = Field(default=None, description="What `POST /dataset/undo` would take back.")
+    redraw: Redraw | None = Field(default=None, description="The picture that is, or was last, drawn again.")
 
 
 class CaptionIn(RequestModel):
@@ -60,6 +65,27 @@ class TagsIn(RequestModel):
     add: list[Tag] = Field(default=[], max_length=50)
     remove: list[Tag] = Field(default=[], max_length=50)
     files: list[Annotated[str, Field(max_length=300)]] | None = Field(default=None, max_length=2000)
+
+
+class ReplaceIn(RequestModel):
+    """`find` becomes `replace` in captions, whatever its case; in all of them without `files`."""
+
+    find: str = Field(min_length=1, max_length=500)
+    replace: str = Field(default="", max_length=500)
+    files: list[Annotated[str, Field(max_length=300)]] | None = Field(default=None, max_length=2000)
+
+
+class ChosenIn(RequestModel):
+    """Pictures, and why they are thrown out."""
+
+    files: list[Annotated[str, Field(max_length=300)]] = Field(min_length=1, max_length=2000)
+    reason: str = Field(default="", max_length=500)
+
+
+class Undone(BaseModel):
+    """What was taken back."""
+
+    words: str
 
 
 class TagsChanged(BaseModel):
@@ -90,6 +116,8 @@ def _read(here: Site, pipeline: Pipeline) -> Dataset:
         tags=sets.count_tags(pictures),
         near_duplicates=sets.near_pairs(pictures, records),
         counts=counts,
+        undo=step.words if (step := set_history.last_step(paths)) else None,
+        redraw=here.redraws.state(pipeline.id),
     )
 
 
@@ -135,7 +163,12 @@ async def edit_caption(here: Here, pipeline: str, file: str, asked: CaptionIn) -
     paths = await _paths(here, pipeline)
     async with here.edits:
         found = sets.in_set(paths, file)
-        await asyncio.to_thread(sets.write_caption, found, asked.caption, asked.previous)
+
+        def write() -> None:
+            with set_history.recorded(paths, f"changed the caption of {found.name}"):
+                sets.write_caption(found, asked.caption, asked.previous)
+
+        await asyncio.to_thread(write)
     return await _one(here, pipeline, paths, file)
 
 
@@ -143,13 +176,89 @@ async def edit_caption(here: Here, pipeline: str, file: str, asked: CaptionIn) -
 async def edit_tags(here: Here, pipeline: str, asked: TagsIn) -> TagsChanged:
     """Adds or removes tags in many captions at once."""
     paths = await _paths(here, pipeline)
+    words = [f"added {', '.join(asked.add)}"] if asked.add else []
+    words += [f"removed {', '.join(asked.remove)}"] if asked.remove else []
+
+    def change(trigger: str) -> list[str]:
+        return sets.change_tags(paths, asked.add, asked.remove, asked.files, trigger)
+
+    return await _change_many(here, paths, " and ".join(words), change)
+
+
+@router.post("/dataset/replace")
+async def replace(here: Here, pipeline: str, asked: ReplaceIn) -> TagsChanged:
+    """Puts other words in the place of some in many captions at once; nothing in their place removes them."""
+    paths = await _paths(here, pipeline)
+
+    def change(trigger: str) -> list[str]:
+        return sets.replace_words(paths, asked.find, asked.replace, asked.files, trigger)
+
+    return await _change_many(here, paths, f"replaced {asked.find!r} with {asked.replace!r}", change)
+
+
+async def _change_many(
+    here: Site, paths: RunPaths, words: str, change: Callable[[str], list[str]]
+) -> TagsChanged:
+    """One step that can be undone; `change` gets the trigger word."""
+
+    def work() -> list[str]:
+        run = sets.read_records(paths).run
+        with set_history.recorded(paths, words):
+            return change(run.character.trigger if run else "")
+
     async with here.edits:
-        records = await asyncio.to_thread(sets.read_records, paths)
-        trigger = records.run.character.trigger if records.run else ""
-        files = await asyncio.to_thread(
-            sets.change_tags, paths, asked.add, asked.remove, asked.files, trigger
-        )
+        files = await asyncio.to_thread(work)
     return TagsChanged(changed=len(files), files=files)
+
+
+@router.post("/dataset/exclude")
+async def exclude_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChanged:
+    """Throws pictures out of the set."""
+    paths = await _paths(here, pipeline)
+
+    def change(trigger: str) -> list[str]:
+        found = [sets.in_set(paths, file) for file in asked.files]
+        for each in found:
+            sets.exclude(paths, each, asked.reason)
+        return [each.name for each in found]
+
+    return await _change_many(here, paths, f"excluded {_count(asked.files)}", change)
+
+
+@router.post("/dataset/restore")
+async def restore_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChanged:
+    """Takes pictures back that were thrown out."""
+    paths = await _paths(here, pipeline)
+
+    def change(trigger: str) -> list[str]:
+        found = [sets.in_set(paths, file) for file in asked.files]
+        for each in found:
+            sets.restore(paths, each)
+        return [each.name for each in found]
+
+    return await _change_many(here, paths, f"took {_count(asked.files)} back", change)
+
+
+@router.post("/dataset/undo")
+async def undo(here: Here, pipeline: str) -> Undone:
+    """Takes the newest change back: captions, tags, exclusions, a picture that was drawn again; 409 where there is none."""
+    paths = await _paths(here, pipeline)
+    async with here.edits:
+        step = await asyncio.to_thread(set_history.undo, paths)
+    return Undone(words=step.words)
+
+
+@router.post("/dataset/{file:path}/redraw", status_code=202)
+async def redraw(here: Here, pipeline: str, file: str) -> Redraw:
+    """Begins to draw a picture again, the same shot from another seed, and returns at once; `GET /dataset` shows when it is
+    there. 503 while the machine draws or trains something else."""
+    found = await here.pipeline(pipeline)
+    paths = here.folder(found)
+    run = (await asyncio.to_thread(sets.read_records, paths)).run
+    if run is None:
+        raise NotFoundError("This run has not begun yet; there is no picture to draw again.")
+    await refuse_while_busy(here)
+    return here.redraws.start(here.settings, found.id, run, paths, file)
 
 
 @router.post("/dataset/{file:path}/exclude")
@@ -158,7 +267,12 @@ async def exclude(here: Here, pipeline: str, file: str, asked: ExcludeIn | None 
     paths = await _paths(here, pipeline)
     async with here.edits:
         found = sets.in_set(paths, file)
-        await asyncio.to_thread(sets.exclude, paths, found, asked.reason if asked else "")
+
+        def work() -> None:
+            with set_history.recorded(paths, f"excluded {found.name}"):
+                sets.exclude(paths, found, asked.reason if asked else "")
+
+        await asyncio.to_thread(work)
     return await _one(here, pipeline, paths, file)
 
 
@@ -168,7 +282,12 @@ async def restore(here: Here, pipeline: str, file: str) -> ShownPicture:
     paths = await _paths(here, pipeline)
     async with here.edits:
         found = sets.in_set(paths, file)
-        await asyncio.to_thread(sets.restore, paths, found)
+
+        def work() -> None:
+            with set_history.recorded(paths, f"took {found.name} back"):
+                sets.restore(paths, found)
+
+        await asyncio.to_thread(work)
     return await _one(here, pipeline, paths, file)
 
 
@@ -186,3 +305,7 @@ async def _one(here: Site, pipeline: str, paths: RunPaths, file: str) -> ShownPi
         raise NotFoundError(f"{quote(file[:120])} has gone.")
 
     return await asyncio.to_thread(read_one)
+
+
+def _count(files: list[str]) -> str:
+    return files[0] if len(files) == 1 else f"{len(files)} pictures"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import socket
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -18,15 +17,13 @@ from starlette.background import BackgroundTask
 
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.task import TaskStatus
 from lora_foundry.domain.trial import SIDES, Trial
-from lora_foundry.errors import BackendError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.set_archive import write_archive
 from lora_foundry.files.storage import read_model
 from lora_foundry.tasks.pipelines import Pipeline
-from lora_foundry.tasks.recovery import workers
 from lora_foundry.web import answers
+from lora_foundry.web.busy import refuse_while_busy
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes import Page
@@ -124,10 +121,7 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
     is completed or failed. 503 while another one is drawn, or a worker draws or trains."""
     found = await here.pipeline(pipeline)
     paths = here.folder(found)
-    if busy := await _at_work_here(here):
-        raise BackendError(
-            f"{busy} is under way, and the machine does one thing at a time; try again when it has ended."
-        )
+    await refuse_while_busy(here)
     run, strength = await asyncio.to_thread(_made_as, paths)
     trial = new_trial(
         asked.prompt,
@@ -136,13 +130,6 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
         tuple(asked.seeds) or tuple(secrets.randbits(32) for _ in range(asked.pictures)),
     )
     return _shown(found, paths, here.trials.start(here.settings, run, paths, trial))
-
-
-async def _at_work_here(here: Site) -> str:
-    """The name of a task that a worker of this machine runs, if there is one; those of other hosts disturb nobody."""
-    ours = {each.name for each in await workers(here.store) if each.host == socket.gethostname()}
-    running = await here.store.recent(status=TaskStatus.RUNNING, limit=500)
-    return next((task.name for task in running if task.worker in ours), "")
 
 
 @router.get("/trials")

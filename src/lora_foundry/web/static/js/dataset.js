@@ -1,48 +1,109 @@
-// The training set: captions edited where they stand, tags changed everywhere at once, pictures left out and brought back.
+// The training set: captions edited where they stand, pictures chosen by tag, words or rule and changed together, left out and
+// brought back, drawn again; every change can be undone.
 
 import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, getIfThere, path, pipelineId, pipelinePath, post, put } from "./api.js";
 import { startChrome } from "./chrome.js";
+import { startKeys, startTools } from "./dataset_tools.js";
 import { plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
 import { coalesced, live } from "./live.js";
 import { retryRun } from "./retry.js";
 
-let dataset = { images: [], tags: [], near_duplicates: [] };
-let onlyTag = "";
+let dataset = { images: [], tags: [], near_duplicates: [], undo: null, redraw: null };
+const onlyTags = new Set();
+const selected = new Set();
+let redrawn = "";
 
 const done = (text) => tell(byId("done"), text, "good");
 const words = (picture) => (picture.shot ?? []).filter(Boolean).join(", ") || picture.file;
 const isIn = (picture) => picture.status === "included";
+const RULES = {
+  "": () => true,
+  edited: (picture) => picture.edited,
+  "no-caption": (picture) => !picture.caption,
+  flagged: (picture) => Boolean(picture.reason),
+  twins: (picture) => dataset.near_duplicates.some(({ a, b }) => a === picture.file || b === picture.file),
+  own: (picture) => picture.own,
+};
+
+/** The pictures of the set that fit tags, words and rule. */
+function visible() {
+  const text = byId("words").value.trim().toLowerCase();
+  return dataset.images.filter((picture) => isIn(picture) && [...onlyTags].every((tag) => tagsOf(picture.caption).includes(tag))
+    && (!text || `${picture.file} ${picture.caption ?? ""}`.toLowerCase().includes(text)) && RULES[byId("rule").value](picture));
+}
+
+const filtered = () => onlyTags.size > 0 || byId("words").value.trim() !== "" || byId("rule").value !== "";
+
+/** What the buttons change: what is chosen, else what is shown. null means all. */
+function scope() {
+  if (selected.size) return [...selected];
+  return filtered() ? visible().map((picture) => picture.file) : null;
+}
+
+function scopeWords() {
+  const used = dataset.images.filter(isIn).length;
+  if (selected.size) return `the ${selected.size} selected`;
+  return filtered() ? `the ${visible().length} shown` : `all ${used}`;
+}
 
 function draw() {
   const used = dataset.images.filter(isIn);
+  for (const file of selected) if (!used.some((picture) => picture.file === file)) selected.delete(file);
   const out = dataset.images.filter((picture) => !isIn(picture));
-  const visible = onlyTag ? used.filter((picture) => tagsOf(picture.caption).includes(onlyTag)) : used;
-  const large = visible.map(enlarged);
-  sync(byId("set"), visible, (picture) => picture.file, makeTile, (node, picture) => updateTile(node, picture, () => look(large, visible.indexOf(picture))));
+  const listed = visible();
+  const large = listed.map(enlarged);
+  sync(byId("set"), listed, (picture) => picture.file, makeTile, (node, picture) => updateTile(node, picture, () => look(large, listed.indexOf(picture))));
   byId("set").setAttribute("aria-busy", "false");
-  say(byId("count"), onlyTag ? `${visible.length} of ${plural(used.length, "picture")} with “${onlyTag}”` : plural(used.length, "picture"));
-  byId("all").hidden = !onlyTag;
-  byId("none").hidden = used.length > 0;
+  say(byId("count"), filtered() ? `${listed.length} of ${plural(used.length, "picture")} shown` : plural(used.length, "picture"));
+  byId("all").hidden = !filtered();
+  byId("none").hidden = listed.length > 0;
+  say(byId("none").firstElementChild, used.length ? "No picture fits." : "No pictures yet.");
   drawTags();
+  drawTools(listed);
   byId("out-section").hidden = !out.length;
   sync(byId("out"), out, (picture) => picture.file, makeOut, (node, picture) => updateOut(node, picture, () => look(out.map(enlarged), out.indexOf(picture))));
   drawTwins();
 }
 
-const enlarged = (picture) => ({ source: picture.url, title: picture.file, text: [picture.caption, picture.reason].filter(Boolean).join(" · ") });
+function drawTools(listed) {
+  const where = scopeWords();
+  for (const [id, verb] of [["bulk-add", "Add to"], ["bulk-remove", "Remove from"], ["bulk-replace", "Replace in"]]) say(byId(id), `${verb} ${where}`);
+  say(byId("bulk-exclude"), selected.size ? `Exclude the ${selected.size} selected` : "Exclude what is selected");
+  byId("bulk-exclude").disabled = !selected.size;
+  byId("select-shown").disabled = !listed.some((picture) => !selected.has(picture.file));
+  byId("select-none").hidden = !selected.size;
+  say(byId("selected"), selected.size ? `${plural(selected.size, "picture")} selected` : "");
+  byId("undo").hidden = !dataset.undo;
+  say(byId("undo"), dataset.undo ? `Undo: ${dataset.undo}` : "");
+}
+
+/** Says how the drawing of a picture goes on, once for each. */
+function tellRedraw(redraw) {
+  if (!redraw) return;
+  const mark = `${redraw.file} ${redraw.state}`;
+  if (redraw.state === "running") setTimeout(refresh, 1000);
+  if (mark === redrawn) return;
+  const first = redrawn === "";
+  redrawn = mark;
+  if (redraw.state === "running") done(`${redraw.file} is being drawn again; loading the model takes a while.`);
+  else if (!first && redraw.state === "completed") done(`${redraw.file} is drawn anew; undo brings the old one back.`);
+  else if (!first) complain(new Error(`${redraw.file} could not be drawn again: ${redraw.error}`));
+}
+
+const enlarged = (picture) => ({ source: picture.url, title: picture.file, text: [picture.caption, picture.reason, picture.seed === null ? "" : `seed ${picture.seed}`].filter(Boolean).join(" · ") });
 const tagsOf = (caption) => (caption ?? "").split(",").map((tag) => tag.trim()).filter(Boolean);
 
 function drawTags() {
   sync(byId("tags"), dataset.tags, (entry) => entry.tag, (entry) => el("li", {}, el("button", { type: "button", on: { click: () => {
-    onlyTag = onlyTag === entry.tag ? "" : entry.tag;
+    if (!onlyTags.delete(entry.tag)) onlyTags.add(entry.tag);
     byId("bulk-tag").value = entry.tag;
     draw();
   } } })), (node, entry) => {
     const button = node.firstElementChild;
     button.replaceChildren(entry.tag, el("span", {}, ` ${entry.count}`));
-    button.setAttribute("aria-pressed", String(onlyTag === entry.tag));
+    button.setAttribute("aria-pressed", String(onlyTags.has(entry.tag)));
   });
 }
 
@@ -65,9 +126,16 @@ function makeTile(each) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) save.click();
     if (event.key === "Escape") { text.value = text.dataset.stored; save.hidden = true; }
   });
+  const choose = el("input", { type: "checkbox", "aria-label": `Select ${each.file}`, on: { change: () => {
+    if (choose.checked) selected.add(each.file);
+    else selected.delete(each.file);
+    draw();
+  } } });
   return el("li", { class: "tile" }, picture(), el("div", { class: "body" },
-    el("div", { class: "row between small" }, el("span", { class: "soft name" }), el("span", { class: "soft edited" })), text,
-    el("div", { class: "row between" }, save, el("button", {
+    el("div", { class: "row small" }, choose, el("span", { class: "soft name" }), el("span", { class: "soft edited" })), el("p", { class: "small warn why" }), text,
+    el("div", { class: "row between" }, save, each.seed === null || each.own ? null : el("button", {
+      type: "button", class: "quiet", "aria-label": `Draw ${each.file} again with another seed`, on: { click: () => post(pipelinePath("dataset", each.file, "redraw")).then(refresh).catch(complain) },
+    }, "New seed"), el("button", {
       type: "button", class: "quiet danger", "aria-label": `Exclude ${each.file}`, on: { click: () => change("exclude", each.file) },
     }, "Exclude"))));
 }
@@ -75,6 +143,11 @@ function makeTile(each) {
 function updateTile(node, each, open) {
   showPicture(node, each, open);
   say(node.querySelector(".name"), each.file);
+  const box = node.querySelector("input[type=checkbox]");
+  box.checked = selected.has(each.file);
+  node.classList.toggle("selected", box.checked);
+  say(node.querySelector(".why"), each.reason ?? "");
+  node.querySelector(".why").hidden = !each.reason;
   say(node.querySelector(".edited"), [each.cut_from ? `cut from ${each.cut_from}` : "", each.edited ? "edited" : ""].filter(Boolean).join(" · "));
   const text = node.querySelector("textarea");
   const untouched = text.dataset.stored === undefined || text.value === text.dataset.stored;
@@ -146,23 +219,23 @@ const refresh = coalesced(async () => {
   showHead(run, refresh);
   if (found) dataset = found;
   draw();
+  tellRedraw(dataset.redraw);
   shown();
 }, { failed: complain });
 
 startChrome();
-byId("all").addEventListener("click", () => { onlyTag = ""; draw(); });
-byId("bulk").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const tag = event.target.tag.value.trim();
-  const adding = event.submitter.value === "add";
-  try {
-    const answer = await post(pipelinePath("dataset", "tags"), { [event.submitter.value]: [tag] });
-    done(`“${tag}” was ${adding ? "added to" : "removed from"} ${plural(answer.changed, "caption")}.`);
-    refresh();
-  } catch (problem) {
-    complain(problem);
-  }
+byId("all").addEventListener("click", () => {
+  onlyTags.clear();
+  byId("words").value = "";
+  byId("rule").value = "";
+  draw();
 });
+byId("select-shown").addEventListener("click", () => { visible().forEach((picture) => selected.add(picture.file)); draw(); });
+byId("select-none").addEventListener("click", () => { selected.clear(); draw(); });
+byId("words").addEventListener("input", draw);
+byId("rule").addEventListener("change", draw);
+startTools({ scope, scopeWords, selected, done, refresh });
+startKeys({ undo: () => byId("undo").click() });
 byId("retrain").addEventListener("click", async () => {
   const what = "The pictures and captions are taken as they stand now; training, measuring and installing are done again.";
   try {

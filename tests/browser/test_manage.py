@@ -1,0 +1,128 @@
+"""Keeping house in the browser: a set changed by selection and undone, runs deleted and brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PATIENCE, Server, settled
+from tests.homes import ELARA, SMALL, Homes
+
+expect.set_options(timeout=PATIENCE)
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, homes: Homes) -> Iterator[Server]:
+    server = Server(homes.copy(tmp_path_factory.mktemp("manage") / "home"))  # no worker: the files are there
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def run(server: Server) -> str:
+    """The page of a run whose folder is the finished one."""
+    asked = {"name": ELARA.name, "description": ELARA.description, "recipe": "mini", "settings": list(SMALL)}
+    made = httpx.post(f"{server.url}/api/v1/pipelines", json=asked).json()
+    httpx.post(f"{server.url}/api/v1/pipelines/{made['id']}/cancel")
+    return f"{server.url}/pipelines/{made['id']}"
+
+
+def captions(server: Server) -> dict[str, str]:
+    images = server.home / "datasets" / "Elara" / "images"
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(images.glob("*.txt"))}
+
+
+def serious(page: Page) -> list[str]:
+    found = Axe().run(page).response["violations"]
+    return [fault["id"] for fault in found if fault["impact"] in ("serious", "critical")]
+
+
+def test_a_bulk_edit_changes_what_is_shown_or_selected_and_nothing_else(
+    server: Server, run: str, open_page: Callable[..., Page]
+) -> None:
+    before = captions(server)
+    page = settled(open_page(f"{run}/dataset"))
+    tag = next(word.strip() for word in before["elara_001.txt"].split(",")[1:])
+    shown = [name for name, text in before.items() if tag in text]
+    page.locator("#tags button").filter(has_text=tag).first.click()
+    expect(page.locator("#set li")).to_have_count(len(shown))
+    page.get_by_label("Tag", exact=True).fill("sunburst")
+    page.get_by_role("button", name=f"Add to the {len(shown)} shown").click()
+    expect(page.locator("#done")).to_contain_text("sunburst")
+    assert [name for name, text in captions(server).items() if "sunburst" in text] == shown
+
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_label("Select elara_002.png").check()
+    page.get_by_label("Select elara_003.png").check()
+    page.get_by_text("Find and replace").click()
+    page.get_by_label("Find", exact=True).fill("best quality")
+    page.get_by_label("Replace with").fill("superb")
+    page.get_by_role("button", name="Replace in the 2 selected").click()
+    expect(page.locator("#done")).to_contain_text("superb")
+    changed = [name for name, text in captions(server).items() if "superb" in text]
+    assert changed == ["elara_002.txt", "elara_003.txt"]
+    page.get_by_role("button", name="Exclude the 2 selected").click()
+    expect(page.locator("#out li")).to_have_count(2)
+    assert serious(page) == []
+    for _ in range(3):
+        undo = page.get_by_role("button", name="Undo: ")
+        words = undo.inner_text()
+        undo.click()
+        expect(page.locator("#undo")).not_to_have_text(words)
+    expect(page.locator("#undo")).to_be_hidden()
+    assert captions(server) == before
+    expect(page.locator("#out-section")).to_be_hidden()
+
+
+def test_a_set_is_worked_through_with_keys_alone(run: str, open_page: Callable[..., Page]) -> None:
+    page = settled(open_page(f"{run}/dataset"))
+    expect(page.locator("#set li")).not_to_have_count(0)
+    count = page.locator("#set li").count()
+    for key in ("j", "j", "x"):
+        page.keyboard.press(key)
+    expect(page.locator("#selected")).to_have_text("1 picture selected")
+    expect(page.get_by_label("Select elara_002.png")).to_be_checked()
+    page.keyboard.press("e")
+    expect(page.locator("#out")).to_contain_text("elara_002.png")
+    page.keyboard.press("u")
+    expect(page.locator("#set li")).to_have_count(count)
+    page.keyboard.press("/")
+    expect(page.get_by_label("Words in the caption")).to_be_focused()
+    page.keyboard.type("no caption says this")
+    expect(page.locator("#none")).to_have_text("No picture fits.")
+
+
+def test_a_run_is_deleted_after_a_question_and_brought_back(
+    server: Server, run: str, open_page: Callable[..., Page]
+) -> None:
+    folder: Path = server.home / "datasets" / "Elara"
+    page = settled(open_page(run))
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Go back").click()
+    assert folder.is_dir()
+    page.get_by_role("button", name="Delete").click()
+    page.locator("dialog").get_by_role("button", name="Delete").click()
+    page.wait_for_url(f"{server.url}/**")
+    expect(page.locator("#done")).to_contain_text("The run Elara is in the bin.")
+    assert not folder.exists()
+    expect(page.locator("#runs li")).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#runs li")).to_have_count(1)
+    assert (folder / "images").is_dir()
+
+    page.get_by_role("button", name="Delete Elara").click()
+    page.locator("dialog").get_by_role("button", name="Delete").click()
+    expect(page.locator("#runs li")).to_have_count(0)
+    page.get_by_role("link", name="Bin").click()
+    expect(page.locator("#entries li")).to_contain_text("kept for 30 more days")
+    assert serious(settled(page)) == []
+    page.get_by_role("button", name="Restore run Elara").click()
+    expect(page.locator("#none")).to_be_visible()
+    assert (folder / "images").is_dir()

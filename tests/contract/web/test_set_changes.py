@@ -1,0 +1,133 @@
+"""A person's changes to a set through the API: on the chosen pictures alone, each of them undone again, one drawn anew."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from fastapi.testclient import TestClient
+
+from lora_foundry.files.images import read_record
+from lora_foundry.files.paths import RunPaths
+from lora_foundry.settings import Settings
+from tests.contract.web.conftest import serving
+from tests.homes import ELARA, SMALL
+
+PATIENCE = 120
+
+
+def captions(paths: RunPaths) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(paths.images.glob("*.txt"))}
+
+
+@pytest.fixture
+def base(pipeline: str) -> str:
+    return f"{pipeline}/dataset"
+
+
+def test_many_are_changed_only_where_they_were_chosen(client: TestClient, base: str, paths: RunPaths) -> None:
+    before = captions(paths)
+    files = ["elara_001.png", "elara_002.png"]
+    client.post(f"{base}/tags", json={"add": ["crown"], "files": files})
+    client.post(
+        f"{base}/replace", json={"find": "High QUALITY", "replace": "masterpiece", "files": files[:1]}
+    )
+    now = captions(paths)
+    assert [name for name, text in now.items() if "crown" in text] == ["elara_001.txt", "elara_002.txt"]
+    assert [name for name, text in now.items() if "masterpiece" in text] == ["elara_001.txt"]
+    assert now["elara_003.txt"] == before["elara_003.txt"]
+    client.post(f"{base}/exclude", json={"files": files, "reason": "six fingers"})
+    counts = client.get(base).json()["counts"]
+    assert (counts["included"], counts["excluded"]) == (2, 2)
+    client.post(f"{base}/restore", json={"files": files[:1]})
+    assert client.get(base).json()["counts"]["excluded"] == 1
+
+
+def test_every_change_is_undone_the_newest_first(client: TestClient, base: str, paths: RunPaths) -> None:
+    before = captions(paths)
+    client.put(f"{base}/elara_001.png/caption", json={"caption": "elara, mine"})
+    client.post(f"{base}/tags", json={"add": ["crown"]})
+    client.post(f"{base}/replace", json={"find": "crown", "replace": "hat"})
+    client.post(f"{base}/elara_002.png/exclude")
+    client.post(f"{base}/elara_002.png/restore")
+    said = []
+    while (words := client.get(base).json()["undo"]) is not None:
+        assert client.post(f"{base}/undo").json() == {"words": words}
+        said.append(words)
+    assert said == [
+        "took elara_002.png back",
+        "excluded elara_002.png",
+        "replaced 'crown' with 'hat'",
+        "added crown",
+        "changed the caption of elara_001.png",
+    ]
+    assert captions(paths) == before
+    assert client.get(base).json()["counts"]["excluded"] == 0
+    assert client.post(f"{base}/undo").status_code == 409
+
+
+def test_what_another_program_changed_since_is_not_undone(
+    client: TestClient, base: str, paths: RunPaths
+) -> None:
+    client.post(f"{base}/tags", json={"add": ["crown"]})
+    file = paths.images / "elara_003.txt"
+    file.write_text("elara, written elsewhere\n")
+    refused = client.post(f"{base}/undo")
+    assert refused.status_code == 409
+    assert "elara_003.png" in refused.json()["detail"]
+    assert file.read_text() == "elara, written elsewhere\n"
+    assert "crown" in captions(paths)["elara_001.txt"]
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("replace", {"find": "elara", "replace": "nobody"}),
+        ("replace", {"find": "  ", "replace": "x"}),
+        ("exclude", {"files": ["elara_001.png", "nobody.png"]}),
+    ],
+)
+def test_nothing_is_written_where_a_part_is_refused(
+    client: TestClient, base: str, paths: RunPaths, address: str, asked: dict[str, Any]
+) -> None:
+    before = captions(paths)
+    assert client.post(f"{base}/{address}", json=asked).status_code in (404, 422)
+    assert captions(paths) == before
+    assert client.get(base).json()["counts"]["excluded"] == 0
+    assert client.get(base).json()["undo"] is None
+
+
+def test_a_picture_is_drawn_again_from_another_seed_and_brought_back(finished: Path) -> None:
+    paths = RunPaths(finished / "datasets" / "Elara", "elara")
+    picture = paths.image(0)
+    before = picture.read_bytes()
+    with serving(Settings(home=finished)) as address, requests.Session() as session:
+        asked = {
+            "name": ELARA.name,
+            "description": ELARA.description,
+            "recipe": "mini",
+            "settings": list(SMALL),
+        }
+        made = session.post(f"{address}/api/v1/pipelines", json=asked).json()
+        base = f"{address}/api/v1/pipelines/{made['id']}/dataset"
+        first = read_record(picture)
+        begun = session.post(f"{base}/elara_001.png/redraw")
+        assert (begun.status_code, begun.json()["state"]) == (202, "running")
+        assert session.post(f"{base}/elara_002.png/redraw").status_code == 503
+        assert session.post(f"{base}/nobody.png/redraw").status_code in (404, 503)
+        end = time.monotonic() + PATIENCE
+        while (state := session.get(base).json()["redraw"])["state"] == "running":
+            assert time.monotonic() < end, state
+            time.sleep(0.2)
+        assert state["error"] == ""
+        again = read_record(picture)
+        assert first is not None
+        assert again is not None
+        assert (again.shot, again.attempt) == (first.shot, first.attempt + 1)
+        assert again.request.seed != first.request.seed
+        assert session.get(base).json()["undo"] == "drew elara_001.png again"
+        session.post(f"{base}/undo")
+    assert picture.read_bytes() == before
