@@ -17,6 +17,7 @@ from lora_foundry.tasks.schema import NEW, both, dependencies, ours, shown_statu
 
 CIRCLE = "The task's dependencies form a circle, so none of them can ever start."
 LONGEST_NAME = 64
+_BECAUSE = "Cancelled because"
 PART = 500
 _PAYLOAD = sa.cast(tasks.c.payload, sa.Text)
 
@@ -33,11 +34,12 @@ class Parent:
     root: int | None
 
     def reason(self) -> str:
-        """Why a child of a parent that failed or was cancelled is cancelled."""
+        """Why a child of a parent that failed or was cancelled is cancelled; where the parent was cancelled for another row's
+        sake, that row is the reason, and is said once."""
+        if self.status == TaskStatus.CANCELLED and (self.error or "").startswith(_BECAUSE):
+            return self.error or ""
         why = f": {self.error}" if self.error else "."
-        return brief(
-            f"Cancelled because its parent, task {self.id} ({self.name[:120]}), is {self.status}{why}"
-        )
+        return brief(f"{_BECAUSE} an earlier task, {self.id} ({self.name[:120]}), is {self.status}{why}")
 
 
 def dependency_names(task: Task) -> list[str]:
