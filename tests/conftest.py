@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from lora_foundry.domain.character import Character
-from tests.homes import ELARA, STAGES, Homes, make_homes
+from tests.homes import ELARA, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -55,10 +55,10 @@ def finished(homes: Homes, home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def processes() -> Any:
-    """Processes that are forked from one that has imported what a pipeline needs: each costs a second instead of ten."""
+    """Processes that are forked from one that has imported what a pipeline needs: each costs a moment instead of ten
+    seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lora_foundry.backends.diffusers", "lora_foundry.trainer.trainer",
-                                    *(f"lora_foundry.stages.{stage}.step" for stage in STAGES), "tests.homes"])  # fmt: skip
+    context.set_forkserver_preload(["tests.preloaded"])
     return context
 
 

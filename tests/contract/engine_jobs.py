@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_foundry import stage_job
 from lora_foundry.errors import FolderBusyError, PermanentError
 
 
@@ -61,6 +60,8 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     elif order == "steps":
         _steps(folder, int(value), tell)
     elif order == "locked":
+        from lora_foundry import stage_job  # here, since it costs more than all that the other orders do
+
         stage_job.LOCK_PATIENCE = 0.5
         with stage_job._wait_for(folder / ".lock"):
             _steps(folder, int(value), tell)
