@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from lora_foundry.domain.character import Character
+from tests.commands import Commands
 from tests.homes import ELARA, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,6 +61,11 @@ def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
     return context
+
+
+@pytest.fixture
+def commands(processes: Any, tmp_path: Path) -> Commands:
+    return Commands(processes, tmp_path / "said")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

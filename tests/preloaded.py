@@ -1,13 +1,19 @@
-"""What drawing and training import at their first use and not before, for the fork server of the tests (`processes`): a
+"""What the program, and drawing and training at their first use, import: for the fork server of the tests (`processes`). A
 process that is forked from it has it all, and costs a moment instead of ten seconds."""
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 
 from tests.homes import STAGES
 
+os.environ["COLUMNS"] = "500"  # consoles are made at import, and break no line then
+
 MODULES = (
+    "lora_foundry.cli.app",
+    "lora_foundry.cli.create",
+    "lora_foundry.doctor",
     "lora_foundry.backends.diffusers",
     "lora_foundry.trainer.trainer",
     *(f"lora_foundry.stages.{stage}.step" for stage in STAGES),

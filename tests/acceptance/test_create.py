@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,21 +18,31 @@ from lora_foundry.api import CreateResult
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
+from tests.commands import Commands, Done
 from tests.homes import SMALL, Homes
 
 
-def lora_foundry(
-    home: Path, *arguments: str, settings: tuple[str, ...] = SMALL
-) -> subprocess.CompletedProcess[str]:
-    """Runs the program in a process of its own with `home` as LORA_FOUNDRY_HOME."""
-    changes = (
-        [part for setting in settings for part in ("--set", setting)] if arguments[0] == "create" else []
-    )
+def lora_foundry(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Starts the program as a person does, with `home` as LORA_FOUNDRY_HOME and small settings."""
     environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
     return subprocess.run(
-        [sys.executable, "-m", "lora_foundry", *arguments, *changes],
+        [sys.executable, "-m", "lora_foundry", *arguments, *changes(SMALL)],
         capture_output=True, text=True, env=environment, timeout=240, check=False,
     )  # fmt: skip
+
+
+def changes(settings: tuple[str, ...]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.fixture
+def command(commands: Commands, home: Path) -> Callable[..., Done]:
+    """A command that answers at once; `home` is LORA_FOUNDRY_HOME."""
+
+    def run(*words: str, home: Path = home, settings: tuple[str, ...] = ()) -> Done:
+        return commands.run(*words, *changes(settings), environment={"LORA_FOUNDRY_HOME": str(home)})
+
+    return run
 
 
 def test_create_makes_everything_the_contract_names(home: Path) -> None:
@@ -111,10 +122,12 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_sentence_and_exit_code_2(home: Path, case: str) -> None:
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    command: Callable[..., Done], home: Path, case: str
+) -> None:
     arguments, settings, words = BAD_INPUT[case]
     described = arguments if "-d" in arguments else (*arguments, "-d", "1girl")
-    done = lora_foundry(home, "create", *described, settings=settings)
+    done = command("create", *described, settings=settings)
     assert done.returncode == 2
     assert done.stdout == ""
     assert words in done.stderr
@@ -123,8 +136,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(home: Path, case: str) -> Non
     assert not home.exists(), "something was left half-made"
 
 
-def test_errors_are_json_where_json_was_asked_for(home: Path) -> None:
-    done = lora_foundry(home, "create", "a/b", "-d", "1girl", "--json")
+def test_errors_are_json_where_json_was_asked_for(command: Callable[..., Done]) -> None:
+    done = command("create", "a/b", "-d", "1girl", "--json")
     assert done.returncode == 2
     answer = json.loads(done.stdout)
     assert answer["status"] == "failed"
@@ -141,36 +154,36 @@ def test_errors_are_json_where_json_was_asked_for(home: Path) -> None:
     ],
 )
 def test_bases_that_cannot_be_used_are_told_apart(
-    home: Path, tmp_path: Path, content: bytes, words: str
+    command: Callable[..., Done], home: Path, tmp_path: Path, content: bytes, words: str
 ) -> None:
     base = tmp_path / "base.safetensors"
     base.write_bytes(content)
-    done = lora_foundry(home, "create", "Elara", "-d", "1girl", settings=(f"model.base={base}",))
+    done = command("create", "Elara", "-d", "1girl", settings=(f"model.base={base}",))
     assert done.returncode == 2
     assert words in done.stderr.lower()
     assert done.stderr.strip().count("\n") == 0
     assert not home.exists()
 
 
-def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_made_is_one_sentence(command: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    done = lora_foundry(tmp_path / "file" / "home", "create", "Elara", "-d", "1girl")
+    done = command("create", "Elara", "-d", "1girl", home=tmp_path / "file" / "home")
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_recipes_and_doctor_answer(home: Path) -> None:
-    listed = lora_foundry(home, "recipes")
+def test_recipes_and_doctor_answer(command: Callable[..., Done]) -> None:
+    listed = command("recipes")
     assert listed.returncode == 0
     assert "mini" in listed.stdout
     assert "sd15" in listed.stdout
-    shown = lora_foundry(home, "recipes", "sd15", "--json")
+    shown = command("recipes", "sd15", "--json")
     assert json.loads(shown.stdout)["train"]["rank"] == 32
     assert "train.rank" not in shown.stderr
-    healthy = lora_foundry(home, "doctor", "--json")
+    healthy = command("doctor", "--json")
     assert healthy.returncode == 0, healthy.stdout
-    ill = lora_foundry(home, "doctor", "-r", "sd15")
+    ill = command("doctor", "-r", "sd15")
     assert ill.returncode == 1
     assert "dreamshaper_8.safetensors" in ill.stdout
     assert "->" in ill.stdout
