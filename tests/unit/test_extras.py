@@ -24,7 +24,8 @@ USERS_EXTRAS = PROJECT["optional-dependencies"].keys() - {"dev"}
 
 # Imports every module with all distributions blocked but those named on the command line, and prints what failed how.
 WALK = """
-import importlib, json, pkgutil, sys
+import gc, importlib, json, pkgutil, sys
+gc.disable()
 blocked, failed = set(json.loads(sys.argv[1])), {}
 
 class Without:

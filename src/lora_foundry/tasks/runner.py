@@ -18,7 +18,6 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from lora_foundry.errors import StopRequested
-from lora_foundry.failures import as_ours
 from lora_foundry.processes import end_own_group, end_with
 from lora_foundry.tasks.logs import speak_of, start_log
 
@@ -105,6 +104,9 @@ def _outcome(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
         result = _load(job["entry"])(job["work"], tell)
         return {"result": result if isinstance(result, dict) else {}}
     except (Exception, SystemExit) as error:
+        # Here, since it imports more than all that a process needs to be ready for its first job.
+        from lora_foundry.failures import as_ours
+
         if not isinstance(error, StopRequested):
             traceback.print_exc()
         ours = as_ours(error, Path(job["log"]))
