@@ -126,3 +126,28 @@ def test_a_run_is_deleted_after_a_question_and_brought_back(
     page.get_by_role("button", name="Restore run Elara").click()
     expect(page.locator("#none")).to_be_visible()
     assert (folder / "images").is_dir()
+
+
+def test_the_dashboard_works_below_a_path(
+    tmp_path_factory: pytest.TempPathFactory, homes: Homes, open_page: Callable[..., Page]
+) -> None:
+    server = Server(homes.copy(tmp_path_factory.mktemp("below") / "home"), "--root-path", "/foundry")
+    server.start()
+    try:
+        page = settled(open_page(f"{server.url}/foundry/"))
+        page.get_by_role("link", name="New character").first.click()
+        settled(page).get_by_label("Name", exact=True).fill(ELARA.name)
+        page.get_by_label("Description", exact=True).fill(ELARA.description)
+        expect(page.locator("#shots li")).to_have_count(40)
+        page.get_by_role("button", name="Start").click()
+        page.wait_for_url(f"{server.url}/foundry/pipelines/**")
+        expect(page.locator("#gallery img").first).to_be_visible()
+        assert page.locator("#gallery img").first.evaluate(
+            "(image) => image.decode().then(() => image.naturalWidth)"
+        )
+        page.goto(f"{server.url}/foundry/pipelines/nobody")
+        expect(page.locator(".empty")).to_contain_text("There is no run")
+        page.get_by_role("link", name="All runs", exact=True).click()
+        expect(page.locator("#runs li")).to_have_count(1)
+    finally:
+        server.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import webbrowser
 from typing import Annotated
 
 import typer
@@ -28,6 +30,21 @@ def serve(
             help="Run a worker as well, in a process of its own that is started again when it dies and ends with the server.",
         ),
     ] = False,
+    open_browser: Annotated[
+        bool, typer.Option("--open", help="Open the dashboard in this machine's browser once it answers.")
+    ] = False,
+    root_path: Annotated[
+        str,
+        typer.Option(help="The path below which a proxy shows the server, such as /foundry.", metavar="PATH"),
+    ] = "",
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy whose X-Forwarded-For, -Proto and -Host are believed. May be given several "
+            "times.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Serve the dashboard and the REST API until stopped."""
@@ -37,7 +54,22 @@ def serve(
     token, made = access(settings, host)
     if made:
         _out.print(f"Token, shown only now: {token}", soft_wrap=True, markup=False)
-    run(settings, host, port, token, with_worker=with_worker, ready=_say)
+
+    def ready(address: str) -> None:
+        _say(address)
+        if open_browser:  # the socket listens already; the browser waits for the answer
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    run(
+        settings,
+        host,
+        port,
+        token,
+        with_worker=with_worker,
+        root=root_path,
+        trusted=trusted_proxy or (),
+        ready=ready,
+    )
 
 
 def _say(address: str) -> None:

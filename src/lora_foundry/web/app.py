@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -19,14 +19,18 @@ from lora_foundry.web.deleting import empty_outdated
 from lora_foundry.web.guard import Guard
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.metrics import Traffic, TrafficMiddleware
+from lora_foundry.web.proxied import Network, Proxied
 from lora_foundry.web.routes import pipelines
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
 
 
-def create_app(settings: Settings, token: str | None = None) -> FastAPI:
-    """The API and the dashboard. Without a token it answers only under a loopback name."""
-    site = _site(settings, token)
+def create_app(
+    settings: Settings, token: str | None = None, root: str = "", trusted: Sequence[Network] = ()
+) -> FastAPI:
+    """The API and the dashboard. Without a token it answers only under a loopback name. root: the path under which a proxy
+    shows it, such as "/foundry"; trusted: the proxies whose headers are believed."""
+    site = _site(settings, token, root)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -49,23 +53,25 @@ def create_app(settings: Settings, token: str | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         responses=problems.RESPONSES,
+        servers=[{"url": root}] if root else None,
     )
     app.state.site = site
     for module in routes.modules():
         app.include_router(module.router)
     app.include_router(pages.page_router())
     app.mount("/static", pages.static_files())
-    problems.install(app)
-    app.add_middleware(Guard, sessions=site.sessions, limit=site.limit)
+    problems.install(app, lambda title, text: pages.render_problem(title, text, root), site.store.url)
+    app.add_middleware(Guard, sessions=site.sessions, limit=site.limit, root=root)
     app.add_middleware(TrafficMiddleware, traffic=Traffic(site.registry))
+    app.add_middleware(Proxied, root=root, trusted=trusted)
     return app
 
 
-def _site(settings: Settings, token: str | None) -> Site:
+def _site(settings: Settings, token: str | None, root: str) -> Site:
     store = TaskStore(settings.task_database)
 
     async def show(pipeline: Pipeline) -> BaseModel:
         return await pipelines.show(site, pipeline)
 
-    site = Site(settings, store, Sessions(token), GuessLimit(), Hub(store, show), CollectorRegistry())
+    site = Site(settings, store, Sessions(token), GuessLimit(), Hub(store, show), CollectorRegistry(), root)
     return site

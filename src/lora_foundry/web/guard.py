@@ -48,8 +48,8 @@ HEADERS = {
 class Guard:
     """The ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, sessions: Sessions, limit: GuessLimit) -> None:
-        self._app, self._sessions, self._limit = app, sessions, limit
+    def __init__(self, app: ASGIApp, sessions: Sessions, limit: GuessLimit, root: str = "") -> None:
+        self._app, self._sessions, self._limit, self._root = app, sessions, limit, root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +89,8 @@ class Guard:
                 return None
             self._limit.count(address)
         elif not path.startswith("/api/") and scope["method"] in READS and path != "/metrics":
-            return RedirectResponse(f"/login?next={quote(path)}", status_code=303)
+            wanted = quote(f"{self._root}{path}")
+            return RedirectResponse(f"{self._root}/login?next={wanted}", status_code=303)
         return problem(
             401,
             "Send the token that was printed when the server was started, as `Authorization: Bearer TOKEN`.",

@@ -6,19 +6,23 @@ restarted under an open page. Why no framework: docs/decisions/0070-plain-pages.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy.exc import DBAPIError
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from lora_foundry.pipeline import STAGE_NAMES
 from lora_foundry.web.routes import Page, modules
+from lora_foundry.web.site import Here, Site
 
 
 def pages() -> tuple[Page, ...]:
@@ -26,6 +30,7 @@ def pages() -> tuple[Page, ...]:
     return tuple(page for module in modules() for page in getattr(module, "PAGES", ()))
 
 
+_PATIENCE = 0.5  # seconds that a page waits for the database
 # Loaded beside the page's own module instead of after it: modules that import one another are a chain of waits.
 _SHARED = ("dom", "api", "format", "live", "chrome")
 
@@ -45,8 +50,9 @@ def static_files() -> Static:
     return Static(packages=[("lora_foundry.web", "static")])
 
 
-def render(page: Page, pipeline: str = "") -> str:
-    """A page as HTML. `pipeline` is whatever stood in the address; it is escaped like everything else."""
+def render(page: Page, pipeline: str = "", root: str = "") -> str:
+    """A page as HTML. `pipeline` is whatever stood in the address; it is escaped like everything else. root: the path in
+    front of ours."""
     return (
         _environment()
         .get_template(f"{page.name}.html.jinja")
@@ -54,6 +60,7 @@ def render(page: Page, pipeline: str = "") -> str:
             page=page.name,
             section=page.below or page.name,
             pipeline=pipeline,
+            root=root,
             menu=sorted((each for each in pages() if each.words), key=lambda each: each.place),
             stages=STAGE_NAMES,
             modules=(*_SHARED, page.name),
@@ -78,11 +85,30 @@ def page_router() -> APIRouter:
     return router
 
 
-def _route(page: Page) -> Callable[[Request], Awaitable[HTMLResponse]]:
-    async def show(request: Request) -> HTMLResponse:
-        return HTMLResponse(render(page, request.path_params.get("pipeline", "")))
+def render_problem(title: str, text: str, root: str = "") -> str:
+    """A page that says what is not there, or went wrong, and where to go on."""
+    words = {"page": "problem", "section": "", "pipeline": "", "root": root, "modules": (*_SHARED, "problem")}
+    menu = sorted((each for each in pages() if each.words), key=lambda each: each.place)
+    template = _environment().get_template("problem.html.jinja")
+    return template.render(**words, menu=menu, title=title, text=text)
+
+
+def _route(page: Page) -> Callable[[Request, Here], Awaitable[HTMLResponse]]:
+    async def show(request: Request, here: Here) -> HTMLResponse:
+        pipeline = request.path_params.get("pipeline", "")
+        if pipeline:
+            await _refuse_unknown(here, pipeline)
+        return HTMLResponse(render(page, pipeline, here.root))
 
     return show
+
+
+async def _refuse_unknown(here: Site, pipeline: str) -> None:
+    """Raises NotFoundError for a run that is not there. Where the database takes its time the page is shown at once, and says
+    itself what it learns."""
+    with suppress(TimeoutError, DBAPIError):
+        async with asyncio.timeout(_PATIENCE):
+            await here.pipeline(pipeline)
 
 
 async def _icon() -> Response:

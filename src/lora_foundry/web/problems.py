@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from lora_foundry.errors import FoundryError, InputError, MissingExtraError, PermanentError, StorageError
+from lora_foundry.files.storage import storage_error
+from lora_foundry.tasks.database import database_error
 
 MEDIA_TYPE = "application/problem+json"
 logger = logging.getLogger(__name__)
@@ -82,12 +88,18 @@ def status_of(error: FoundryError) -> int:
     return int(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def install(app: FastAPI) -> None:
-    """Has every error of this app answered as a problem."""
+def install(app: FastAPI, page: Callable[[str, str], str], database: sa.URL) -> None:
+    """Has every error of this app answered as a problem; whoever looks for a page gets one, which `page(title, text)`
+    makes."""
+
+    def answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+        if _wants_page(request):
+            return HTMLResponse(page(HTTPStatus(status).phrase, detail), status, headers)
+        return problem(status, detail, request.url.path, headers=headers)
 
     @app.exception_handler(FoundryError)
-    async def ours(request: Request, error: FoundryError) -> JSONResponse:
-        return problem(status_of(error), str(error), request.url.path)
+    async def ours(request: Request, error: FoundryError) -> Response:
+        return answer(request, status_of(error), str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -96,18 +108,31 @@ def install(app: FastAPI) -> None:
         return problem(422, first, request.url.path, faults)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers) if error.headers else None
-        return problem(error.status_code, str(error.detail), request.url.path, headers=headers)
+        words = "There is no such page." if error.status_code == HTTPStatus.NOT_FOUND else str(error.detail)
+        return answer(request, error.status_code, words, headers)
 
     @app.exception_handler(DBAPIError)
-    async def database(request: Request, error: DBAPIError) -> JSONResponse:
+    async def database_failed(request: Request, error: DBAPIError) -> Response:
         logger.warning("The task database does not answer: %s", error)
-        return problem(503, "The task database does not answer; try again soon.", request.url.path)
+        return answer(request, 503, str(database_error(error, database)))
+
+    @app.exception_handler(OSError)
+    async def system(request: Request, error: OSError) -> Response:
+        logger.warning("A file cannot be read or written: %s", error)
+        path = Path(str(error.filename)) if error.filename else Path()
+        return answer(request, status_of(StorageError()), str(storage_error(path, error)))
 
     @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, "This is a fault of the server; its log says more.", request.url.path)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return answer(request, 500, "This is a fault of the server; its log says more.")
+
+
+def _wants_page(request: Request) -> bool:
+    """Whether a person's browser asks for a page, and not a program or a script for data."""
+    page = request.method in ("GET", "HEAD") and not request.url.path.startswith(("/api/", "/static/"))
+    return page and "text/html" in request.headers.get("accept", "")
 
 
 def _fault(error: Any) -> Fault:

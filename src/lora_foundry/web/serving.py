@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -19,8 +19,10 @@ from pydantic import SecretStr
 from lora_foundry.errors import InputError
 from lora_foundry.processes import STOP_SIGNALS, ask_to_end, kill_group, own_group
 from lora_foundry.settings import Settings
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web.app import create_app
 from lora_foundry.web.guard import is_loopback
+from lora_foundry.web.proxied import check_proxies, check_root
 from lora_foundry.web.sessions import check_token, new_token
 from lora_foundry.web.site import Site
 
@@ -44,19 +46,33 @@ def run(
     token: str | None,
     *,
     with_worker: bool = False,
+    root: str = "",
+    trusted: Sequence[str] = (),
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM. Raises InputError for an address that is not free."""
+    """Serves until SIGINT or SIGTERM. Raises InputError for an address that is not free, and what the task database raises
+    where it cannot be used."""
+    root, networks = check_root(root), check_proxies(trusted)
+    asyncio.run(_prove_database(settings))
     listening = _listen(host, port)
-    app = create_app(settings, token)
+    app = create_app(settings, token, root, networks)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE, server_header=False,
         proxy_headers=False,
     )  # fmt: skip
     server = _Server(config, app.state.site)
     shown = f"[{host}]" if ":" in host else host
-    ready(f"http://{shown}:{listening.getsockname()[1]}")
+    ready(f"http://{shown}:{listening.getsockname()[1]}{root}")
     asyncio.run(_both(server, listening, settings if with_worker else None))
+
+
+async def _prove_database(settings: Settings) -> None:
+    """Makes or adopts the tables before anything listens, so that a database that cannot be used is one sentence."""
+    store = TaskStore(settings.task_database)
+    try:
+        await store.upgrade()
+    finally:
+        await store.close()
 
 
 class _Server(uvicorn.Server):

@@ -41,6 +41,7 @@ class Site:
     limit: GuessLimit
     hub: Hub
     registry: CollectorRegistry
+    root: str = ""  # the path in front of ours, where a proxy shows the server below one
     estimates: Estimates = field(default_factory=Estimates)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     machine: Machine = field(default_factory=Machine)

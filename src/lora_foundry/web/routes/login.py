@@ -29,11 +29,11 @@ async def login(
     if wait := here.limit.wait(address):
         return too_many(wait, "/login")
     if not here.sessions.needed:
-        return RedirectResponse(own_page(next), status_code=303)
+        return RedirectResponse(own_page(next, here.root), status_code=303)
     if not here.sessions.is_token(token.strip()):
         here.limit.count(address)
         return problem(401, "That is not the token.", "/login")
-    answer = RedirectResponse(own_page(next), status_code=303)
+    answer = RedirectResponse(own_page(next, here.root), status_code=303)
     answer.set_cookie(
         COOKIE,
         here.sessions.make_cookie(),
@@ -46,14 +46,15 @@ async def login(
 
 
 @router.post("/logout", status_code=303, response_class=RedirectResponse)
-async def logout() -> Response:
+async def logout(here: Here) -> Response:
     """Takes the cookie back."""
-    answer = RedirectResponse("/login", status_code=303)
+    answer = RedirectResponse(f"{here.root}/login", status_code=303)
     answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return answer
 
 
-def own_page(target: str) -> str:
+def own_page(target: str, root: str = "") -> str:
     """`target` if it is a path on this server, else the first page: a link must not lead elsewhere after login."""
     plain = target.isprintable() and target.isascii()
-    return target if plain and target[:1] == "/" and target[1:2] not in ("/", "\\") else "/"
+    ours = plain and target[:1] == "/" and target[1:2] not in ("/", "\\")
+    return target if ours and target != "/" else f"{root}/"

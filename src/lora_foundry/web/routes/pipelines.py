@@ -48,7 +48,7 @@ async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineV
     made = await engine.submit(here.store, here.settings, request)
     if asked.upload is not None:
         await asyncio.to_thread(uploads.forget, here.settings, asked.upload)
-    response.headers["location"] = address(made.id)
+    response.headers["location"] = here.root + address(made.id)
     return await show(here, made)
 
 

@@ -1,7 +1,16 @@
 // The one place that talks to the REST API. Errors come back as sentences: the server's problem details say what
 // happened and what to do, so a page shows `error.message` as it is.
 
-const BASE = "/api/v1";
+/** The path in front of ours, where a proxy shows the server below one. */
+export const root = document.body.dataset.root ?? "";
+const BASE = `${root}/api/v1`;
+
+/** The address of one of our pages. */
+export const page = (...parts) => `${root}/${parts.map(encodeURIComponent).join("/")}`;
+
+/** The server's answers name addresses without that path. */
+const withRoot = (key, value) => (root && typeof value === "string" && value.startsWith("/api/v1/") ? root + value : value);
+export const parse = (text) => JSON.parse(text, withRoot);
 
 export class Problem extends Error {
   constructor(status, message) {
@@ -25,12 +34,12 @@ async function request(method, address, body, headers = {}) {
     throw new Problem(0, "The server does not answer; this page goes on as soon as it does.");
   }
   if (answer.status === 401) {
-    location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+    location.assign(`${root}/login?next=${encodeURIComponent(location.pathname + location.search)}`);
     throw new Problem(401, "Log in to go on.");
   }
   const text = await answer.text();
   const kind = answer.headers.get("Content-Type") ?? "";
-  const value = text && kind.includes("json") ? JSON.parse(text) : text;
+  const value = text && kind.includes("json") ? parse(text) : text;
   if (answer.ok) return value;
   throw new Problem(answer.status, problemText(value, answer));
 }

@@ -2,7 +2,7 @@
 // brought back, drawn again; every change can be undone.
 
 import { byId, el, say, shown, sync, tell } from "./dom.js";
-import { get, getIfThere, path, pipelineId, pipelinePath, post, put } from "./api.js";
+import { get, getIfThere, page, path, pipelineId, pipelinePath, post, put } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { startKeys, startTools } from "./dataset_tools.js";
 import { plural } from "./format.js";
@@ -239,7 +239,7 @@ startKeys({ undo: () => byId("undo").click() });
 byId("retrain").addEventListener("click", async () => {
   const what = "The pictures and captions are taken as they stand now; training, measuring and installing are done again.";
   try {
-    if (await retryRun(pipelineId, byId("name").textContent, { from: "train", words: what })) location.assign(`/pipelines/${encodeURIComponent(pipelineId)}`);
+    if (await retryRun(pipelineId, byId("name").textContent, { from: "train", words: what })) location.assign(page("pipelines", pipelineId));
   } catch (problem) {
     complain(problem);
   }

@@ -1,7 +1,7 @@
 // What the three pages of one run share: name, state, what can be done with it, and the picture that is looked at.
 
 import { byId, el, say, tell } from "./dom.js";
-import { pipelineId } from "./api.js";
+import { page, pipelineId } from "./api.js";
 import { deleteRun } from "./confirm.js";
 import { cancelRun, isOver, retryRun } from "./retry.js";
 
@@ -23,7 +23,7 @@ export function showHead(run, changed) {
   const act = ended ? () => retryRun(pipelineId, run.character.name) : () => cancelRun(pipelineId, run.character.name);
   const throwAway = async () => {
     const entry = await deleteRun(pipelineId, run.character.name, run.published);
-    if (entry) location.assign(`/?deleted=${encodeURIComponent(entry.id)}`);
+    if (entry) location.assign(`${page()}?deleted=${encodeURIComponent(entry.id)}`);
   };
   box.replaceChildren(
     el("button", { type: "button", on: { click: () => act().then(changed).catch(complain) } }, ended ? "Run again" : "Cancel"),

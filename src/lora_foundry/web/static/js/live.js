@@ -1,6 +1,7 @@
 // News from the server, and the way back to it. A stream that breaks is opened again until it holds, and then
 // everything is asked for anew: a page that stood open while the server was restarted is right again without a reload.
 
+import { parse } from "./api.js";
 import { byId, say } from "./dom.js";
 
 const FIRST_WAIT = 500;
@@ -31,8 +32,8 @@ export function live(address, { refresh, pipeline = () => {}, gone = () => {} })
       wait = Math.min(wait * 2, LONGEST_WAIT);
     });
     source.addEventListener("reset", refresh);
-    source.addEventListener("pipeline", (event) => pipeline(JSON.parse(event.data)));
-    source.addEventListener("gone", (event) => gone(JSON.parse(event.data).id));
+    source.addEventListener("pipeline", (event) => pipeline(parse(event.data)));
+    source.addEventListener("gone", (event) => gone(parse(event.data).id));
   }
 
   open();

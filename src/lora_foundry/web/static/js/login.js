@@ -1,5 +1,6 @@
 // The login form, sent without leaving the page, so that a wrong token is said here. Without JavaScript it still works.
 
+import { root } from "./api.js";
 import { byId, tell } from "./dom.js";
 import { startChrome } from "./chrome.js";
 
@@ -22,7 +23,7 @@ form.addEventListener("submit", async (event) => {
 
 /** Only a page of this server: an address that somebody sent along must not lead elsewhere after the login. */
 function nextPage() {
-  const wanted = new URL(new URLSearchParams(location.search).get("next") ?? "/", location.origin);
+  const wanted = new URL(new URLSearchParams(location.search).get("next") ?? `${root}/`, location.origin);
   const own = wanted.origin === location.origin && !wanted.pathname.startsWith("//");
-  return own ? wanted.pathname + wanted.search : "/";
+  return own ? wanted.pathname + wanted.search : `${root}/`;
 }

@@ -1,7 +1,7 @@
 // A new character: what it is, how it is made, and the pictures that will be made, before anything is made.
 
 import { byId, el, rich, say, shown, sync, tell } from "./dom.js";
-import { get, path, post, upload } from "./api.js";
+import { get, page, path, post, upload } from "./api.js";
 import { addPicker } from "./base_picker.js";
 import { startChrome } from "./chrome.js";
 import { plural } from "./format.js";
@@ -139,7 +139,7 @@ async function start() {
     body.reference = (await upload(path("references"), parts)).name;
   }
   const made = await post(path("pipelines"), body);
-  location.assign(`/pipelines/${encodeURIComponent(made.id)}`);
+  location.assign(page("pipelines", made.id));
 }
 
 /** Saves the changes as a recipe of one's own, which is then the chosen one. */

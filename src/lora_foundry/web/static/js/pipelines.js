@@ -2,7 +2,7 @@
 // stands in the address.
 
 import { byId, el, say, shown, svg, sync, tell } from "./dom.js";
-import { get, path } from "./api.js";
+import { get, page as address, path } from "./api.js";
 import { about, ago, plural } from "./format.js";
 import { coalesced, live } from "./live.js";
 import { startChrome } from "./chrome.js";
@@ -20,7 +20,7 @@ let cursor = null;
 function make(run) {
   return el("li", { class: "run" },
     el("img", { class: "thumb", alt: "", width: 60, height: 60, loading: "lazy", decoding: "async" }),
-    el("div", { class: "who" }, el("a", { href: `/pipelines/${encodeURIComponent(run.id)}` }), el("span")),
+    el("div", { class: "who" }, el("a", { href: address("pipelines", run.id) }), el("span")),
     el("div", { class: "how" },
       el("div", { class: "row" }, el("span", { class: "doing" }), el("span", { class: "soft num left" })),
       el("progress", { max: 1 })),

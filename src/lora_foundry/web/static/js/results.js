@@ -1,7 +1,7 @@
 // What came of it: the same prompts without and with the LoRA, every checkpoint and strength, and which one was chosen.
 
 import { byId, el, say, shown, sync, tell } from "./dom.js";
-import { get, getIfThere, path, pipelineId, pipelinePath } from "./api.js";
+import { get, getIfThere, page, path, pipelineId, pipelinePath } from "./api.js";
 import { lineChart } from "./chart.js";
 import { startChrome } from "./chrome.js";
 import { duration, share } from "./format.js";
@@ -106,7 +106,7 @@ function candidateCell(candidate, run) {
   const use = () => retryRun(pipelineId, run.character.name, {
     from: "evaluate", settings: [`evaluate.step = ${candidate.step}`, `evaluate.strength = ${candidate.strength}`],
     words: `Step ${candidate.step} at strength ${candidate.strength} is measured like the one before, and installed.`,
-  }).then((again) => again && location.assign(`/pipelines/${encodeURIComponent(pipelineId)}`)).catch(complain);
+  }).then((again) => again && location.assign(page("pipelines", pipelineId))).catch(complain);
   return el("div", { class: "candidate" },
     candidate.picture ? el("img", { class: "sharp", src: candidate.picture, alt: `Step ${candidate.step}, strength ${candidate.strength}`, loading: "lazy", width: 96, height: 96 }) : null,
     el("span", { class: "num small" }, `identity ${share(candidate.identity)}`), el("span", { class: "num small" }, `adherence ${share(candidate.adherence)}`),
