@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from lora_foundry.files.paths import CACHE, CHECKPOINTS, BinPaths
+from lora_foundry.files.storage import remove_tree
+from lora_foundry.settings import Settings
+from lora_foundry.web.problems import ConflictError
 
 
 def size_of(path: Path) -> int:
@@ -31,3 +40,64 @@ def _bytes(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return 0
+
+
+Freeable = Literal["checkpoints", "uploads", "logs"]
+
+
+class Use(BaseModel):
+    """What something takes. `freeable`: how `DELETE /disk/...` calls it, where it can go; `held`: why it cannot now."""
+
+    name: str
+    folder: str
+    bytes: int
+    freeable: Freeable | None = None
+    held: str = ""
+
+
+class Freed(BaseModel):
+    bytes: int
+
+
+def used(settings: Settings, nothing_runs: bool) -> list[Use]:
+    """What this program has on the disk, the largest first."""
+    home = settings.home.expanduser().absolute()
+    kept = sum(size_of(path) for path in _checkpoints(settings))
+    held = "" if nothing_runs else "A run is unfinished and may go on from them."
+    datasets, models = settings.datasets_dir, settings.model_folders[0]
+    waste = BinPaths(home, "").bin
+    parts = [
+        _use("Training sets and results", datasets, size_of(datasets) - kept),
+        _use("What trainings would go on from", datasets, kept, "checkpoints", held),
+        _use("Installed LoRAs", settings.loras_dir, size_of(settings.loras_dir)),
+        _use("Base models", models, size_of(models)),
+        _use("Pictures that were sent and not used", home / "uploads", size_of(home / "uploads"), "uploads"),
+        _use("Logs", home / "logs", size_of(home / "logs"), "logs"),
+        _use("Bin", waste, size_of(waste)),
+    ]
+    return sorted(parts, key=lambda each: each.bytes, reverse=True)
+
+
+def _use(name: str, folder: Path, size: int, freeable: Freeable | None = None, held: str = "") -> Use:
+    return Use(name=name, folder=str(folder), bytes=size, freeable=freeable, held=held)
+
+
+def free(settings: Settings, what: Freeable, nothing_runs: bool) -> Freed:
+    """Removes one of these. Raises ConflictError while a run may need it."""
+    if what == "checkpoints" and not nothing_runs:
+        raise ConflictError(
+            "A run is unfinished and may go on from its checkpoints; wait for it or cancel it."
+        )
+    home = settings.home.expanduser().absolute()
+    chosen = list(_checkpoints(settings)) if what == "checkpoints" else [home / what]
+    total = 0
+    for path in chosen:
+        total += size_of(path)
+        remove_tree(path)
+    return Freed(bytes=total)
+
+
+def _checkpoints(settings: Settings) -> Iterator[Path]:
+    """What a training keeps to go on: its states and cached latents, of every version and round."""
+    for folder in settings.datasets_dir.glob("*/**/training"):
+        yield from (path for name in (CHECKPOINTS, CACHE) if (path := folder / name).is_dir())

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from lora_foundry import __version__
+from lora_foundry.domain.task import Task
 from lora_foundry.recipe_files import recipe_names
 from lora_foundry.tasks.recovery import WorkerState, workers
 from lora_foundry.web import machine
@@ -22,13 +23,14 @@ PAGES = (Page("/system", "system", "System", "M4 19V9m5 10V5m5 14v-7m5 7V8", pla
 
 
 class WorkerView(BaseModel):
-    """A worker whose beat is fresh; `tasks` are the rows it holds."""
+    """A worker whose heartbeat is fresh; `tasks` are the rows it holds, `doing` what these are called."""
 
     name: str
     host: str
     lanes: str
     last_seen: datetime
     tasks: list[int]
+    doing: list[str] = []
 
 
 class System(BaseModel):
@@ -65,9 +67,7 @@ async def system(here: Here) -> System:
         version=__version__,
         database=here.store.dialect,
         counts=counts,
-        workers=[
-            _worker(each, [task.id or 0 for task in held if task.worker == each.name]) for each in alive
-        ],
+        workers=[_worker(each, [task for task in held if task.worker == each.name]) for each in alive],
         comfyui=comfyui,
         gpus=gpus,
         disks=disks,
@@ -85,5 +85,7 @@ async def doctor(here: Here, recipe: str | None = None) -> Findings:
     return Findings(recipe=name, findings=await here.machine.doctor(here.settings, name))
 
 
-def _worker(state: WorkerState, tasks: list[int]) -> WorkerView:
-    return WorkerView(tasks=tasks, **state._asdict())
+def _worker(state: WorkerState, held: list[Task]) -> WorkerView:
+    return WorkerView(
+        tasks=[task.id or 0 for task in held], doing=[task.name for task in held], **state._asdict()
+    )
