@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 
@@ -20,8 +21,20 @@ class TrialState(StrEnum):
     FAILED = "failed"
 
 
+class Rival(BaseModel):
+    """Another LoRA that draws the same: the run that made it, what it is called, and the word that calls its character."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pipeline: str
+    name: str
+    trigger: str
+    strength: float
+
+
 class Trial(BaseModel):
-    """What was asked, and what became of it. `seeds` are the pictures' own; `error` says why there are none."""
+    """What was asked, and what became of it. `seeds` are the pictures' own; `rivals` draw them too; `error` says why there are
+    none. trigger: the word of the run's own character, in whose place a rival's own stands in its prompt."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,13 +43,25 @@ class Trial(BaseModel):
     negative: str
     strength: float
     seeds: tuple[int, ...] = Field(min_length=1)
+    rivals: tuple[Rival, ...] = ()
+    trigger: str = ""
     made_at: datetime
     state: TrialState = TrialState.RUNNING
     error: str = ""
 
-    def requests(self, recipe: Recipe) -> list[ImageRequest]:
-        """The pictures of one side, drawn as the recipe draws its set."""
+    def requests(self, recipe: Recipe, rival: Rival | None = None) -> list[ImageRequest]:
+        """The pictures of one side, drawn as the recipe draws its set; with a rival's trigger word for the rival."""
+        prompt = self.prompt
+        if rival is not None and self.trigger:
+            prompt = re.sub(
+                rf"\b{re.escape(self.trigger)}\b", lambda _: rival.trigger, prompt, flags=re.IGNORECASE
+            )
         return [
-            request_of(recipe.generate, str(number), self.prompt, seed, self.negative)
+            request_of(recipe.generate, str(number), prompt, seed, self.negative)
             for number, seed in enumerate(self.seeds)
         ]
+
+
+def rival_side(number: int) -> str:
+    """How the pictures of a rival are called."""
+    return f"other-{number + 1}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.trial import Trial, TrialState
+from lora_foundry.domain.trial import Rival, Trial, TrialState
 from lora_foundry.errors import FoundryError, RetryableError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, remove_tree, write_model
@@ -38,8 +38,12 @@ class Trials:
     def busy(self) -> bool:
         return bool(self._running)
 
-    def start(self, settings: Settings, run: Run, paths: RunPaths, asked: Trial) -> Trial:
-        """Begins to draw; returns at once. Raises RetryableError while another is drawn, NotFoundError without a LoRA."""
+    def start(
+        self, settings: Settings, run: Run, paths: RunPaths, asked: Trial, rivals: tuple[Path, ...] = ()
+    ) -> Trial:
+        """Begins to draw; returns at once. rivals: the LoRA files of the trial's rivals.
+
+        Raises RetryableError while another is drawn, NotFoundError without a LoRA."""
         if self._running:
             raise RetryableError("Another prompt is being tried; wait until its pictures are there.")
         lora = lora_file(settings, paths)
@@ -48,7 +52,7 @@ class Trials:
         folder = paths.trial(asked.id)
         write_model(folder.result, asked)
         work = TrialWork(
-            trial=asked, recipe=run.recipe, lora=lora, folder=folder.root, settings=settings
+            trial=asked, recipe=run.recipe, lora=lora, rivals=rivals, folder=folder.root, settings=settings
         ).model_dump(mode="json") | {"settings": settings.for_child()}
         log = settings.home.expanduser().absolute() / "logs" / "trials" / f"{asked.id}.log"
         job = Job(ENTRY, work, PATIENCE, TIMEOUT)
@@ -87,7 +91,14 @@ class Trials:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def new_trial(prompt: str, negative: str, strength: float, seeds: tuple[int, ...]) -> Trial:
+def new_trial(
+    prompt: str,
+    negative: str,
+    strength: float,
+    seeds: tuple[int, ...],
+    rivals: tuple[Rival, ...] = (),
+    trigger: str = "",
+) -> Trial:
     """One with a name of its own, which sorts by time."""
     now = datetime.now(UTC)
     return Trial(
@@ -96,6 +107,8 @@ def new_trial(prompt: str, negative: str, strength: float, seeds: tuple[int, ...
         negative=negative,
         strength=strength,
         seeds=seeds,
+        rivals=rivals,
+        trigger=trigger,
         made_at=now,
     )
 

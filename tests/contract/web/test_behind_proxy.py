@@ -96,4 +96,6 @@ def test_a_broken_database_is_one_sentence_with_the_next_step(settings: Settings
         assert answer.status_code == 503
         assert "cannot be used" in answer.json()["detail"]
         assert "LORA_FOUNDRY_DATABASE_URL" in answer.json()["detail"]
-        assert client.get("/pipelines/x/results", headers=PAGE).status_code == 200  # which says the same itself
+        assert (
+            client.get("/pipelines/x/results", headers=PAGE).status_code == 200
+        )  # which says the same itself

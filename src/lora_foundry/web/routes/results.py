@@ -177,8 +177,8 @@ def _pairs(pipeline: str, evaluation: Evaluation) -> list[PairView]:
     version = f"?v={evaluation.fingerprint}"
     return [
         PairView(
-            before=_evaluation_picture(pipeline, before.file) + version,
-            after=_evaluation_picture(pipeline, after.file) + version,
+            before=picture_address(pipeline, before.file) + version,
+            after=picture_address(pipeline, after.file) + version,
             words=", ".join(after.shot.words()),
             prompt=after.prompt,
             seed=after.seed,
@@ -195,13 +195,14 @@ def _candidates(pipeline: str, paths: RunPaths, evaluation: Evaluation) -> list[
     for each in evaluation.candidates:
         folder = candidate_name(each.step, each.strength)
         files = picture_files(paths.evaluation_pictures("choice") / folder)
-        picture = _evaluation_picture(pipeline, f"choice/{folder}/{files[0].name}") if files else None
+        picture = picture_address(pipeline, f"choice/{folder}/{files[0].name}") if files else None
         is_chosen = (each.step, each.strength) == chosen
         views.append(CandidateView(**each.model_dump(), chosen=is_chosen, picture=picture))
     return views
 
 
-def _evaluation_picture(pipeline: str, file: str) -> str:
+def picture_address(pipeline: str, file: str) -> str:
+    """The address of a picture of the evaluation."""
     return f"{address(pipeline, 'evaluation')}/{'/'.join(quote(part) for part in file.split('/'))}"
 
 

@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.trial import SIDES, Trial
+from lora_foundry.domain.trial import SIDES, Rival, Trial, rival_side
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.set_archive import write_archive
 from lora_foundry.files.storage import read_model
@@ -62,14 +62,20 @@ class TrialIn(RequestModel):
     strength: float | None = Field(default=None, ge=-4, le=4, description="Else the recommended one.")
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[], max_length=8)
     pictures: int = Field(default=2, ge=1, le=8, description="How many, where no seeds are given.")
+    against: list[Annotated[str, Field(max_length=80)]] = Field(
+        default=[],
+        max_length=3,
+        description="Runs whose LoRAs draw the same, each under its own trigger word.",
+    )
 
 
 class TrialPair(BaseModel):
-    """A seed's two pictures; None until they are drawn."""
+    """A seed's pictures; None until they are drawn."""
 
     seed: int
     before: str | None
     after: str | None
+    others: list[str | None] = Field(default=[], description="Of the rivals, in their order.")
 
 
 class TrialView(Trial):
@@ -123,13 +129,28 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
     paths = here.folder(found)
     await refuse_while_busy(here)
     run, strength = await asyncio.to_thread(_made_as, paths)
+    rivals = [await _rival(here, each) for each in dict.fromkeys(asked.against) if each != found.id]
     trial = new_trial(
         asked.prompt,
         run.recipe.generate.negative if asked.negative is None else asked.negative,
         strength if asked.strength is None else asked.strength,
         tuple(asked.seeds) or tuple(secrets.randbits(32) for _ in range(asked.pictures)),
+        tuple(rival for rival, _ in rivals),
+        run.character.trigger,
     )
-    return _shown(found, paths, here.trials.start(here.settings, run, paths, trial))
+    files = tuple(file for _, file in rivals)
+    return _shown(found, paths, here.trials.start(here.settings, run, paths, trial, files))
+
+
+async def _rival(here: Site, reference: str) -> tuple[Rival, Path]:
+    """Another run's LoRA at the strength at which it was measured. Raises NotFoundError."""
+    found = await here.pipeline(reference)
+    paths = here.folder(found)
+    file = await asyncio.to_thread(lora_file, here.settings, paths)
+    run, strength = await asyncio.to_thread(_made_as, paths)
+    name = found.character if found.version is None else f"{found.character}, version {found.version}"
+    rival = Rival(pipeline=found.id, name=name, trigger=run.character.trigger, strength=strength)
+    return rival, file
 
 
 @router.get("/trials")
@@ -181,7 +202,9 @@ def _shown(pipeline: Pipeline, paths: RunPaths, trial: Trial) -> TrialView:
     folder, where = paths.trial(trial.id), f"{address(pipeline.id, 'trials')}/{quote(trial.id)}"
     pairs = []
     for number, seed in enumerate(trial.seeds):
-        files = {side: folder.picture(side, number) for side in SIDES}
+        sides = (*SIDES, *(rival_side(place) for place in range(len(trial.rivals))))
+        files = {side: folder.picture(side, number) for side in sides}
         urls = {side: f"{where}/{file.name}?v=1" if file.is_file() else None for side, file in files.items()}
-        pairs.append(TrialPair(seed=seed, before=urls["before"], after=urls["after"]))
+        before, after, *others = (urls[side] for side in sides)
+        pairs.append(TrialPair(seed=seed, before=before, after=after, others=others))
     return TrialView(**trial.model_dump(), pairs=pairs)

@@ -66,7 +66,8 @@ function drawActions({ lora_url: lora, report_url: report, publication }, run) {
     .then((again) => again && refresh()).catch(complain);
   byId("result-actions").replaceChildren(
     ...(lora ? [el("a", { class: "button main", href: lora, download: "" }, "Download the LoRA")] : []),
-    ...(report ? [el("a", { class: "button", href: report, target: "_blank", rel: "noopener" }, "Report")] : []),
+    ...(report ? [el("a", { class: "button", href: report, target: "_blank", rel: "noopener" }, "Report"),
+      el("a", { class: "button", href: report, download: `${run.character.name} report.html` }, "Save the report as one file")] : []),
     el("button", { type: "button", on: { click: publish } }, publication?.published ? "Publish again" : "Publish"),
   );
 }

@@ -60,13 +60,14 @@ function updateTrial(node, trial) {
   problem.hidden = !trial.error;
   say(problem, trial.error);
   const there = trial.pairs.filter((pair) => pair.before || pair.after);
-  const large = there.flatMap((pair) => [["without the LoRA", pair.before], ["with the LoRA", pair.after]]
+  const sides = (pair) => [["without", "without the LoRA", pair.before], ["with", "with the LoRA", pair.after], ...pair.others.map((url, place) => [trial.rivals[place].name, `with ${trial.rivals[place].name}`, url])];
+  const large = there.flatMap((pair) => sides(pair).map(([, title, url]) => [title, url])
     .filter(([, source]) => source).map(([side, source]) => ({ source, title: side, text: `${trial.prompt} · seed ${pair.seed}` })));
-  sync(node.querySelector(".pairs"), there, (pair) => `${pair.seed} ${Boolean(pair.before)} ${Boolean(pair.after)}`, (pair) => el("li", { class: "pair" },
-    el("div", { class: "two" }, ...[["before", pair.before], ["after", pair.after]].map(([side, source]) => el("figure", {},
+  sync(node.querySelector(".pairs"), there, (pair) => `${pair.seed} ${sides(pair).map(([, , url]) => Boolean(url))}`, (pair) => el("li", { class: "pair" },
+    el("div", { class: pair.others.length ? "two many" : "two" }, ...sides(pair).map(([side, title, source]) => el("figure", {},
       source ? el("button", { type: "button", on: { click: () => look(large, large.findIndex((each) => each.source === source)) } },
-        el("img", { src: source, loading: "lazy", decoding: "async", width: 140, height: 140, alt: `${side === "before" ? "without" : "with"} the LoRA, seed ${pair.seed}` })) : null,
-      el("figcaption", {}, side === "before" ? "without" : "with")))),
+        el("img", { src: source, loading: "lazy", decoding: "async", width: 140, height: 140, alt: `${title}, seed ${pair.seed}` })) : null,
+      el("figcaption", {}, side)))),
     el("div", { class: "body" }, el("span", { class: "soft" }, `seed ${pair.seed}`))));
 }
 
@@ -80,6 +81,7 @@ async function tryPrompt(event) {
   const seeds = String(form.get("seeds")).split(/[, ]+/).filter(Boolean).map(Number);
   await post(pipelinePath("trials"), {
     prompt: form.get("prompt"), negative: form.get("negative"), strength: Number(form.get("strength")), seeds, pictures: Number(form.get("pictures")),
+    against: form.get("against") ? [form.get("against")] : [],
   });
   byId("message").hidden = true;
   await refreshTrials();
@@ -104,7 +106,16 @@ const refresh = coalesced(async () => {
   shown();
 }, { failed: complain });
 
+/** Other runs whose LoRAs may draw the same. */
+async function listRivals() {
+  const { pipelines } = await get(`${path("pipelines")}?status=completed&limit=200`);
+  const others = pipelines.filter((run) => run.id !== pipelineId);
+  byId("against-field").hidden = !others.length;
+  byId("against").append(...others.map((run) => el("option", { value: run.id }, `${run.character.name} (${run.recipe ?? "own recipe"}, ${ago(run.created_at)})`)));
+}
+
 startChrome();
+listRivals().catch(complain);
 byId("try").addEventListener("submit", (event) => tryPrompt(event).catch(complain));
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button.dataset.copy));
 live(path("pipelines", pipelineId, "events"), { refresh, pipeline: refresh });
