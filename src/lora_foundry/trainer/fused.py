@@ -14,38 +14,46 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lora_foundry.families._shared.cpu_layers import compute_by, widened
+from lora_foundry.families._shared.cpu_layers import compute_by
+from lora_foundry.families._shared.quantised import QuantisedLinear, Unpack, stored_tensors, unpacker
 
 
 class FusedLora(torch.autograd.Function):
-    """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r). The
-    gradients of A and B are not returned but added to those that the two have when it is called."""
+    """y = x W^T + b + scale (x A^T) B^T with W and b frozen, in any float type; x (n, in), A (r, in), B (out, r). W is what
+    `unpack` makes of `stored`, the tensors that a frozen layer keeps it in, forward and again backward. The gradients of A
+    and B are not returned but added to those that the two have when it is called."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
-        context: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        context: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        unpack: Unpack,
+        *stored: Tensor,
     ) -> Tensor:
         low, high = down.to(x.dtype), up.to(x.dtype)
         narrow = x @ low.T
-        wide = widened(weight, x.dtype)
-        result = functional.linear(x, wide, None if bias is None else bias.to(x.dtype))
+        result = functional.linear(x, unpack(stored, x.dtype), None if bias is None else bias.to(x.dtype))
         result.addmm_(narrow, high.T, alpha=scale)
-        context.save_for_backward(x, weight, low, high, narrow)
-        context.scale, context.gradients = scale, (down.grad, up.grad)
+        context.save_for_backward(x, low, high, narrow, *stored)
+        context.scale, context.gradients, context.unpack = scale, (down.grad, up.grad), unpack
         return result
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, low, high, narrow = context.saved_tensors
+        x, low, high, narrow, *stored = context.saved_tensors
         back = grad @ high
         to_input = None
         if context.needs_input_grad[0]:
-            to_input = (grad @ widened(weight, grad.dtype)).addmm_(back, low, alpha=context.scale)
+            to_input = (grad @ context.unpack(stored, grad.dtype)).addmm_(back, low, alpha=context.scale)
         to_down, to_up = context.gradients
         _add_product(to_down, back.T, x, context.scale)
         _add_product(to_up, grad.T, narrow, context.scale)
-        return to_input, None, None, None, None, None
+        return to_input, *(None,) * (5 + len(stored))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
@@ -70,7 +78,9 @@ def fuse(network: nn.Module, name: str, twins: Mapping[nn.Parameter, nn.Paramete
         if not isinstance(layer, Linear) or layer.use_dora.get(name, False):
             continue
         base = layer.get_base_layer()
-        plain = type(base) is nn.Linear and isinstance(layer.lora_dropout[name], nn.Identity)
+        plain = type(base) in {nn.Linear, QuantisedLinear} and isinstance(
+            layer.lora_dropout[name], nn.Identity
+        )
         if plain and list(layer.active_adapters) == [name]:
             compute_by(layer, _Forward(layer, base, name, twins or {}))
             count += 1
@@ -81,7 +91,7 @@ class _Forward:
     """What stands in for peft's forward of one layer."""
 
     def __init__(self, layer: Any, base: Any, name: str, twins: Mapping[nn.Parameter, nn.Parameter]) -> None:
-        self._base, self._scale = base, float(layer.scaling[name])
+        self._base, self._scale, self._unpack = base, float(layer.scaling[name]), unpacker(base)
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
         self._weights = {down.dtype: (down, up)}
         if down in twins:
@@ -91,5 +101,7 @@ class _Forward:
     def __call__(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         down, up = self._weights.get(x.dtype) or self._weights[self._dtype]
-        result: Tensor = _apply(flat, self._base.weight, self._base.bias, down, up, self._scale)
+        # Read at each call: a block that is streamed has other tensors each time.
+        stored = stored_tensors(self._base)
+        result: Tensor = _apply(flat, self._base.bias, down, up, self._scale, self._unpack, *stored)
         return result.view(*x.shape[:-1], -1)

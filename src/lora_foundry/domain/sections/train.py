@@ -181,6 +181,24 @@ class MachineSettings(Section):
         "as bf16.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
+    quantise: Literal["auto", "none", "int8", "nf4"] = Field(
+        "auto",
+        description="Bits that the frozen base is kept in: `none`: the 16 of `precision`; `int8`; `nf4`, four, with "
+        "bitsandbytes (extra `cuda`). `auto`: 16, and fewer only where the memory holds neither that nor what `streamed` "
+        "leaves of it. The LoRA's file is the same kind of file for all.",
+    )
+    streamed: Share = Field(
+        0.0,
+        description="Share of the denoiser's blocks that wait in the computer's memory and come to the GPU when they are "
+        "computed, with gradient checkpointing; the result is the same. Chosen by `memory` where it is needed.",
+        json_schema_extra=NOTHING,
+    )
+    cache_captions: bool = Field(
+        False,
+        description="Encode every caption of the training before its first step, shuffled ones too, so that the text "
+        "encoders leave the GPU; takes disk space. Chosen by `memory` where it is needed.",
+        json_schema_extra=NOTHING,
+    )
     cuda_graphs: bool = Field(
         False,
         description="Record a step's passes once and play them back, which spares the GPU the wait for Python; takes "
@@ -196,8 +214,9 @@ class MachineSettings(Section):
     )
     memory: Literal["as_set", "auto", "8gb", "12gb", "16gb", "24gb"] = Field(
         "auto",
-        description="Fit batch size and gradient checkpointing to a GPU's free memory, or to that of a card; the "
-        "pictures a step stay as many and the result the same. `as_set` takes them as they are. A CPU's memory is not managed.",
+        description="Fit the training to a GPU's free memory, or to that of a card: gradient checkpointing, text encoders "
+        "let go of, batches computed in parts, blocks streamed, and only then a quantised base. The pictures a step stay as "
+        "many. `as_set` takes the settings as they are. A CPU's memory is not managed.",
     )
     export_precision: Literal["fp16", "bf16"] = Field("fp16", description="Number format of the LoRA file.")
 
@@ -271,6 +290,19 @@ class TrainSection(SavingSettings, MachineSettings, DatasetSettings, OptimizerSe
                 self.network == "dora" and self.text_encoder_rate > 0,
                 'train.network = "dora" leaves the text encoders alone, since diffusers reads no magnitudes for them; '
                 "set train.text_encoder_rate to 0",
+            ),
+            (
+                self.quantise in {"int8", "nf4"} and self.network != "lora",
+                f'train.quantise is for train.network = "lora"; set it to "none" for {self.network!r}',
+            ),
+            (
+                self.streamed > 0 and not self.gradient_checkpointing,
+                "train.streamed needs train.gradient_checkpointing = true, by which a block's weights are needed only while "
+                "it is computed",
+            ),
+            (
+                self.streamed > 0 and self.network == "dora",
+                'train.network = "dora" starts from the norms of all weights at once; set train.streamed to 0',
             ),
             (
                 not self.targets and self.conv_rank == 0,

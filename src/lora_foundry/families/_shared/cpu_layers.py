@@ -118,7 +118,10 @@ def use_cpu_layers(network: nn.Module) -> None:
                 compute_by(layer, partial(_linear, layer))
         else:
             for weight in layer.parameters(recurse=False):
-                weight.data = weight.data.float()
+                if (
+                    weight.is_floating_point()
+                ):  # the codes of a quantised matrix are no numbers to compute with
+                    weight.data = weight.data.float()
 
 
 def compute_by(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:

@@ -24,7 +24,9 @@ from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.loading import in_type, loader_of, quiet_libraries
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.families._shared.prompts import Condition, Prompts, stack_conditions
+from lora_foundry.families._shared.quantised import packing_of, quantise, repeated_blocks
 from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.streaming import Streamed, streamed_places
 from lora_foundry.families._shared.targets import DENOISER, FileFormat, Target
 
 _LARGEST_TILE, _SMALLEST_TILE = 512, 128  # pixels a side, when the VAE works in tiles
@@ -53,6 +55,7 @@ class FrozenModel(ABC):
         self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
         self._tile = 0  # pixels a side of the VAE's tiles; 0: none
+        self._streamed: Streamed | None = None
 
     @cached_property
     def network(self) -> nn.Module:
@@ -62,11 +65,26 @@ class FrozenModel(ABC):
             if self._settings.training_adapter:
                 named = Path(self._settings.training_adapter).expanduser()
                 merge_adapter(network, self._base, self._base.adapter or named)
-            network = in_type(network, self._storage).to(device=self._device)
+            network = in_type(network, self._storage)
         if self._settings.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         module: nn.Module = network
-        return module
+        return self._placed(module)
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """The network on the device, block by block as the settings want it: quantised, or waiting in the computer's memory.
+        Never is more of it on the device than stays there."""
+        blocks = list(repeated_blocks(network).values())
+        streamed = [blocks[place] for place in streamed_places(len(blocks), self._settings.streamed)]
+        packing = packing_of(self._settings)
+        for block in blocks:
+            if packing:
+                quantise(block, packing, self._device)
+            if block in streamed:
+                block.cpu()
+        if streamed:
+            self._streamed = Streamed(streamed, self._device)
+        return network.to(device=self._device)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
