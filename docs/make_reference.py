@@ -17,14 +17,18 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from lora_foundry.cli.app import app
 from lora_foundry.domain.recipe import Recipe, help_of
+from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.memory import training_memory
+from lora_foundry.families._shared.memory import Means, training_memory, usual_means
+from lora_foundry.families._shared.quantised import packing_of
 from lora_foundry.families._shared.registry import family_names, family_package, family_part
+from lora_foundry.families._shared.streaming import streamed_places
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 from lora_foundry.trainer.memory import CARDS, RESERVE, fit
 
 FOLDER = Path(__file__).parent / "reference"
+COMPUTER = 32  # GB of memory of the computer whose cards the memory's page shows
 
 RECIPES = """# Recipes
 
@@ -67,9 +71,23 @@ Exit codes: 0 done; 1 failed, and the same command may succeed later; 2 the inpu
 MEMORY = f"""# Memory
 
 What training takes of a GPU by the one estimate that the trainer, `doctor` and ComfyUI's handover go by, at the base's full
-size, and what `train.memory = "auto"` changes for a card of so many GB, of which {RESERVE:.0f} is left to desktop and driver.
-Gradient checkpointing and smaller batches more often learn the same, only slower. The estimate's numbers are counted on
-torch's meta device and hold within a tenth there; on GPUs they are not measured yet. `train.needs_mib` replaces it.
+size, and what `train.memory = "auto"` changes for an NVIDIA card of so many GB, of which {RESERVE:.0f} is left to desktop and
+driver, in a computer with {COMPUTER} GB. The estimate's numbers are counted on torch's meta device and hold within a tenth
+there, quantised and streamed bases too; on GPUs they are not measured yet: `make gpu` does. `train.needs_mib` replaces it.
+
+What is given up, in this order, until it fits:
+
+1. *checkpointing* (`train.gradient_checkpointing`): activations are computed twice instead of kept.
+2. *captions first* (`train.cache_captions`): shuffled captions are encoded before the first step, and the text encoders go.
+3. *batch*: a batch is computed in parts, more often.
+4. *streamed* (`train.streamed`): as many blocks as must be wait in the computer's memory and come to the GPU while others are
+   computed. NVIDIA only, and up to half of the computer's memory.
+5. *int8*, then *nf4* (`train.quantise`), where the computer's memory is too small for 4 or the GPU cannot stream. `nf4` needs
+   bitsandbytes (extra `cuda`).
+
+The first four learn the same, to rounding, only slower; the last one learns on a base that is rounded, and the file is the
+same kind of file. [Why in this order](../decisions/0023-small-cards.md). A base is read into the computer's memory in 16 bits
+before it goes to the GPU: that much must be there in any case.
 
 Drawing needs no setting: where a card does not hold the base's parts at once, they come to it one after another, and where it
 does not hold a whole picture's decoding, the VAE works in tiles. Both go by the card's size. Not yet tried on a GPU.
@@ -171,17 +189,28 @@ def memory_row(family: str, recipe: Recipe) -> str:
         configuration=configuration,
     )
     cells = [f"{training_memory(base, recipe.train) / GIB:.1f} GiB"]
+    ways = usual_means(base, recipe.train, COMPUTER * GIB)
     for card, size in CARDS.items():
-        fitted, _ = fit(recipe.train.model_copy(update={"memory": card}), base, None)
+        fitted, _ = fit(recipe.train.model_copy(update={"memory": card}), base, None, ways)
         needed = training_memory(base, fitted) / GIB
-        ways = [
-            f"batch {fitted.batch_size}" + (f" x {fitted.accumulation}" if fitted.accumulation > 1 else "")
-        ]
-        if fitted.gradient_checkpointing:
-            ways.append("checkpointing")
         fits = needed <= size - RESERVE
-        cells.append(f"{needed:.1f} GiB: {', '.join(ways)}" if fits else f"no: {needed:.1f} GiB at the least")
+        least = f"no: {needed:.1f} GiB at the least"
+        cells.append(f"{needed:.1f} GiB: {', '.join(given_up(fitted, ways))}" if fits else least)
     return row(f"`{recipe.name}`, {recipe.train.resolution} px", *cells)
+
+
+def given_up(fitted: TrainSection, ways: Means) -> Iterator[str]:
+    """What a training gives up, in the page's words."""
+    repeated = f" x {fitted.accumulation}" if fitted.accumulation > 1 else ""
+    yield f"batch {fitted.batch_size}{repeated}"
+    if fitted.gradient_checkpointing:
+        yield "checkpointing"
+    if fitted.cache_captions:
+        yield "captions first"
+    if fitted.streamed:
+        yield f"{len(streamed_places(ways.blocks, fitted.streamed))} of {ways.blocks} blocks streamed"
+    if packing := packing_of(fitted):
+        yield packing
 
 
 PAGES = {

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.family import Batch, FamilyModel
+from lora_foundry.families._shared.quantised import packing_of
 
 _WARM = 3  # times a shape is computed first: libraries choose their ways and take their memory then
 _MOST = 6  # shapes that are recorded: each takes time to record and memory to keep
@@ -31,9 +32,10 @@ class _Recording(NamedTuple):
 
 def can_record(settings: TrainSection, model: FamilyModel, device: torch.device) -> bool:
     """Whether a training's passes may be recorded: on CUDA, and where no step asks for anything but tensors of known
-    shape. Text encoders that learn see texts of all lengths; checkpointing asks the device for its random state."""
+    shape. Text encoders that learn see texts of all lengths; checkpointing asks the device for its random state; nobody
+    has recorded the unpacking of a quantised base."""
     wanted = settings.cuda_graphs and not settings.gradient_checkpointing and settings.text_encoder_rate == 0
-    return wanted and device.type == "cuda" and model.recordable
+    return wanted and packing_of(settings) is None and device.type == "cuda" and model.recordable
 
 
 class Recorded:

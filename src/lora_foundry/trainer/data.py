@@ -77,6 +77,11 @@ class NoiseSampler:
             chosen.append(Sample(image, self._caption(self._images[image].caption, rng), flipped))
         return chosen
 
+    def captions(self, steps: int) -> list[str]:
+        """Every caption of the first `steps` steps, shuffled as they are there, each once."""
+        found = (sample.caption for step in range(steps) for sample in self.samples(step))
+        return list(dict.fromkeys(found))
+
     def never_shown(self, steps: int) -> int:
         """How many pictures no step of a training of so many shows."""
         turns = Counter(group for group, _ in self._turns[:steps])

@@ -1,25 +1,28 @@
-"""How a training is fitted to a GPU's memory: which batch size it takes and whether gradient checkpointing, and what it
-gives up when the memory runs out after all. The pictures that make one optimizer step stay as many and the optimizer
-stays the one that was chosen, so that a smaller card learns the same, only slower."""
+"""How a training is fitted to a GPU's memory, and what it gives up when the memory runs out after all. First what changes
+nothing of the result: gradient checkpointing, text encoders let go of, batches computed in parts, blocks streamed. Only
+where the computer's memory does not hold what would be streamed, or the GPU can fetch nothing, the base is quantised. The
+pictures that make one optimizer step stay as many and the optimizer stays the one that was chosen."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.inspect import Base
-from lora_foundry.families._shared.memory import training_memory
+from lora_foundry.families._shared.memory import Means, training_memory, waiting_memory
 
 _GIB = 1024**3
 CARDS = {"8gb": 8.0, "12gb": 12.0, "16gb": 16.0, "24gb": 24.0}
 RESERVE = 1.0  # GiB of a card that the desktop and the driver take
 
 
-def fit(settings: TrainSection, base: Base, free: float | None) -> tuple[TrainSection, str]:
-    """The settings for `free` GiB of memory, and what was changed, in words; unchanged for None (a CPU).
+def fit(settings: TrainSection, base: Base, free: float | None, ways: Means) -> tuple[TrainSection, str]:
+    """The settings for `free` GiB of memory, and what was changed, in words; unchanged for None (a CPU). `ways` says what
+    the machine can do beside computing less at once.
 
-    Changed, one after another until the estimate fits, is only what does not change the result: activations are
-    computed twice instead of kept, and a batch is computed in parts. Where that does not suffice, the words say so.
+    Changed is one thing after another until the estimate fits; where nothing suffices, the words say so.
     """
     if settings.memory in CARDS:
         free = CARDS[settings.memory] - RESERVE
@@ -27,22 +30,44 @@ def fit(settings: TrainSection, base: Base, free: float | None) -> tuple[TrainSe
         return settings, ""
     fitted = settings
     while (needed := training_memory(base, fitted) / _GIB) > free:
-        smaller = step_down(fitted)
+        smaller = _computed_less_at_once(fitted)
         if smaller is None:
             break
         fitted = smaller
+    if needed > free:
+        fitted = min(
+            (fitted, *_kept_elsewhere(fitted, base, free, ways)), key=lambda each: training_memory(base, each)
+        )
+        needed = training_memory(base, fitted) / _GIB
     words = difference(settings, fitted)
     if needed > free:
         short = f"{needed:.1f} GiB are needed by the estimate, and {free:.1f} GiB are free"
         words = ", ".join(filter(None, (words, short)))
+    elif words:
+        words += f" (about {needed:.1f} of {free:.1f} GiB)"
     return fitted, words
 
 
-def step_down(settings: TrainSection) -> TrainSection | None:
-    """The settings that take less memory and learn the same: gradient checkpointing first, then half the batch twice
-    as often. None where nothing is left to give up."""
+def step_down(settings: TrainSection, base: Base, ways: Means) -> TrainSection | None:
+    """The settings that take less memory, where the estimate was wrong: what changes nothing of the result first. None
+    where nothing is left to give up."""
+    if smaller := _computed_less_at_once(settings):
+        return smaller
+    whole = settings.model_copy(update={"streamed": 1.0})
+    if ways.blocks and settings.streamed < 1 and waiting_memory(base, whole) <= ways.waiting:
+        return whole
+    if packing := next(iter(_fewer_bits(settings, ways)), None):
+        return settings.model_copy(update={"quantise": packing})
+    return None
+
+
+def _computed_less_at_once(settings: TrainSection) -> TrainSection | None:
+    """Gradient checkpointing; then captions encoded beforehand, so that text encoders need not stay; then half the batch
+    twice as often."""
     if not settings.gradient_checkpointing:
         return settings.model_copy(update={"gradient_checkpointing": True})
+    if settings.shuffle_tags and settings.text_encoder_rate == 0 and not settings.cache_captions:
+        return settings.model_copy(update={"cache_captions": True})
     for divisor in (2, 3, 5, 7):
         if settings.batch_size % divisor == 0:
             return settings.model_copy(
@@ -56,6 +81,27 @@ def step_down(settings: TrainSection) -> TrainSection | None:
             update={"batch_size": 1, "accumulation": settings.accumulation * settings.batch_size}
         )
     return None
+
+
+def _kept_elsewhere(settings: TrainSection, base: Base, free: float, ways: Means) -> Iterator[TrainSection]:
+    """As few blocks streamed as suffice; where streaming all does not, or the computer's memory does not hold them, the same
+    with a base of fewer bits. Ends with the first that fits."""
+    for packing in (settings.quantise, *_fewer_bits(settings, ways)):
+        for count in range(ways.blocks + 1):
+            share = count / ways.blocks if count else settings.streamed
+            candidate = settings.model_copy(update={"quantise": packing, "streamed": share})
+            if waiting_memory(base, candidate) > ways.waiting:
+                break
+            yield candidate
+            if training_memory(base, candidate) / _GIB <= free:
+                return
+
+
+def _fewer_bits(settings: TrainSection, ways: Means) -> tuple[str, ...]:
+    """The ways of packing a base into fewer bits than it has now."""
+    if settings.quantise in ways.packings:
+        return ways.packings[ways.packings.index(settings.quantise) + 1 :]
+    return ways.packings
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -76,13 +122,14 @@ def free_memory(device: torch.device) -> float | None:
 
 def difference(before: TrainSection, after: TrainSection) -> str:
     """What was changed, in words; empty for nothing."""
-    names = ("batch_size", "accumulation", "gradient_checkpointing")
-    changes = [
-        f"{name} {getattr(before, name)} -> {getattr(after, name)}"
-        for name in names
-        if getattr(before, name) != getattr(after, name)
-    ]
-    return ", ".join(changes)
+    words = {
+        "gradient_checkpointing": "gradient checkpointing",
+        "cache_captions": "captions encoded beforehand",
+        "batch_size": f"batches of {after.batch_size} in place of {before.batch_size}",
+        "streamed": f"{after.streamed:.0%} of the blocks streamed from the computer's memory",
+        "quantise": f"the base in {after.quantise}",
+    }
+    return ", ".join(each for name, each in words.items() if getattr(before, name) != getattr(after, name))
 
 
 class StepWatch:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lora_foundry import __version__
 from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.quantised import packing_of
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.schedule import total_steps
 
@@ -138,6 +139,7 @@ def _training(job: TrainingJob, learned: Learned) -> dict[str, str]:
         "ss_cache_latents": "True",
         "ss_training_comment": f"lora-foundry {__version__}",
         "lora_foundry.version": __version__,
+        "lora_foundry.quantised_base": str(packing_of(settings)),
         "lora_foundry.ema": str(settings.ema or None),
         "lora_foundry.final_loss": f"{learned.loss:.6g}",
         "lora_foundry.parameters": str(learned.parameters),

@@ -29,6 +29,8 @@ from lora_foundry.failures import lacks_memory, not_enough_memory
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import find_device, freed_memory_kept, use_available_cores
 from lora_foundry.families._shared.family import Batch, FamilyModel, load_family
+from lora_foundry.families._shared.memory import Means, means
+from lora_foundry.families._shared.quantised import packing_of
 from lora_foundry.files import storage
 from lora_foundry.files.hashing import readable_hash
 from lora_foundry.files.images import picture_size
@@ -73,7 +75,9 @@ from lora_foundry.trainer.step import ForwardBackward, OptimizerStep
 
 _FINAL_LOSSES = 100
 # How a step is computed, which may change when memory runs out, and what it learns does not.
-_MACHINE = frozenset({"backend", "memory", "gradient_checkpointing", "batch_size", "accumulation"})
+_MACHINE = frozenset(
+    {"backend", "memory", "gradient_checkpointing", "batch_size", "accumulation", "quantise"}
+)
 _LENGTH = frozenset({"steps", "epochs"})
 _log = logging.getLogger(__name__)
 
@@ -117,7 +121,8 @@ class InProcessTrainer:
         """Runs the loop; where memory runs out, again from the newest checkpoint with settings that take less."""
         device = find_device(self._device_name)
         asked = job.settings
-        settings, note = plan_memory(job, self._base, device)
+        ways = means(self._base, asked, device)
+        settings, note = plan_memory(job, self._base, device, ways)
         while True:
             if note:
                 progress(ProgressEvent(stage="train", done=0, total=total, message=note))
@@ -126,7 +131,10 @@ class InProcessTrainer:
                 with freed_memory_kept(device):
                     return training, *training.run(total, asked, note)
             except RuntimeError as error:
-                smaller = step_down(settings)
+                if any((job.workdir / CHECKPOINTS).glob("*")):
+                    # What was learned on a base in 16 bits is not continued on another.
+                    ways = ways._replace(packings=())
+                smaller = step_down(settings, self._base, ways)
                 if not is_out_of_memory(error) or asked.memory == "as_set" or smaller is None:
                     raise
                 note = f"the memory did not suffice; going on with {difference(settings, smaller)}"
@@ -137,7 +145,7 @@ class InProcessTrainer:
                 torch.cuda.empty_cache()
 
 
-def plan_memory(job: TrainingJob, base: Base, device: torch.device) -> tuple[TrainSection, str]:
+def plan_memory(job: TrainingJob, base: Base, device: torch.device, ways: Means) -> tuple[TrainSection, str]:
     """The settings that fit the device, and what was changed, in words. A training that goes on keeps what it had."""
     try:
         earlier = json.loads((job.workdir / TRAINING_CONFIG).read_text(encoding="utf-8"))
@@ -145,7 +153,7 @@ def plan_memory(job: TrainingJob, base: Base, device: torch.device) -> tuple[Tra
             return TrainSection.model_validate(earlier["settings"]), ""
     except (OSError, ValueError):
         _log.debug("no earlier plan in %s", job.workdir)
-    settings, changes = fit(job.settings, base, free_memory(device))
+    settings, changes = fit(job.settings, base, free_memory(device), ways)
     return settings, f"fitted to the memory: {changes}" if changes else ""
 
 
@@ -205,9 +213,10 @@ def _make_dataset(  # noqa: PLR0917
         files[size] = cache_latents(
             model, pictures, size, base.identity, folder, reporter.counting("encoding pictures")
         )
-    captions = _cache_captions(job, base, model, device, reporter)
+    sampler = NoiseSampler(settings, job.images, group_pictures(sizes, held_out), device)
+    captions = _cache_captions(job, base, model, device, sampler, reporter)
     return TrainingDataset(
-        NoiseSampler(settings, job.images, group_pictures(sizes, held_out), device),
+        sampler,
         job.images,
         settings,
         DeviceCache(lambda key: files[sizes[key[0]]][latent_name(hashes[key[0]], key[1])], device),
@@ -217,19 +226,27 @@ def _make_dataset(  # noqa: PLR0917
 
 
 def _cache_captions(
-    job: TrainingJob, base: Base, model: FamilyModel, device: torch.device, reporter: ProgressReporter
+    job: TrainingJob,
+    base: Base,
+    model: FamilyModel,
+    device: torch.device,
+    sampler: NoiseSampler,
+    reporter: ProgressReporter,
 ) -> CaptionCache:
     settings = job.settings
     learning = settings.text_encoder_rate > 0
     captions = CaptionCache(model, device, live=learning)
+    as_they_come = settings.shuffle_tags and not settings.cache_captions
     if not learning:
         # Captions that are shuffled come up one by one; those of held-out pictures never are.
-        texts = [] if settings.shuffle_tags else [image.caption for image in job.images]
+        texts = [] if as_they_come else [image.caption for image in job.images]
+        if settings.shuffle_tags and settings.cache_captions:
+            texts += sampler.captions(total_steps(settings, job.images))
         texts += sample_texts(settings, job.trigger)
         captions.prepare(
             ["", *texts], base.identity, job.workdir / CACHE, reporter.counting("encoding captions")
         )
-    model.release_encoders(keep_text=learning or settings.shuffle_tags)
+    model.release_encoders(keep_text=learning or as_they_come)
     return captions
 
 
@@ -354,14 +371,17 @@ def _check(job: TrainingJob) -> None:
 def _fingerprint(job: TrainingJob, base: Base, hashes: list[str]) -> str:
     """Of all that decides the weights but how long it takes: a checkpoint with another one belongs to another
     training, and a finished one with the same goes on where more steps are asked for."""
-    settings = job.settings.model_dump(mode="json", exclude={*_MACHINE, *_LENGTH, *WITHOUT_INFLUENCE})
+    settings: dict[str, object] = job.settings.model_dump(
+        mode="json", exclude={*_MACHINE, *_LENGTH, *WITHOUT_INFLUENCE}
+    )
     if job.settings.start_from:
         settings["start_from"] = readable_hash(Path(job.settings.start_from).expanduser())
     images = [
         (digest, image.caption, image.repeats, image.regular, image.mask and readable_hash(image.mask))
         for digest, image in zip(hashes, job.images, strict=True)
     ]
-    return fingerprint("training-5", base.identity, settings, job.settings.samples_per_step, images)
+    packing = packing_of(job.settings)
+    return fingerprint("training-6", base.identity, packing, settings, job.settings.samples_per_step, images)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -21,7 +21,8 @@ from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.loading import loader_of
 from lora_foundry.families._shared.parts import Parts
-from lora_foundry.trainer.lora import Adapter
+from lora_foundry.trainer.fused import fuse
+from lora_foundry.trainer.lora import NAME, Adapter
 
 META = torch.device("meta")
 
@@ -101,22 +102,38 @@ def meta_network(base: Base) -> Any:
         return kind.from_config(kind.load_config(loader.configuration(base), subfolder=loader.denoiser))
 
 
+def stored_bytes(tensors: Iterator[Tensor]) -> int:
+    """Bytes of the storages that tensors lie in, each counted once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
 def step_bytes(
     base: Base, settings: TrainSection, condition: dict[str, Tensor], channels: int, scale: int
 ) -> tuple[int, int]:
-    """Bytes of the weights that lie on the device (base, LoRA, gradients), and the most that a step's forward and backward
-    pass takes beside them."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Bytes of what lies on the device all the time (base, LoRA, gradients, their copies in 16 bits, AdamW's moments), and
+    the most that a step's forward and backward pass takes beside them, all as the trainer prepares it."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        META,
+    ):  # what would wait in the computer's memory is not there either
         patch.setattr(Parts, "load_denoiser", lambda self: meta_network(base).requires_grad_(False))
+        patch.setattr(nn.Module, "cpu", lambda self: self)
         model = load_family(base, settings, META)
         adapter = Adapter(model.networks, model.lora_targets(settings), settings, 0)
+        fuse(model.network, NAME, adapter.keep_half_copies(model.dtype))
+        optimizer = torch.optim.AdamW(adapter.buffers.values(), foreach=False)
+        optimizer.step()
+        moments = [tensor for each in optimizer.state.values() for tensor in each.values()]
         side = settings.resolution // scale
         latents = torch.empty(settings.batch_size, channels, side, side, device=META)
-        weights = sum(tensor.nbytes for tensor in model.network.parameters())
-        gradients = sum(tensor.nbytes for tensor in adapter.parameters())
-        known = [*model.network.parameters(), *model.network.buffers(), *condition.values(), latents]
-        known += [buffer.grad for buffer in adapter.buffers.values() if buffer.grad is not None]
+        gradients = [buffer.grad for buffer in adapter.buffers.values() if buffer.grad is not None]
+        half = vars(adapter.half).values() if adapter.half else ()
+        copies = [tensor for tensor in half if isinstance(tensor, Tensor)]
+        here = [*model.network.parameters(), *model.network.buffers(), *gradients, *copies, *moments]
+        known = [*here, *condition.values(), latents]
+        resident = stored_bytes(iter(here))
         with fused_attention(patch), Meter(iter(known)) as meter:
             timesteps = torch.full((settings.batch_size,), 0.5)
             model.losses(Batch(latents, condition, latents, timesteps)).sum().backward()
-        return weights + gradients, meter.peak
+        return resident, meter.peak

@@ -22,7 +22,6 @@ from lora_foundry.families._shared.family import Batch, FamilyModel, load_family
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.quantised import (
-    PACKINGS,
     Packing,
     QuantisedLinear,
     pack,

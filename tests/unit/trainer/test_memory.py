@@ -19,6 +19,8 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import BackendError
 from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.inspect import Base
+from lora_foundry.families._shared.memory import Means
+from lora_foundry.families._shared.quantised import Packing
 from lora_foundry.ports import TrainingImage, TrainingJob
 from lora_foundry.trainer import memory, trainer
 from lora_foundry.trainer.logging import EventFile, _checksum
@@ -29,6 +31,7 @@ from tests.unit.trainer.conftest import short_section
 from tests.unit.trainer.toy import BASE, ToyModel
 
 pytestmark = pytest.mark.slow
+GIB = 1 << 30
 
 
 @pytest.fixture
@@ -79,9 +82,9 @@ def test_out_of_memory_gives_way_step_by_step_says_so_and_learns_the_same(
     InProcessTrainer(BASE, "cpu").train(squeezed, events.append)
     said = [event.message for event in events if event.message.startswith("the memory")]
     assert said == [
-        "the memory did not suffice; going on with gradient_checkpointing False -> True",
-        "the memory did not suffice; going on with batch_size 4 -> 2, accumulation 1 -> 2",
-        "the memory did not suffice; going on with batch_size 2 -> 1, accumulation 2 -> 4",
+        "the memory did not suffice; going on with gradient checkpointing",
+        "the memory did not suffice; going on with batches of 2 in place of 4",
+        "the memory did not suffice; going on with batches of 1 in place of 2",
     ]
     assert said[-1] in (squeezed.workdir / "log.txt").read_text()
     one, two = load_file(plain.output), load_file(squeezed.output)
@@ -107,30 +110,68 @@ def test_where_nothing_is_left_to_give_up_the_error_says_what_to_set(
 
 @pytest.fixture
 def estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base of 4 GiB, of which each picture of 512 pixels takes 1 GiB more, and 0.25 with checkpointing."""
+    """A base of 4 GiB in ten blocks, of which each picture of 512 pixels takes 1 GiB more, and 0.25 with checkpointing;
+    shuffled captions keep 0.5 GiB of text encoder."""
+
+    def bits(section: TrainSection) -> float:
+        return {"int8": 8, "nf4": 4}.get(section.quantise, 16) / 16
 
     def needed(base: Base, section: TrainSection) -> int:
         picture = 0.25 if section.gradient_checkpointing else 1.0
-        return int((4 + picture * section.batch_size * (section.resolution / 512) ** 2) * (1 << 30))
+        text = 0.5 if section.shuffle_tags and not section.cache_captions else 0.0
+        there = 4 * bits(section) * min(1.0, 1 - section.streamed + (0.2 if section.streamed else 0))
+        return int((there + text + picture * section.batch_size * (section.resolution / 512) ** 2) * GIB)
 
     monkeypatch.setattr(memory, "training_memory", needed)
+    monkeypatch.setattr(
+        memory, "waiting_memory", lambda base, section: int(4 * bits(section) * section.streamed * GIB)
+    )
+
+
+NOTHING_ELSE = Means()
+SAME_RESULT = {"batch_size", "accumulation", "gradient_checkpointing", "cache_captions", "streamed"}
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 32), repeats=st.integers(1, 4), resolution=st.sampled_from([512, 768, 1024]),
-    free=st.floats(1, 80), optimizer=st.sampled_from(["adamw", "adamw8bit", "adafactor"]),
+    free=st.floats(0.5, 80), optimizer=st.sampled_from(["adamw", "adamw8bit", "adafactor"]), shuffled=st.booleans(),
+    blocks=st.sampled_from([0, 10]), packings=st.sampled_from([(), ("int8",), ("int8", "nf4")]),
+    main=st.floats(0, 8),
 )  # fmt: skip
-def test_what_is_fitted_learns_the_same_and_takes_no_more_than_is_free_if_that_can_be(
-    estimate: None, batch: int, repeats: int, resolution: int, free: float, optimizer: str
-) -> None:
-    asked = short_section(batch_size=batch, accumulation=repeats, resolution=resolution, optimizer=optimizer)
-    fitted, words = memory.fit(asked, BASE, free)
+def test_what_is_fitted_learns_the_same_and_takes_no_more_than_is_free_if_that_can_be(  # noqa: PLR0917
+    estimate: None, batch: int, repeats: int, resolution: int, free: float, optimizer: str, shuffled: bool,
+    blocks: int, packings: tuple[Packing, ...], main: float,
+) -> None:  # fmt: skip
+    asked = short_section(
+        batch_size=batch,
+        accumulation=repeats,
+        resolution=resolution,
+        optimizer=optimizer,
+        shuffle_tags=shuffled,
+    )
+    ways = Means(blocks, packings, int(main * GIB))
+    fitted, words = memory.fit(asked, BASE, free, ways)
     changed = {name for name, value in asked if getattr(fitted, name) != value}
-    assert changed <= {"batch_size", "accumulation", "gradient_checkpointing"}
+    assert changed <= SAME_RESULT | {"quantise"}
     assert fitted.samples_per_step == asked.samples_per_step
-    fits = memory.training_memory(BASE, fitted) <= free * (1 << 30)
-    assert fits or memory.step_down(fitted) is None
+    assert fitted.gradient_checkpointing or not fitted.streamed
+    assert memory.waiting_memory(BASE, fitted) <= ways.waiting or not fitted.streamed
+    fits = memory.training_memory(BASE, fitted) <= free * GIB
+    smallest = [
+        asked.model_copy(update={"batch_size": 1, "gradient_checkpointing": True, "cache_captions": True,
+                                 "streamed": count / 10, "quantise": packing})
+        for packing in ("auto", *packings)
+        for count in range(blocks + 1)
+    ]  # fmt: skip
+    possible = [each for each in smallest if memory.waiting_memory(BASE, each) <= ways.waiting]
+    assert fits == any(memory.training_memory(BASE, each) <= free * GIB for each in possible)
+    if fits and "quantise" in changed:  # only where nothing that learns the same would do
+        same = [each for each in possible if each.quantise == "auto"]
+        assert all(memory.training_memory(BASE, each) > free * GIB for each in same)
+    if fits and "streamed" in changed:  # and no block more than it takes
+        fewer = fitted.model_copy(update={"streamed": max(0.0, fitted.streamed - 0.1)})
+        assert memory.training_memory(BASE, fewer) > free * GIB
     assert fits != ("GiB are needed by the estimate" in words)
     assert bool(words) == (bool(changed) or not fits)
 
@@ -138,19 +179,50 @@ def test_what_is_fitted_learns_the_same_and_takes_no_more_than_is_free_if_that_c
 def test_a_smaller_card_takes_less_at_once(estimate: None) -> None:
     asked = short_section(batch_size=8, resolution=1024)
     sizes = [
-        memory.fit(asked.model_copy(update={"memory": card}), BASE, None)[0].batch_size
+        memory.fit(asked.model_copy(update={"memory": card}), BASE, None, NOTHING_ELSE)[0].batch_size
         for card in ("24gb", "16gb", "12gb", "8gb")
     ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1]
 
 
+def test_what_was_done_for_a_card_is_told_in_one_sentence(estimate: None) -> None:
+    asked = short_section(batch_size=4, resolution=1024, shuffle_tags=True)
+    ways = Means(10, ("int8", "nf4"), 8 * GIB)
+    said = {free: memory.fit(asked, BASE, free, ways)[1] for free in (6.0, 5.0, 3.0, 1.1)}
+    assert said == {
+        6.0: "gradient checkpointing, captions encoded beforehand, batches of 2 in place of 4 (about 6.0 of 6.0 GiB)",
+        5.0: "gradient checkpointing, captions encoded beforehand, batches of 1 in place of 4 (about 5.0 of 5.0 GiB)",
+        3.0: "gradient checkpointing, captions encoded beforehand, batches of 1 in place of 4, 70% of the blocks streamed "
+        "from the computer's memory (about 3.0 of 3.0 GiB)",
+        1.1: "gradient checkpointing, captions encoded beforehand, batches of 1 in place of 4, 100% of the blocks streamed "
+        "from the computer's memory, the base in nf4, 1.2 GiB are needed by the estimate, and 1.1 GiB are free",
+    }
+    little = Means(10, ("int8", "nf4"), 0)
+    assert "the base in int8" in memory.fit(asked, BASE, 3.0, little)[1]
+
+
+def test_where_the_estimate_was_wrong_the_base_is_quantised_last_and_never_once_something_is_learned(
+    estimate: None,
+) -> None:
+    ways = Means(10, ("int8", "nf4"), 8 * GIB)
+    last = short_section(batch_size=1, gradient_checkpointing=True)
+    steps: list[tuple[float, str]] = []
+    while smaller := memory.step_down(last, BASE, ways):
+        last = smaller
+        steps.append((last.streamed, last.quantise))
+    assert steps == [(1.0, "auto"), (1.0, "int8"), (1.0, "nf4")]
+    assert (
+        memory.step_down(short_section(batch_size=1, gradient_checkpointing=True), BASE, NOTHING_ELSE) is None
+    )
+
+
 def test_a_cpu_and_a_fixed_choice_are_left_alone(estimate: None) -> None:
     asked = short_section(batch_size=8, resolution=768)
-    assert memory.fit(asked, BASE, None) == (asked, "")
+    assert memory.fit(asked, BASE, None, NOTHING_ELSE) == (asked, "")
     fixed = asked.model_copy(update={"memory": "as_set"})
-    assert memory.fit(fixed, BASE, 1.0) == (fixed, "")
-    assert memory.fit(asked, BASE, 80.0) == (asked, "")
+    assert memory.fit(fixed, BASE, 1.0, NOTHING_ELSE) == (fixed, "")
+    assert memory.fit(asked, BASE, 80.0, NOTHING_ELSE) == (asked, "")
 
 
 def test_a_step_that_takes_five_times_as_long_is_reported_once() -> None:

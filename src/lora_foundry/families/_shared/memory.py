@@ -1,35 +1,45 @@
 """How much GPU memory a training takes, and how much is free, so that none is started that would spill into main
-memory, where a step takes a hundred times as long and nothing says why."""
+memory, where a step takes a hundred times as long and nothing says why. By the same estimate a training is fitted to a
+card (`trainer.memory`): what it would take quantised or streamed is counted before anything is loaded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
 from math import prod
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import FoundryError
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.devices import find_device
+from lora_foundry.families._shared.devices import find_device, total_memory
 from lora_foundry.families._shared.loading import library_class, loader_of, quiet_libraries
+from lora_foundry.families._shared.quantised import (
+    PACKINGS,
+    Packing,
+    installed_packings,
+    packable,
+    packed_bytes,
+    packing_of,
+    repeated_blocks,
+)
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.split import read_json
-from lora_foundry.files.safetensors import read_header
+from lora_foundry.families._shared.streaming import streamed_places
 
-_TEXT = ("cond_stage_model.", "conditioner.")
 MIB = 1 << 20
 _MOMENTS = {
     "adamw8bit": 2,
     "adafactor": 1,
 }  # bytes of optimizer state a trained number, where it is not AdamW's two fp32
 RUNTIME = 900 * MIB  # CUDA's context, its libraries' workspaces, and the allocator's gaps
+_WAITING = 0.5  # of the computer's memory, as much as Windows lends to GPUs in this form
+_TEXT_CONFIGURATIONS = "text_encoder*/config.json"
 _UNKNOWN = 6_000_000_000  # weights of a base whose configuration cannot be read here
 
 
@@ -55,12 +65,54 @@ class Footprint(NamedTuple):
         return sum(self)
 
 
+class Block(NamedTuple):
+    """One of a network's repeated blocks: the matrices (out, in) that can be packed, and how many other weights it has."""
+
+    matrices: tuple[tuple[int, int], ...]
+    others: int
+
+    def bytes(self, packing: Packing | None, width: int) -> int:
+        """What it takes where a plain number takes `width` bytes."""
+        packed = (packed_bytes(shape, packing) if packing else prod(shape) * width for shape in self.matrices)
+        return self.others * width + sum(packed)
+
+
 class Counted(NamedTuple):
     """A base's denoiser, counted at its real size on torch's meta device."""
 
     weights: int
     targets: tuple[tuple[int, ...], ...]
     """The shapes of the weights that get a LoRA."""
+    blocks: tuple[Block, ...] = ()
+
+    def weight_bytes(self, settings: TrainSection, width: int) -> int:
+        """What of the weights lies on the GPU: those of streamed blocks only while they are computed, two at once. Where
+        blocks are of unlike size the activations of the smaller ones are the larger, so that two usual ones count."""
+        packing = packing_of(settings)
+        sizes = [block.bytes(packing, width) for block in self.blocks]
+        streamed = [sizes[place] for place in streamed_places(len(sizes), settings.streamed)]
+        rest = self.weights * width - sum(block.bytes(None, width) for block in self.blocks)
+        there = min(2, len(streamed)) * sum(streamed) // max(1, len(streamed))
+        return rest + sum(sizes) - sum(streamed) + there
+
+    def waiting_bytes(self, settings: TrainSection) -> int:
+        """What of the weights waits in the computer's memory, where they are of 16 bits or packed."""
+        sizes = [block.bytes(packing_of(settings), 2) for block in self.blocks]
+        return sum(sizes[place] for place in streamed_places(len(sizes), settings.streamed))
+
+    @property
+    def largest_matrix(self) -> int:
+        """Weights of the largest matrix that can be packed, which is unpacked as a whole."""
+        return max((prod(shape) for block in self.blocks for shape in block.matrices), default=0)
+
+
+class Means(NamedTuple):
+    """By what a training can be made smaller beside computing less at once: how many blocks can be streamed, how the base
+    may be packed, the most exact way first, and how many bytes of the computer's memory may wait for the GPU."""
+
+    blocks: int = 0
+    packings: tuple[Packing, ...] = ()
+    waiting: int = 0
 
 
 def training_memory(base: Base, settings: TrainSection) -> int:
@@ -72,21 +124,48 @@ def footprint(base: Base, settings: TrainSection) -> Footprint:
     """What a training takes, by its parts: weights and LoRA counted from the base's configuration, activations by the
     family's own formula (`memory.kept`), which its test holds to what the meta device counts."""
     wide = _computes_in_fp32(base, settings)
+    width = 4 if wide else 2
     try:
         config, counted = _counted(base, settings.targets, settings.conv_rank > 0)
         kept: Kept = family_part(base.family, "memory").kept(config, settings.resolution)
     except (FoundryError, OSError):
-        config, counted, kept = {}, Counted(_UNKNOWN, ()), Kept(4 << 30, 1 << 30)
-    weights = counted.weights * (4 if wide else 2)
-    if settings.text_encoder_rate > 0:
-        weights += 4 * _text_weights(base)
+        counted, kept = Counted(_UNKNOWN, ()), Kept(4 << 30, 1 << 30)
+    weights = counted.weight_bytes(settings, width) + _encoders_there(base, settings)
     trained = sum(_lora_size(shape, settings) for shape in counted.targets)
-    each = 4 + 4 + _MOMENTS.get(settings.optimizer, 8)
-    if settings.gradient_checkpointing:
-        activations = kept.checkpointed * settings.batch_size
-    else:
-        activations = kept.whole * settings.batch_size + 2 * trained  # the LoRA in the type it computes in
-    return Footprint(weights, each * trained, activations * (2 if wide else 1))
+    # In fp32 the number and its gradient; copies of both in 16 bits, where the network computes in them.
+    each = 4 + 4 + _MOMENTS.get(settings.optimizer, 8) + (0 if wide else 4)
+    picture = kept.checkpointed if settings.gradient_checkpointing else kept.whole
+    activations = picture * settings.batch_size * (2 if wide else 1)
+    if packing_of(settings):
+        activations += counted.largest_matrix * width
+    return Footprint(weights, each * trained, activations)
+
+
+def means(base: Base, settings: TrainSection, device: torch.device) -> Means:
+    """By what a training on `device` can be made smaller: streamed are blocks to a CUDA device, since others have no memory
+    of their own; quantised is a base under a plain LoRA, where the recipe leaves it open."""
+    try:
+        blocks = len(_counted(base, settings.targets, settings.conv_rank > 0)[1].blocks)
+    except (FoundryError, OSError):
+        return Means()
+    plain = settings.quantise == "auto" and settings.network == "lora" and blocks > 0
+    streams = device.type == "cuda" and settings.network != "dora"
+    waiting = int(_WAITING * total_memory())
+    return Means(blocks if streams else 0, installed_packings() if plain else (), waiting)
+
+
+def usual_means(base: Base, settings: TrainSection, memory: int) -> Means:
+    """Those of a computer with an NVIDIA GPU, so many bytes of memory and every extra."""
+    found = means(base, settings, torch.device("cuda"))
+    return found._replace(packings=PACKINGS if found.packings else (), waiting=int(_WAITING * memory))
+
+
+def waiting_memory(base: Base, settings: TrainSection) -> int:
+    """Bytes of the computer's memory that streamed blocks take, in a form that it cannot lend to others."""
+    try:
+        return _counted(base, settings.targets, settings.conv_rank > 0)[1].waiting_bytes(settings)
+    except (FoundryError, OSError):
+        return 0
 
 
 def _computes_in_fp32(base: Base, settings: TrainSection) -> bool:
@@ -119,18 +198,48 @@ def _count(family: str, config: str, targets: tuple[str, ...], convolutions: boo
     found = family_part(family, "names").lora_targets(network, settings)
     modules = dict(network.named_modules())
     shapes = tuple(tuple(modules[target.module].weight.shape) for target in found)
-    return Counted(sum(tensor.numel() for tensor in network.parameters()), shapes)
+    blocks = tuple(_block(block) for block in repeated_blocks(network).values())
+    return Counted(sum(tensor.numel() for tensor in network.parameters()), shapes, blocks)
+
+
+def _block(block: nn.Module) -> Block:
+    layers = [block.get_submodule(path) for path in packable(block)]
+    shapes = tuple(
+        (layer.out_features, layer.in_features) for layer in layers if isinstance(layer, nn.Linear)
+    )
+    return Block(shapes, sum(tensor.numel() for tensor in block.parameters()) - sum(map(prod, shapes)))
+
+
+def _encoders_there(base: Base, settings: TrainSection) -> int:
+    """Bytes of the text encoders that stay on the GPU while it trains: those that learn, in fp32, and those that encode
+    shuffled captions as they come."""
+    if settings.text_encoder_rate > 0:
+        return 4 * _text_weights(base)
+    if settings.shuffle_tags and not settings.cache_captions:
+        gpu = torch.device(
+            "cuda" if torch.cuda.is_available() else "meta"
+        )  # where none is, one that has bf16
+        return loader_of(base).encoding(gpu).itemsize * _text_weights(base)
+    return 0
 
 
 def _text_weights(base: Base) -> int:
-    """How many weights the text encoders have, by the headers of their files."""
-    if base.layout == "file":
-        shapes = read_header(base.path).shapes
-        return sum(prod(shape) for name, shape in shapes.items() if name.startswith(_TEXT))
-    files = [base.parts["text_encoder"]] if base.layout == "split" else []
-    for part in ("text_encoder", "text_encoder_2"):
-        files += _plain(sorted((base.path / part).glob("*.safetensors")))
-    return sum(prod(shape) for file in files for shape in read_header(file).shapes.values())
+    """How many weights the text encoders have, by their configurations."""
+    folder = loader_of(base).configuration(base)
+    return sum(
+        _count_text(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(_TEXT_CONFIGURATIONS))
+    )
+
+
+@lru_cache(maxsize=16)
+def _count_text(config: str) -> int:
+    import transformers
+
+    values = json.loads(config)
+    kind = transformers.AutoConfig.for_model(**values)
+    with quiet_libraries(), torch.device("meta"):
+        network = getattr(transformers, values["architectures"][0])(kind)
+    return sum(tensor.numel() for tensor in network.parameters())
 
 
 def needed_memory(base: Base, settings: TrainSection, device: str) -> int:
@@ -140,8 +249,18 @@ def needed_memory(base: Base, settings: TrainSection, device: str) -> int:
     if (
         settings.memory != "as_set" and settings.backend == "inprocess"
     ):  # the trainer makes itself as small as it must
-        settings = settings.model_copy(update={"batch_size": 1, "gradient_checkpointing": True})
+        settings = smallest(settings, base, means(base, settings, find_device(device)))
     return training_memory(base, settings) if settings.needs_mib or _cuda(device) else 0
+
+
+def smallest(settings: TrainSection, base: Base, ways: Means) -> TrainSection:
+    """The settings that take the least memory for the same pictures a step."""
+    least: dict[str, object] = {"batch_size": 1, "gradient_checkpointing": True, "cache_captions": True}
+    if ways.packings:
+        least["quantise"] = ways.packings[-1]
+    smaller = settings.model_copy(update=least)
+    streamed = smaller.model_copy(update={"streamed": 1.0})
+    return streamed if ways.blocks and waiting_memory(base, streamed) <= ways.waiting else smaller
 
 
 def driver_free(device: str, nvml: ModuleType | None = None) -> int | None:
@@ -170,9 +289,3 @@ def _nvml_free(nvml: ModuleType, uuid: str) -> int:
 def _cuda(device: str) -> torch.device | None:
     found = find_device(device)
     return found if found.type == "cuda" else None
-
-
-def _plain(files: Iterable[Path]) -> list[Path]:
-    """The files of one variant, where a folder has several."""
-    found = list(files)
-    return [file for file in found if ".fp16" not in file.name] or found

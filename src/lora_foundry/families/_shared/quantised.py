@@ -49,7 +49,9 @@ class QuantisedLinear(nn.Linear):
         packed = pack(layer.weight.detach().to(device), packing)
         self.weight = nn.Parameter(packed.codes, requires_grad=False)
         self.register_buffer("scales", packed.scales, persistent=False)
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(device), requires_grad=False)
+        bias: Tensor | None = layer.bias
+        kept = None if bias is None else nn.Parameter(bias.to(device), requires_grad=False)
+        self.register_parameter("bias", kept)
 
     def unpack(self, stored: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The matrix (out, in) in `dtype` of what `stored_tensors` gave."""

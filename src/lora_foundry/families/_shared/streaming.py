@@ -85,7 +85,8 @@ class Streamed:
         self._order: list[int] = []  # as they were first computed
         self._last, self._forward = -1, True
         self._present: dict[int, tuple[Tensor, torch.cuda.Event | None]] = {}
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        stream: Any = torch.cuda.Stream  # untyped in the library
+        self._copying: torch.cuda.Stream | None = stream(device) if device.type == "cuda" else None
         self.brought = 0  # copies made, for whoever wants to know
         for index, block in enumerate(blocks):
             block.register_forward_pre_hook(partial(self._bring, index))
