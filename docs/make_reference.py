@@ -89,8 +89,10 @@ The first four learn the same, to rounding, only slower; the last one learns on 
 same kind of file. [Why in this order](../decisions/0023-small-cards.md). A base is read into the computer's memory in 16 bits
 before it goes to the GPU: that much must be there in any case.
 
-Drawing needs no setting: where a card does not hold the base's parts at once, they come to it one after another, and where it
-does not hold a whole picture's decoding, the VAE works in tiles. Both go by the card's size. Not yet tried on a GPU.
+Drawing needs no setting: where a card does not hold the base's parts at once, they come to it one after another; where it does
+not hold the largest of them, block by block; and where it does not hold a whole picture's decoding, the VAE works in tiles. All go
+by the card's size. A language model that encodes captions for a training is streamed where the GPU does not hold it. Not yet tried on
+a GPU.
 
 """
 GIB = 1 << 30

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_foundry.families._shared.devices import total_memory
 from lora_foundry.families._shared.drawing import Drawing
+from lora_foundry.families._shared.streaming import is_streamed
 
 _PLENTY = 4  # times the network's size: the memory that holds the changed weights beside the base's own
 
@@ -25,8 +26,8 @@ class Kept(NamedTuple):
 @torch.no_grad()
 def merge(drawing: Drawing) -> list[Kept]:
     """Merges the adapters that are on and takes them off; returns what `restore` needs. Does nothing where the memory
-    could not hold both: by its size and not by what is free, so that a picture is the same whoever else uses it. An
-    error leaves the base as it was."""
+    could not hold both: by its size and not by what is free, so that a picture is the same whoever else uses it; nor
+    where the weights are streamed and not at hand. An error leaves the base as it was."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     pipeline = drawing.pipeline
@@ -58,6 +59,8 @@ def restore(kept: list[Kept]) -> None:
 
 
 def _fits(network: Any) -> bool:
+    if is_streamed(network):
+        return False
     size: int = sum(weight.nbytes for weight in network.parameters())
     if network.device.type != "cuda":
         return total_memory() >= _PLENTY * size

@@ -26,7 +26,7 @@ from lora_foundry.families._shared.parts import Parts
 from lora_foundry.families._shared.prompts import Condition, Prompts, stack_conditions
 from lora_foundry.families._shared.quantised import packing_of, quantise, repeated_blocks
 from lora_foundry.families._shared.registry import family_part
-from lora_foundry.families._shared.streaming import Streamed, streamed_places
+from lora_foundry.families._shared.streaming import Streamed, bring_or_stream, streamed_places
 from lora_foundry.families._shared.targets import DENOISER, FileFormat, Target
 
 _LARGEST_TILE, _SMALLEST_TILE = 512, 128  # pixels a side, when the VAE works in tiles
@@ -97,7 +97,10 @@ class FrozenModel(ABC):
         """The text encoders, loaded when a caption is not in the cache."""
         if self._known_prompts is None:
             for encoder in self._parts.text_encoders.values():
-                encoder.to(self._device)
+                if self._settings.text_encoder_rate > 0:
+                    encoder.to(self._device)
+                else:
+                    bring_or_stream(encoder, self._device)
             self._known_prompts = self._make_prompts(self._parts.encoders)
         return self._known_prompts
 

@@ -30,7 +30,7 @@ from lora_foundry.families._shared.quantised import (
 )
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.split import read_json
-from lora_foundry.families._shared.streaming import streamed_places
+from lora_foundry.families._shared.streaming import WAITING, streamed_places
 
 MIB = 1 << 20
 _MOMENTS = {
@@ -38,7 +38,6 @@ _MOMENTS = {
     "adafactor": 1,
 }  # bytes of optimizer state a trained number, where it is not AdamW's two fp32
 RUNTIME = 900 * MIB  # CUDA's context, its libraries' workspaces, and the allocator's gaps
-_WAITING = 0.5  # of the computer's memory, as much as Windows lends to GPUs in this form
 _TEXT_CONFIGURATIONS = "text_encoder*/config.json"
 _UNKNOWN = 6_000_000_000  # weights of a base whose configuration cannot be read here
 
@@ -150,14 +149,14 @@ def means(base: Base, settings: TrainSection, device: torch.device) -> Means:
         return Means()
     plain = settings.quantise == "auto" and settings.network == "lora" and blocks > 0
     streams = device.type == "cuda" and settings.network != "dora"
-    waiting = int(_WAITING * total_memory())
+    waiting = int(WAITING * total_memory())
     return Means(blocks if streams else 0, installed_packings() if plain else (), waiting)
 
 
 def usual_means(base: Base, settings: TrainSection, memory: int) -> Means:
     """Those of a computer with an NVIDIA GPU, so many bytes of memory and every extra."""
     found = means(base, settings, torch.device("cuda"))
-    return found._replace(packings=PACKINGS if found.packings else (), waiting=int(_WAITING * memory))
+    return found._replace(packings=PACKINGS if found.packings else (), waiting=int(WAITING * memory))
 
 
 def waiting_memory(base: Base, settings: TrainSection) -> int:

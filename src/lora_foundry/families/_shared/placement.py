@@ -1,5 +1,6 @@
-"""Where a pipeline's parts lie while it draws on a GPU: all of it on the card, or one part after another where the card does
-not hold them at once, and the VAE's work in tiles where it does not hold a whole picture's. Chosen by the card's size and
+"""Where a pipeline's parts lie while it draws on a GPU: all of it on the card; one part after another where the card does
+not hold them at once; block by block where it does not hold the largest part; and the VAE's work in tiles where it does not
+hold a whole picture's. Chosen by the card's size and
 not by what is free, so that a picture is the same whoever else uses the card. What is moved is equal bit for bit; tiles
 are not quite. Not yet proven on a GPU."""
 
@@ -18,6 +19,7 @@ from lora_foundry.families._shared.frozen import use_tiles
 from lora_foundry.families._shared.loading import denoiser
 from lora_foundry.families._shared.memory import MIB, RUNTIME, Kept
 from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.streaming import stream
 
 _RESERVE = 1 << 30  # of a card, for the desktop and the driver
 # Bytes a pixel that decoding takes in 16 bits: three activations of 256 channels at full size, for the VAEs of all
@@ -28,10 +30,12 @@ _log = logging.getLogger(__name__)
 
 
 class Placement(NamedTuple):
-    """offload: parts come to the GPU when they are used. tiled: the VAE works in tiles."""
+    """offload: parts come to the GPU when they are used. tiled: the VAE works in tiles. streamed: the blocks of denoiser and
+    text encoders come to the GPU one after another."""
 
     offload: bool
     tiled: bool
+    streamed: bool = False
 
 
 def choose_placement(parts: Mapping[str, int], denoising: int, decoding: int, room: int) -> Placement:
@@ -40,7 +44,8 @@ def choose_placement(parts: Mapping[str, int], denoising: int, decoding: int, ro
     together = sum(parts.values())
     offload = together + max(denoising, decoding) > room
     beside = parts.get("vae", 0) if offload else together
-    return Placement(offload, beside + decoding > room)
+    streamed = max(parts.values(), default=0) + denoising > room
+    return Placement(offload and not streamed, beside + decoding > room, streamed)
 
 
 def place_pipeline(pipeline: Any, base: Base, section: GenerateSection, device: torch.device) -> None:
@@ -58,6 +63,10 @@ def arrange(pipeline: Any, chosen: Placement, device: torch.device) -> None:
     """Does what was chosen."""
     if chosen.tiled:
         use_tiles(pipeline.vae, _TILE, pipeline.vae_scale_factor)
+    if chosen.streamed:
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and name != "vae":
+                stream(part, device)
     if chosen.offload:
         pipeline.enable_model_cpu_offload(device=device)
     else:

@@ -109,10 +109,15 @@ def _widen(stored: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def repeated_blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that a network is made of, by their paths: of the classes that diffusers says are repeated. Gradient
-    checkpointing computes each of them anew as a whole."""
-    kinds = set(getattr(network, "_repeated_blocks", None) or ())
-    return {name: module for name, module in network.named_modules() if type(module).__name__ in kinds}
+    """The blocks that a network is made of, by their paths: of the classes that diffusers says are repeated, or that
+    transformers never splits. Gradient checkpointing computes each of them anew as a whole."""
+    declared = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", None)
+    kinds, found = set(declared or ()), dict[str, nn.Module]()
+    for name, module in network.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if type(module).__name__ in kinds and not inside:
+            found[name] = module
+    return found
 
 
 def packable(block: nn.Module) -> list[str]:

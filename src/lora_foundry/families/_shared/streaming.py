@@ -1,7 +1,6 @@
 """Blocks of a frozen network that wait in the computer's memory and come to the GPU when they are computed, each while the
-one before it computes: a base that is larger than the card, trained to the same bits. diffusers' group offloading does this
-for drawing (`placement`); in training it brings every block of the backward pass and lets none go, and fetches the next one
-in the order of the forward pass (docs/decisions/0023-small-cards.md).
+one before it computes: a base that is larger than the card, drawn with and trained to the same bits. diffusers' group offloading is
+made for drawing alone: it lets blocks of a backward pass lie (docs/decisions/0023-small-cards.md).
 
 Why the gradients are right: under gradient checkpointing a block's backward pass computes the block anew, and what it then
 saves are references to the weights as they lie on the GPU at that moment, which live until they were used. Without
@@ -12,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lora_foundry.families._shared.devices import total_memory
+from lora_foundry.families._shared.quantised import repeated_blocks
+
+WAITING = 0.5  # of the computer's memory, as much as Windows lends to GPUs in a form that it cannot swap out
+_KEPT_FREE = 1 << 30  # bytes of a GPU, for what is computed with a network that lies on it whole
 _ALIGNED = 256  # bytes: where a GPU reads widely
 
 
@@ -36,7 +39,7 @@ class _Place:
 class _Waiting:
     """A block's frozen tensors in one piece of the computer's memory, so that one copy brings them."""
 
-    def __init__(self, block: nn.Module, device: torch.device) -> None:
+    def __init__(self, block: nn.Module, device: torch.device, pinned: bool) -> None:
         found = [tensor for tensor in (*block.parameters(), *block.buffers()) if not tensor.requires_grad]
         self._places: list[_Place] = []
         first = 0
@@ -45,8 +48,7 @@ class _Waiting:
             self._places.append(_Place(tensor, first, tensor.dtype, tensor.shape, absent))
             first += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         self.bytes = first
-        # Pinned memory is copied to a GPU beside what it computes.
-        self._buffer = torch.empty(first, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._buffer = torch.empty(first, dtype=torch.uint8, pin_memory=pinned)
         for place in self._places:
             self._view(self._buffer, place).copy_(place.tensor.detach())
         self.remove()
@@ -81,7 +83,10 @@ class Streamed:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self._device = device
-        self._blocks = [_Waiting(block, device) for block in blocks]
+        size = sum(tensor.nbytes for block in blocks for tensor in (*block.parameters(), *block.buffers()))
+        # Pinned memory is copied to a GPU beside what it computes; other memory must be copied there first.
+        pinned = device.type == "cuda" and size <= WAITING * total_memory()
+        self._blocks = [_Waiting(block, device, pinned) for block in blocks]
         self._order: list[int] = []  # as they were first computed
         self._last, self._forward = -1, True
         self._present: dict[int, tuple[Tensor, torch.cuda.Event | None]] = {}
@@ -89,14 +94,14 @@ class Streamed:
         self._copying: torch.cuda.Stream | None = stream(device) if device.type == "cuda" else None
         self.brought = 0  # copies made, for whoever wants to know
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._bring, index))
+            block.register_forward_pre_hook(_Bring(self, index))
 
     @property
     def resident(self) -> int:
         """Bytes that lie on the device now."""
         return sum(room.nbytes for room, _ in self._present.values())
 
-    def _bring(self, index: int, block: nn.Module, given: Any) -> None:
+    def bring(self, index: int) -> None:
         """Before a block computes: it is brought, all others are let go of, and the next one begins to come."""
         following = self._expect(index)
         for other in set(self._present) - {index, following}:
@@ -149,6 +154,43 @@ class Streamed:
             return self._order[place - 1 if torch.is_grad_enabled() else 0] if ends else None
         following = place + (1 if self._forward else -1)
         return self._order[following] if 0 <= following <= ends else None
+
+
+class _Bring:
+    """What a streamed block does before it computes."""
+
+    def __init__(self, streamed: Streamed, index: int) -> None:
+        self._streamed, self._index = streamed, index
+
+    def __call__(self, block: nn.Module, given: Any) -> None:
+        self._streamed.bring(self._index)
+
+
+def stream(network: nn.Module, device: torch.device) -> None:
+    """Streams all repeated blocks of a frozen network to `device`, where the rest of it goes."""
+    Streamed(list(repeated_blocks(network).values()), device)
+    network.to(device)
+
+
+def bring_or_stream(network: nn.Module, device: torch.device, room: int | None = None) -> None:
+    """Brings a frozen network to `device`; where `room` bytes (by default what is free on a GPU) do not hold it, streams its
+    blocks. What it computes is the same, so that what others use may decide."""
+    if room is None and device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] - _KEPT_FREE
+    size = sum(tensor.nbytes for tensor in network.parameters())
+    if room is not None and size > room:
+        stream(network, device)
+    else:
+        network.to(device)
+
+
+def is_streamed(network: nn.Module) -> bool:
+    """Whether blocks of a network wait elsewhere, so that its weights are not all at hand."""
+    return any(
+        isinstance(hook, _Bring)
+        for module in network.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
 
 
 def streamed_places(blocks: int, share: float) -> list[int]:

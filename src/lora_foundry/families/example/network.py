@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
@@ -36,9 +34,8 @@ class ExampleTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ig
     are their shares of noise, `text` (n, length, text_width) the prompt."""
 
     _supports_gradient_checkpointing = True
-    _repeated_blocks: ClassVar[list[str]] = [
-        "Block"
-    ]  # nearly all of it: what is quantised, and streamed to small cards
+    # Nearly all of the network: what is quantised, and streamed to small cards.
+    _repeated_blocks = ["Block"]  # noqa: RUF012 - as the library declares it
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
