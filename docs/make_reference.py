@@ -19,7 +19,7 @@ from lora_foundry.cli.app import app
 from lora_foundry.domain.recipe import Recipe, help_of
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.memory import Means, training_memory, usual_means
+from lora_foundry.families._shared.memory import Means, loaded_memory, training_memory, usual_means
 from lora_foundry.families._shared.quantised import packing_of
 from lora_foundry.families._shared.registry import family_names, family_package, family_part
 from lora_foundry.families._shared.streaming import streamed_places
@@ -87,12 +87,12 @@ What is given up, in this order, until it fits:
 
 The first four learn the same, to rounding, only slower; the last one learns on a base that is rounded, and the file is the
 same kind of file. [Why in this order](../decisions/0023-small-cards.md). A base is read into the computer's memory in 16 bits
-before it goes to the GPU: that much must be there in any case.
+before it goes to the GPU: that much ("to read") must be there in any case, so that Qwen-Image asks for a computer with 48 GB.
 
 Drawing needs no setting: where a card does not hold the base's parts at once, they come to it one after another; where it does
-not hold the largest of them, block by block; and where it does not hold a whole picture's decoding, the VAE works in tiles. All go
-by the card's size. A language model that encodes captions for a training is streamed where the GPU does not hold it. Not yet tried on
-a GPU.
+not hold the largest of them, block by block; and where it does not hold a whole picture's decoding, the VAE works in tiles. All
+go by the card's size. A language model that encodes captions for a training is streamed where the GPU does not hold it. Not yet
+tried on a GPU.
 
 """
 GIB = 1 << 30
@@ -198,7 +198,8 @@ def memory_row(family: str, recipe: Recipe) -> str:
         fits = needed <= size - RESERVE
         least = f"no: {needed:.1f} GiB at the least"
         cells.append(f"{needed:.1f} GiB: {', '.join(given_up(fitted, ways))}" if fits else least)
-    return row(f"`{recipe.name}`, {recipe.train.resolution} px", *cells)
+    whole = loaded_memory(base) / GIB
+    return row(f"`{recipe.name}`, {recipe.train.resolution} px, {whole:.0f} GiB to read", *cells)
 
 
 def given_up(fitted: TrainSection, ways: Means) -> Iterator[str]:

@@ -159,6 +159,11 @@ def usual_means(base: Base, settings: TrainSection, memory: int) -> Means:
     return found._replace(packings=PACKINGS if found.packings else (), waiting=int(WAITING * memory))
 
 
+def loaded_memory(base: Base) -> int:
+    """Bytes of the computer's memory that a base's denoiser takes while it is read, in 16 bits."""
+    return 2 * _counted(base, TrainSection().targets, False)[1].weights
+
+
 def waiting_memory(base: Base, settings: TrainSection) -> int:
     """Bytes of the computer's memory that streamed blocks take, in a form that it cannot lend to others."""
     try:
