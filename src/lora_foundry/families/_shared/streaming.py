@@ -1,6 +1,6 @@
 """Blocks of a frozen network that wait in the computer's memory and come to the GPU when they are computed, each while the
-one before it computes: a base that is larger than the card, drawn with and trained to the same bits. diffusers' group offloading
-is made for drawing alone: it lets blocks of a backward pass lie (docs/decisions/0023-small-cards.md).
+one before it computes: a base that is larger than the card, drawn with and trained to the same bits. diffusers' group
+offloading is made for drawing alone: it lets blocks of a backward pass lie (docs/decisions/0023-small-cards.md).
 
 Why the gradients are right: under gradient checkpointing a block's backward pass computes the block anew, and what it then
 saves are references to the weights as they lie on the GPU at that moment, which live until they were used. Without
