@@ -22,9 +22,10 @@ import sqlalchemy as sa
 
 from benchmarks.common import finish, table
 from benchmarks.engine import database, short_task
-from lora_foundry.tasks.admission import Inbox, admit, take_in
+from lora_foundry.tasks.admission import Inbox, take_in
 from lora_foundry.tasks.schema import moment, tasks
 from lora_foundry.tasks.store import TaskStore
+from tests.contract.taking import admit
 
 REPEATS = 9
 CHILDREN = 1000

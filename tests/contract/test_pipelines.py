@@ -15,10 +15,10 @@ from lora_foundry.files.paths import RunPaths
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
-from lora_foundry.tasks.admission import admit
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest
 from lora_foundry.tasks.store import Failure, TaskStore
+from tests.contract.taking import admit
 from tests.contract.test_store import ALL, GENERATION, execute, generation, one, opened, run
 
 SETTINGS = Settings()

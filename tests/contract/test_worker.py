@@ -31,7 +31,7 @@ from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.test_store import execute
 
 JOBS = "tests.contract.engine_jobs:run"
-QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=1)
+QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, queue=0.1, report=0.1, grace=1)
 Scenario = Callable[[TaskStore, Worker], Coroutine[Any, Any, None]]
 
 
@@ -110,25 +110,6 @@ def test_tasks_run_one_at_a_time_on_the_gpu_and_children_after_parents(
         assert last.result["attempts"] == 1
 
     work(database_url, settings, scenario)
-
-
-def test_each_gpu_has_a_lane_and_its_attempt_sees_no_other(
-    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-
-    async def scenario(store: TaskStore, worker: Worker) -> None:
-        rows = await store.add(*(order(name, "device 1") for name in "abc"))
-        done = [await until(store, row, "completed", "failed") for row in rows]
-        assert [row.status for row in done] == ["completed"] * 3
-        seen = {name: (settings.datasets_dir / name / "device").read_text() for name in "abc"}
-        assert {seen["a"], seen["b"]} == {"3", "5"}
-        spans = [(row.started_at, row.completed_at) for row in done]
-        assert all(start and end for start, end in spans)
-        assert spans[1][0] < spans[0][1], "both GPUs work at once"
-        assert spans[2][0] >= min(spans[0][1], spans[1][1]), "the third waits for a free one"
-
-    work(database_url, settings, scenario, lanes=None)
 
 
 def test_a_failure_is_tried_again_and_its_last_error_is_kept(
@@ -417,6 +398,53 @@ from lora_foundry.tasks.worker import WorkerOptions
 from tests.contract.test_worker import JOBS, QUICK
 serve({url!r}, Settings(home=Path({home!r})), WorkerOptions(JOBS, {{"gpu": 1}}, QUICK))
 """
+
+
+EACH = """
+from lora_foundry.tasks.service import serve_each
+serve_each([([{python!r}, "-c", {code!r}], {{"CUDA_VISIBLE_DEVICES": each}}) for each in ("3", "5")])
+"""
+
+
+def test_each_gpu_has_a_worker_and_its_attempts_see_no_other(database_url: str, settings: Settings) -> None:
+    """One that dies is replaced, and both end with the process that keeps them."""
+    code = STOPPED.format(url=database_url, home=str(settings.home))
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", EACH.format(python=sys.executable, code=code)], cwd=Path(__file__).parents[2]
+    )
+
+    async def scenario() -> None:
+        store = TaskStore(database_url)
+        await store.upgrade()
+        rows = await store.add(*(order(name, "device 8") for name in "abc"))
+        for row in rows[:2]:
+            await until(store, row, "running")
+        seen = {name: device_of(settings, name) for name in "abc"}
+        assert {seen["a"], seen["b"]} == {"3", "5"}, "both GPUs work at once"
+        assert seen["c"] is None, "the third waits for a free one"
+        workers = psutil.Process(keeper.pid).children()
+        workers[0].kill()
+        done = [await until(store, row, "completed", "failed") for row in rows]
+        assert [row.status for row in done] == ["completed"] * 3
+        keeper.terminate()
+        await asyncio.to_thread(keeper.wait)
+        assert all(gone(worker.pid) for worker in workers)
+        assert execute(database_url, "SELECT * FROM lora_foundry_executors") == []
+        await store.close()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        keeper.terminate()
+
+
+def device_of(settings: Settings, name: str) -> str | None:
+    """The GPU that an attempt's child saw, when it has begun."""
+    note = settings.datasets_dir / name / "device"
+    until_there = time.monotonic() + (5 if name != "c" else 0)
+    while not note.exists() and time.monotonic() < until_there:
+        time.sleep(0.05)
+    return note.read_text() if note.exists() else None
 
 
 @asynccontextmanager

@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 from lora_foundry.cli.app import app
 from lora_foundry.errors import PermanentError
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.admission import admit
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from lora_foundry.web.app import create_app
 from tests.contract.conftest import database_url, postgresql_server
+from tests.contract.taking import admit
 from tests.host.hostile_rows import GOOD, Row, drawn_rows, rows, text
 from tests.host.shared import ENDED, JOBS, QUICK
 

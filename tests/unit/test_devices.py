@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_foundry.errors import InputError
-from lora_foundry.tasks.devices import Devices, lanes_for, visible_devices
+from lora_foundry.tasks.devices import device_for, lanes_for, visible_devices
 
 
 @pytest.mark.parametrize(
@@ -27,23 +27,20 @@ def test_the_devices_that_may_be_used(
     assert visible_devices(device) == visible
 
 
-def test_lanes_follow_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert lanes_for("all") == {"gpu": 2, "cpu": 3}
-    assert lanes_for("gpu") == {"gpu": 2}
-    assert lanes_for("cpu") == {"cpu": 5}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert lanes_for("all") == {"gpu": 1, "cpu": 4}, "a machine without a GPU trains one task at a time"
+def test_a_worker_runs_five_tasks_one_of_them_on_the_gpu() -> None:
+    assert lanes_for("all") == {"gpu": 1, "cpu": 4}, (
+        "also where there is no GPU: it trains one task at a time"
+    )
+    assert lanes_for("gpu") == {"gpu": 1}
+    assert lanes_for("cpu") == {"cpu": 4}
     with pytest.raises(InputError, match="gpu, cpu and all"):
         lanes_for("tpu")
 
 
-def test_a_device_is_held_until_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    devices = Devices("auto")
-    assert devices.take("a", "gpu") == {"CUDA_VISIBLE_DEVICES": "0"}
-    assert devices.take("b", "gpu") == {"CUDA_VISIBLE_DEVICES": "1"}
-    assert devices.take("c", "gpu") == {}
-    assert devices.take("d", "cpu") == {}
-    devices.give_back("a")
-    assert devices.take("e", "gpu") == {"CUDA_VISIBLE_DEVICES": "0"}
+def test_a_child_on_the_gpu_lane_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert device_for("gpu", "auto") == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert device_for("gpu", "cuda:1") == {"CUDA_VISIBLE_DEVICES": "5"}
+    assert device_for("cpu", "auto") == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_for("gpu", "auto") == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -72,13 +73,25 @@ def worker(
     with_store(settings, _nothing)
     from lora_foundry.composition import notifier_of
     from lora_foundry.stage_job import ENTRY
-    from lora_foundry.tasks.devices import lanes_for
+    from lora_foundry.tasks.devices import lanes_for, visible_devices
     from lora_foundry.tasks.logs import start_log
-    from lora_foundry.tasks.service import serve
+    from lora_foundry.tasks.service import serve, serve_each
     from lora_foundry.tasks.worker import WorkerOptions
 
-    lanes = lanes_for(lane, settings.device)
+    lanes = lanes_for(lane)
     start_log(as_json)
+    devices = visible_devices(settings.device)
+    if "gpu" in lanes and len(devices) > 1:
+        words = [sys.executable, "-m", "lora_foundry", "worker", "--home", str(settings.home)]
+        words += ["--json"] if as_json else []
+        choices = [lane] + ["gpu"] * (len(devices) - 1)
+        serve_each(
+            [
+                ([*words, "--lane", choice], {"CUDA_VISIBLE_DEVICES": device})
+                for choice, device in zip(choices, devices, strict=True)
+            ]
+        )
+        return
     options = WorkerOptions(
         ENTRY, lanes, redis_url=settings.redis_url, json_log=as_json, notifier=notifier_of(settings)
     )

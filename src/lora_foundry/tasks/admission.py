@@ -1,17 +1,16 @@
-"""From the shared table into our queues, and out of them. A pending row of ours is held the moment it is seen: its
-status in the shared table becomes one that no other program's worker takes, and stays so until the row runs here. What
-may start is then found by an index and taken by one worker only. Nothing that stands in a row, ours or another
-program's, stops the reading of the next."""
+"""From the shared table into the engine's queues. A pending row of ours is held the moment it is seen: its status in the
+shared table becomes one that no other program's worker takes, and stays so until the row runs here. What may start is
+then found by an index, and an attempt at it is queued under a new lease; the worker that the engine gives the attempt to
+claims the row with that lease. Nothing that stands in a row, ours or another program's, stops the reading of the next."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,8 +18,16 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import HELD, OUR_TYPES, WAITING, Task, TaskStatus, TaskType
-from lora_foundry.tasks.dependents import end, follow_outside, let_children_start, link, stop_children
+from lora_foundry.tasks.dependents import (
+    drop_attempts,
+    end,
+    follow_outside,
+    let_children_start,
+    link,
+    stop_children,
+)
 from lora_foundry.tasks.payloads import Kind
+from lora_foundry.tasks.queues import Entry, Queues, new_lease, queue_of
 from lora_foundry.tasks.rows import MOST_PRIORITY, kind_of, our_row, to_task
 from lora_foundry.tasks.schema import NEW, dependencies, moment, ours, tasks, whole_row
 from lora_foundry.tasks.store import TaskStore
@@ -30,6 +37,9 @@ PAGE = 200
 PAGES = 5  # that one look takes in, and as many that it links
 WINDOW = 1000
 SWEEP = 60.0
+BATCH = 200  # attempts that are queued in one transaction
+UNKNOWN = 1000  # queued attempts that one sweep asks the engine about
+LANES = ("gpu", "cpu")
 RUNNING = TaskStatus.RUNNING
 _TYPE = sa.func.lower(sa.cast(tasks.c.task_type, sa.Text))
 _PAYLOAD = sa.cast(tasks.c.payload, sa.Text)
@@ -50,12 +60,20 @@ _ORDER = (sa.case((_IS_FREE, 0), else_=1), sa.case((_IS_FREE, tasks.c.priority),
 
 @dataclass(frozen=True)
 class Admitted:
-    """A row that this worker has taken."""
+    """A row that this worker has taken, and the attempt that it was taken for."""
 
     task: Task
     kind: Kind
     lane: str
     lease: str
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A worker that serves one pipeline, through a queue to which nobody else listens."""
+
+    worker: str
+    pipeline: str
 
 
 @dataclass
@@ -77,22 +95,20 @@ class Inbox:
 
 
 async def admit(
-    store: TaskStore,
-    worker: str,
-    free: Mapping[str, int],
-    pipeline: str | None = None,
-    inbox: Inbox | None = None,
-) -> list[Admitted]:
-    """Takes as many startable rows as there is room for in each lane, most urgent first; of one pipeline if named.
+    store: TaskStore, queues: Queues, inbox: Inbox | None = None, alone: Alone | None = None
+) -> bool:
+    """Takes in what was written since and queues an attempt at each row that may start, most urgent first; whether there
+    is more to do at once.
 
     With an inbox, rows that were written since are taken in a thousand at a time, so that many of them hold nobody up.
+    alone: queue the rows of that pipeline only.
     """
+    sweeps = inbox is None or inbox.sweeps()
     await take_in(store, inbox)
-    taken: list[Admitted] = []
-    for lane, number in free.items():
-        if number > 0:
-            taken += await _take(store, worker, lane, number, pipeline)
-    return taken
+    if sweeps:
+        await _give_back_unknown(store, queues)
+    more = await _queue(store, queues, alone)
+    return more or (inbox is not None and inbox.left)
 
 
 async def take_in(store: TaskStore, inbox: Inbox | None = None) -> None:
@@ -193,6 +209,7 @@ async def _hold(passed: set[int], store: TaskStore, connection: AsyncConnection,
     if not mine:
         return
     values = [our_row(*found[number]) for number in mine]
+    await drop_attempts(connection, ours.c.id.in_(mine))
     statement = (postgresql.insert if store.dialect == "postgresql" else sqlite.insert)(ours)
     fresh = {name: statement.excluded[name] for name in values[0] if name != "id"}
     await connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=fresh), values)
@@ -221,10 +238,16 @@ async def _follow_hands(store: TaskStore) -> None:
     """What people and other programs did to rows of ours that wait or run: a row that was ended, taken or deleted in
     the shared table is so for us too, and so are its priority and time."""
     async with store.writing() as connection:
-        changed = sa.or_(ours.c.priority != tasks.c.priority, ours.c.due.is_distinct_from(_WHEN))
-        same = (tasks.c.id == ours.c.id) & ours.c.queue.is_not(None) & changed
         priority = sa.case(
             (tasks.c.priority.between(0, MOST_PRIORITY), tasks.c.priority), else_=ours.c.priority
+        )
+        changed = sa.or_(ours.c.priority != priority, ours.c.due.is_distinct_from(_WHEN))
+        same = (tasks.c.id == ours.c.id) & ours.c.status.in_(WAITING) & changed
+        queued = sa.select(ours.c.id).join(tasks, tasks.c.id == ours.c.id).where(same)
+        again = ours.c.id.in_((await connection.execute(queued)).scalars().all()) & ours.c.lease.is_not(None)
+        await drop_attempts(connection, again)
+        await connection.execute(
+            ours.update().where(again).values(lease=None, worker=None, queue=ours.c.lane)
         )
         await connection.execute(ours.update().where(same).values(priority=priority, due=_WHEN))
         stamp = moment(await store.now(connection))
@@ -240,6 +263,7 @@ async def _follow_hands(store: TaskStore) -> None:
             if status == TaskStatus.PENDING:
                 continue  # the inbox sees it
             row = ours.c.id == number
+            await drop_attempts(connection, row)
             if status is None:
                 await connection.execute(ours.delete().where(row))
             else:
@@ -254,79 +278,158 @@ async def _follow_hands(store: TaskStore) -> None:
                 await connection.execute(outside)
 
 
-def _folder_is_taken(pipeline: str | None) -> sa.ColumnElement[bool]:
-    """Whether another attempt works in a row's folder, or rows that belong together have begun there and not ended. A
-    worker of one pipeline waits for attempts only, since nobody may ever go on with what another command left; that is
-    safe for versions, each of which has a folder of its own from when the next begins."""
+def _folder_is_taken(alone: bool, queued: bool) -> sa.ColumnElement[bool]:
+    """Whether another attempt works in a row's folder, or rows that belong together have begun there and not ended.
+
+    queued: or one at a row that is as urgent waits in a queue. alone: of a worker of one pipeline, which waits for
+    attempts at work only, since nobody may ever go on with what another command left; that is safe for versions, each of
+    which has a folder of its own from when the next begins.
+    """
     other = ours.alias()
     begun = other.c.status.in_(WAITING) & (other.c.begun == 1) & (other.c.root != ours.c.root)
-    mixes = begun & (other.c.version.is_(None) | ours.c.version.is_(None)) if pipeline else begun
+    before = other.c.status.in_(WAITING) & other.c.lease.is_not(None) & (other.c.priority <= ours.c.priority)
+    if alone:
+        begun &= other.c.version.is_(None) | ours.c.version.is_(None)
+    elif queued:
+        begun |= before
     return sa.exists().where(
         other.c.folder == ours.c.folder,
+        other.c.id != ours.c.id,
         other.c.status.in_([*WAITING, RUNNING]),
-        (other.c.status == RUNNING) | mixes,
+        (other.c.status == RUNNING) | begun,
     )
 
 
 async def _one_a_folder(
-    store: TaskStore, connection: AsyncConnection, rows: Sequence[Any], pipeline: str | None
-) -> list[int]:
+    store: TaskStore, connection: AsyncConnection, rows: Sequence[Any], taken: sa.ColumnElement[bool]
+) -> list[Any]:
     """Of rows that may start, one for each folder, looked at again when nobody else can decide on that folder."""
     first: dict[str | int, int] = {}
     for row in rows:
         first.setdefault(row.folder or row.id, row.id)
-    chosen = list(first.values())
+    chosen = set(first.values())
     if store.dialect == "postgresql":
         for folder in sorted({row.folder for row in rows if row.folder}):
             await store.reserve(connection, folder)
-        still = sa.select(ours.c.id).where(ours.c.id.in_(chosen), ~_folder_is_taken(pipeline))
-        free = set((await connection.execute(still)).scalars().all())
-        chosen = [each for each in chosen if each in free]
-    return [row.id for row in rows if row.id in chosen]
+        still = sa.select(ours.c.id).where(ours.c.id.in_(chosen), ~taken)
+        chosen = set((await connection.execute(still)).scalars().all())
+    return [row for row in rows if row.id in chosen]
 
 
-async def _take(
-    store: TaskStore, worker: str, lane: str, number: int, pipeline: str | None
-) -> list[Admitted]:
-    """Makes the most urgent rows of a lane this worker's."""
+async def _queue(store: TaskStore, queues: Queues, alone: Alone | None) -> bool:
+    """Queues attempts at the most urgent of the rows that may start; whether there may be more.
+
+    Where the engine has a database of its own, the lease is written first: a worker that dies in between leaves rows
+    whose attempts the engine does not know, which the next look at everything gives back.
+    """
+    in_lane = ours.c.queue.in_(LANES)
     async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
-        if (
-            await connection.execute(sa.select(ours.c.id).where(ours.c.queue == lane).limit(1))
-        ).first() is None:
-            return []
+        if (await connection.execute(sa.select(ours.c.id).where(in_lane).limit(1))).first() is None:
+            return False
     async with store.writing() as connection:
         now = await store.now(connection)
-        due = ours.c.due.is_(None) | (ours.c.due <= moment(now))
-        query = sa.select(ours.c.id, ours.c.folder).where(
-            ours.c.queue == lane, due, ~_folder_is_taken(pipeline)
+        # A pause between attempts is the queue's to keep; a row whose time has not come holds no folder.
+        due = ours.c.due.is_(None) | (ours.c.due <= moment(now)) | (ours.c.status == TaskStatus.RETRYING)
+        taken = _folder_is_taken(alone is not None, queued=True)
+        query = sa.select(ours.c.id, ours.c.folder, ours.c.lane, ours.c.priority, ours.c.due)
+        query = query.where(in_lane, due, ~taken).order_by(ours.c.priority, ours.c.id).limit(BATCH)
+        if alone is not None:
+            query = query.where(ours.c.pipeline == alone.pipeline)
+        found = (await connection.execute(query.with_for_update(skip_locked=True, of=ours))).all()
+        entries = []
+        for row in await _one_a_folder(store, connection, found, taken):
+            delay = 0.0 if row.due is None else (row.due - moment(now)).total_seconds()
+            queue = queue_of(row.lane, alone.worker if alone else None)
+            entries.append(Entry(row.id, new_lease(row.id), queue, row.priority, max(0.0, delay)))
+            values = {"queue": None, "lease": entries[-1].lease, "worker": alone.worker if alone else None}
+            await connection.execute(ours.update().where(ours.c.id == row.id).values(**values))
+        if queues.shared and entries:
+            await queues.put(entries, connection)
+    if not queues.shared:
+        await queues.put(entries)
+    return len(found) == BATCH
+
+
+async def claim(
+    store: TaskStore, worker: str, task_id: int, lease: str, alone: Alone | None = None
+) -> Admitted | None:
+    """Makes a row this worker's, for the attempt that was queued at it; None where the row no longer wants that attempt,
+    or where another works in its folder meanwhile: then it waits again."""
+    async with store.writing() as connection:
+        mine = (ours.c.id == task_id) & (ours.c.lease == lease) & ours.c.status.in_(WAITING)
+        query = sa.select(ours.c.lane, ours.c.folder, ours.c.root).where(mine).with_for_update()
+        row = (await connection.execute(query)).first()
+        if row is None:
+            return None
+        if row.folder:
+            await store.reserve(connection, row.folder)
+        taken = sa.select(ours.c.id).where(mine, _folder_is_taken(alone is not None, queued=False))
+        if (await connection.execute(taken)).first() is not None:
+            await connection.execute(ours.update().where(mine).values(lease=None, queue=ours.c.lane))
+            return None
+        if await _begin(store, connection, worker, task_id, row.root):
+            task = to_task((await connection.execute(whole_row().where(tasks.c.id == task_id))).one())
+            return Admitted(task, kind_of(task) or "unknown", row.lane, lease)
+        await connection.execute(ours.update().where(mine).values(lease=None))
+    await _follow_hands(store)  # somebody changed it in the shared table
+    return None
+
+
+async def _begin(
+    store: TaskStore, connection: AsyncConnection, worker: str, task_id: int, root: int | None
+) -> bool:
+    """Says in both tables that a row is running, if the shared one still says that it is held."""
+    now = moment(await store.now(connection))
+    values = {"status": TaskStatus.RUNNING, "started_at": now, "updated_at": now}
+    chosen = (tasks.c.id == task_id) & (tasks.c.status == HELD)
+    update = tasks.update().where(chosen).values(**values).returning(tasks.c.id)
+    if (await connection.execute(update)).first() is None:
+        return False
+    running = {"status": RUNNING.value, "worker": worker, "cancel_requested": None}
+    await connection.execute(ours.update().where(ours.c.id == task_id).values(begun=1, **running))
+    begins = (ours.c.root == root) & ((ours.c.begun == 0) | ours.c.before.is_not(None))
+    await connection.execute(ours.update().where(begins).values(begun=1, before=None))
+    await store.wake(connection)
+    return True
+
+
+async def take(store: TaskStore, worker: str, lane: str) -> Admitted | None:
+    """Takes the most urgent row of a lane past the engine's queues, for one who runs it in a loop of his own."""
+    await take_in(store)
+    async with store.writing() as connection:
+        now = moment(await store.now(connection))
+        waits = ours.c.status.in_(WAITING) & (ours.c.queue.in_(LANES) | ours.c.lease.is_not(None))
+        due = ours.c.due.is_(None) | (ours.c.due <= now)
+        query = sa.select(ours.c.id).where(ours.c.lane == lane, waits, due)
+        query = query.where(~_folder_is_taken(alone=False, queued=False))
+        query = query.order_by(ours.c.priority, ours.c.id).limit(1)
+        number = (await connection.execute(query.with_for_update(skip_locked=True, of=ours))).scalar()
+        if number is None:
+            return None
+        lease = new_lease(number)
+        await drop_attempts(connection, ours.c.id == number)
+        await connection.execute(ours.update().where(ours.c.id == number).values(lease=lease, queue=None))
+    return await claim(store, worker, number, lease)
+
+
+async def give_back(store: TaskStore, condition: sa.ColumnElement[bool]) -> None:
+    """Lets rows whose attempts are queued, and not begun, wait for a new one; the old ones are dropped."""
+    chosen = condition & ours.c.status.in_(WAITING) & ours.c.lease.is_not(None)
+    async with store.writing() as connection:
+        await drop_attempts(connection, chosen)
+        await connection.execute(
+            ours.update().where(chosen).values(lease=None, worker=None, queue=ours.c.lane)
         )
-        if pipeline is not None:
-            query = query.where(ours.c.pipeline == pipeline)
-        query = (
-            query.order_by(ours.c.priority, ours.c.id)
-            .limit(number)
-            .with_for_update(skip_locked=True, of=ours)
-        )
-        ids = await _one_a_folder(store, connection, (await connection.execute(query)).all(), pipeline)
-        if not ids:
-            return []
-        chosen = tasks.c.id.in_(ids) & (tasks.c.status == HELD)
-        values = {"status": TaskStatus.RUNNING, "started_at": moment(now), "updated_at": moment(now)}
-        update = tasks.update().where(chosen).values(**values).returning(tasks.c.id)
-        taken = set((await connection.execute(update)).scalars().all())
-        leases = {each: uuid4().hex for each in ids if each in taken}
-        for each, lease in leases.items():
-            mine = {"status": RUNNING.value, "queue": None, "worker": worker, "lease": lease}
-            statement = ours.update().where(ours.c.id == each).values(cancel_requested=None, begun=1, **mine)
-            await connection.execute(statement)
-        rows = (await connection.execute(whole_row().where(tasks.c.id.in_(list(leases))))).all()
-        roots = sa.select(ours.c.root).where(ours.c.id.in_(list(leases)))
-        begins = ours.c.root.in_(roots) & ((ours.c.begun == 0) | ours.c.before.is_not(None))
-        await connection.execute(ours.update().where(begins).values(begun=1, before=None))
-        if leases:
-            await store.wake(connection)
-    if len(taken) < len(ids):  # somebody changed those in the shared table
-        await _follow_hands(store)
-    found = {row.id: to_task(row) for row in rows}
-    order = [found[each] for each in ids if each in found]
-    return [Admitted(task, kind_of(task) or "unknown", lane, leases[task.id or 0]) for task in order]
+        await store.wake(connection)
+
+
+async def _give_back_unknown(store: TaskStore, queues: Queues) -> None:
+    """Gives back rows that should start next and whose attempts the engine does not know: it was told of none before the
+    worker died that queued them, or its tables were lost."""
+    queued = ours.c.lease.is_not(None) & ours.c.status.in_(WAITING)
+    first = sa.select(ours.c.lease).where(queued).order_by(ours.c.priority, ours.c.id).limit(UNKNOWN)
+    async with store.reading() as connection:
+        leases = (await connection.execute(first)).scalars().all()
+    unknown = sorted(set(leases) - await queues.live(leases)) if leases else []
+    if unknown:
+        await give_back(store, ours.c.lease.in_(unknown))

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import HELD, WAITING, Task, TaskStatus
 from lora_foundry.errors import InputError, brief
-from lora_foundry.tasks.schema import NEW, both, dependencies, ours, shown_status, tasks
+from lora_foundry.tasks.schema import NEW, both, dependencies, dropped, ours, shown_status, tasks
 
 CIRCLE = "The task's dependencies form a circle, so none of them can ever start."
 LONGEST_NAME = 64
@@ -110,9 +111,18 @@ async def end(
         await connection.execute(
             tasks.update().where(tasks.c.id.in_(part), tasks.c.status == HELD).values(**values)
         )
+        await drop_attempts(connection, ours.c.id.in_(part))
         await connection.execute(
             ours.update().where(ours.c.id.in_(part)).values(status=status.value, queue=None, lease=None)
         )
+
+
+async def drop_attempts(connection: AsyncConnection, rows: sa.ColumnElement[bool]) -> None:
+    """Notes the attempts at rows that no longer want them, for a worker to take them out of the engine's queues. Called
+    before the leases are taken from the rows, in the same transaction."""
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(dropped)
+    leases = sa.select(ours.c.lease).where(rows, ours.c.lease.is_not(None))
+    await connection.execute(insert.from_select(["lease"], leases).on_conflict_do_nothing())
 
 
 async def link(connection: AsyncConnection, rows: Sequence[Task], stamp: datetime) -> None:

@@ -1,5 +1,5 @@
-"""The lanes of this machine: how many tasks run at once, and which GPU each attempt on the gpu lane sees. Told
-without loading torch, which a worker never does."""
+"""The lanes of a worker: how many tasks run at once, and which GPU those on the gpu lane see. Told without loading torch,
+which a worker never does. A machine with several GPUs has a worker for each (see service)."""
 
 from __future__ import annotations
 
@@ -29,30 +29,15 @@ def visible_devices(device: str = "auto") -> list[str]:
     return devices[int(number) :][:1] if number.isdecimal() else devices
 
 
-def lanes_for(choice: str, device: str = "auto") -> dict[str, int]:
-    """How many tasks run at once in each lane, for `gpu`, `cpu` or `all`: one a GPU, or one where there is none."""
-    gpu = max(1, len(visible_devices(device)))
-    cpu = max(1, MOST_TASKS - gpu)
-    known = {"gpu": {"gpu": gpu}, "cpu": {"cpu": MOST_TASKS}, "all": {"gpu": gpu, "cpu": cpu}}
+def lanes_for(choice: str) -> dict[str, int]:
+    """How many tasks a worker runs at once in each lane, for `gpu`, `cpu` or `all`."""
+    known = {"gpu": {"gpu": 1}, "cpu": {"cpu": MOST_TASKS - 1}, "all": {"gpu": 1, "cpu": MOST_TASKS - 1}}
     if choice not in known:
         raise InputError(f"There is no lane {choice!r}; the lanes are gpu, cpu and all.")
     return known[choice]
 
 
-class Devices:
-    """Hands out GPUs to the attempts of the gpu lane, each to one at a time."""
-
-    def __init__(self, device: str) -> None:
-        self._all = visible_devices(device)
-        self._held: dict[str, str] = {}
-
-    def take(self, lease: str, lane: str) -> Mapping[str, str]:
-        """The environment for an attempt's child: the one GPU that it sees; nothing where there is no choice."""
-        free = [device for device in self._all if device not in self._held.values()]
-        if lane != "gpu" or not free:
-            return {}
-        self._held[lease] = free[0]
-        return {"CUDA_VISIBLE_DEVICES": free[0]}
-
-    def give_back(self, lease: str) -> None:
-        self._held.pop(lease, None)
+def device_for(lane: str, device: str) -> Mapping[str, str]:
+    """The environment for a child in that lane: the one GPU that it sees; nothing where there is no choice."""
+    seen = visible_devices(device)
+    return {"CUDA_VISIBLE_DEVICES": seen[0]} if lane == "gpu" and seen else {}

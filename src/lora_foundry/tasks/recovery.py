@@ -1,6 +1,6 @@
-"""Fail-over: every worker heartbeats on the database's clock, and whoever finds a stale heartbeat gives the dead
-worker's rows back. Children die before their worker counts as dead (see runner), so an attempt never runs
-beside its successor."""
+"""Fail-over, which DBOS leaves to a service of its maker: every worker heartbeats on the database's clock, and whoever
+finds a stale heartbeat gives the dead worker's rows back, to be queued again under a new lease. Children die before their
+worker counts as dead (see runner), so an attempt never runs beside its successor."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from lora_foundry.domain.task import TaskStatus
-from lora_foundry.tasks.schema import clock, executors, moment, ours, tasks
+from lora_foundry.tasks.admission import give_back
+from lora_foundry.tasks.queues import Queues, queue_of
+from lora_foundry.tasks.schema import clock, dropped, executors, moment, ours, tasks
 from lora_foundry.tasks.store import TaskStore
 
+MOST_DROPPED = 1000
 _HELD = (ours.c.status == TaskStatus.RUNNING) & ours.c.worker.is_not(None)
 
 
 class Timing(NamedTuple):
     """Seconds. A child waits `patience` for a sign of life; `dead_after` must be longer than that. The table is looked
     at every `poll` seconds, since other programs write rows without a word; our own writers wake workers (see signals).
+    The engine's queues are looked at every `queue` seconds.
     """
 
     heartbeat: float = 2.0
     patience: float = 8.0
     dead_after: float = 10.0
     poll: float = 1.0
+    queue: float = 0.5
     report: float = 0.5
     grace: float = 30.0
 
@@ -81,12 +86,6 @@ async def heartbeat(store: TaskStore, worker: str, lanes: str) -> bool:
     return known.rowcount == 1
 
 
-async def sign_off(store: TaskStore, worker: str) -> None:
-    """Forgets a worker that stops; its rows were released before."""
-    async with store.writing() as connection:
-        await connection.execute(executors.delete().where(executors.c.id == worker))
-
-
 class WorkerState(NamedTuple):
     """A live worker. lanes: "gpu,cpu" or one of them, "" for one that serves a single pipeline; last_seen: UTC by the
     database's clock."""
@@ -116,7 +115,7 @@ async def is_served(store: TaskStore) -> bool:
     return {"gpu", "cpu"} <= set(lanes)
 
 
-async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -> list[Lost]:
+async def reclaim(store: TaskStore, queues: Queues, dead_after: float, own: Own | None = None) -> list[Lost]:
     """Gives back the rows of workers that are dead or unknown, and forgets those workers; and the rows that the asking
     worker holds and has not run for `dead_after` seconds, since it could not write an attempt's end."""
     lost = sa.exists().where(_HELD, ours.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
@@ -126,8 +125,11 @@ async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -
         seen = (await connection.execute(look)).all()
     known = [row for row in seen if row.id is not None]
     ended = [row.id for row in known if _is_gone(row.host)]
-    if not (ended or seen[0].lost or any(row.beat < row.now - dead_after for row in known)):
+    silent = [row.id for row in known if row.beat < row.now - dead_after]
+    if not (ended or silent or seen[0].lost):
         return []
+    for worker in {*ended, *silent}:
+        await _give_back_queued(store, queues, worker)
     async with store.writing() as connection:
         now = await store.now(connection)
         locked = (
@@ -145,6 +147,36 @@ async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -
         if rows:
             await store.wake(connection)
     return [Lost(number, lease or "") for number, lease, _ in rows]
+
+
+async def _give_back_queued(store: TaskStore, queues: Queues, worker: str) -> None:
+    """What was queued for that worker alone, and what it took out of a queue and did not begin."""
+    taken = await queues.held_by(worker)
+    await give_back(store, (ours.c.worker == worker) | ours.c.lease.in_(taken))
+    await queues.remove(queue_of("", worker))
+
+
+async def drop(store: TaskStore, queues: Queues) -> None:
+    """Takes the attempts that no row wants any more out of the engine's queues."""
+    async with store.reading() as connection:
+        query = sa.select(dropped.c.lease).limit(MOST_DROPPED)
+        leases = (await connection.execute(query)).scalars().all()
+    if leases:
+        await queues.cancel(leases)
+        async with store.writing() as connection:
+            await connection.execute(dropped.delete().where(dropped.c.lease.in_(leases)))
+
+
+async def sign_off(store: TaskStore, queues: Queues, worker: str) -> None:
+    """Forgets a worker that stops, when its attempts have ended: what it has not begun waits for others."""
+    await _give_back_queued(store, queues, worker)
+    await forget(store, worker)
+
+
+async def forget(store: TaskStore, worker: str) -> None:
+    """Forgets one who holds nothing any more."""
+    async with store.writing() as connection:
+        await connection.execute(executors.delete().where(executors.c.id == worker))
 
 
 def _not_run(own: Own | None) -> sa.ColumnElement[bool]:

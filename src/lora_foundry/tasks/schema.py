@@ -139,7 +139,8 @@ tasks = sa.Table(
 )
 
 # queue: the lane in which the row may start, NEW until its dependencies were looked up, NULL while it waits for a
-# parent, runs or has ended. So what may start is found by an index, however many rows wait. status: the row's, with
+# parent, is queued in the engine, runs or has ended. So what may start is found by an index, however many rows wait.
+# lease: the name of the attempt that is queued or runs; worker: who runs it, or alone will. status: the row's, with
 # `pending` where the shared table says HELD. priority, due: copies for that index. before: what a row that runs again
 # had been, as JSON. folder: a name for the folder that it works in, where one attempt works at a time; root: the first
 # row of those that belong together, begun: whether one of them has been started. version: of the character; NULL for the
@@ -185,6 +186,9 @@ dependencies = sa.Table(
     sa.Index("lora_foundry_dependencies_child", "child"),
     sa.Index("lora_foundry_dependencies_outside", "outside"),
 )
+
+# Attempts whose rows no longer want them, until a worker has taken them out of the engine's queues.
+dropped = sa.Table("lora_foundry_dropped", metadata, sa.Column("lease", sa.Text, primary_key=True))
 
 executors = sa.Table(
     "lora_foundry_executors",

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskStatus
 from lora_foundry.errors import InputError, brief
 from lora_foundry.tasks import database
-from lora_foundry.tasks.dependents import let_children_start, stop_children
+from lora_foundry.tasks.dependents import drop_attempts, let_children_start, stop_children
 from lora_foundry.tasks.rows import before_of, kind_of, newest_of, our_row, refers_to, time_of, to_task
 from lora_foundry.tasks.schema import (
     both,
@@ -187,12 +187,14 @@ class TaskStore:
                 shared = {"result": row.before["result"], "retries": row.before["retries"]}
                 for name in ("started_at", "completed_at"):
                     shared[name] = time_of(row.before[name])
+                await drop_attempts(connection, ours.c.id == row.id)
                 await self._write(connection, row.id, stamp, status=TaskStatus.COMPLETED, **shared)
                 beside = {"progress": row.before["progress"], "worker": row.before["worker"], "before": None}
                 await connection.execute(ours.update().where(ours.c.id == row.id).values(**beside))
             if not restored:
                 for row in waiting:
                     said = {"error": "Cancelled on request.", "completed_at": stamp}
+                    await drop_attempts(connection, ours.c.id == row.id)
                     await self._write(connection, row.id, stamp, status=TaskStatus.CANCELLED, **said)
                 await stop_children(connection, [row.id for row in waiting], stamp)
             running = chosen & (ours.c.status == TaskStatus.RUNNING)
@@ -237,6 +239,7 @@ class TaskStore:
                 )
                 beside = our_row(row, kind_of(row) or "unknown") | {"due": None}
                 beside["before"] = before_of(row) or earlier.get(number)
+                await drop_attempts(connection, ours.c.id == number)
                 statement = ours.update().where(ours.c.id == number) if number in earlier else ours.insert()
                 await connection.execute(statement.values(**beside))
             for number, payload in payloads.items():
@@ -357,6 +360,7 @@ class TaskStore:
         self, connection: AsyncConnection, task_id: int, resumes: int, stamp: datetime
     ) -> None:
         """A row whose worker is dead: pending again, or failed where that happened too often."""
+        await drop_attempts(connection, ours.c.id == task_id)
         if resumes < MAX_RESUMES:
             await self._write(connection, task_id, stamp, status=TaskStatus.PENDING, resumes=resumes + 1)
             return

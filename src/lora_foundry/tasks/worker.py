@@ -1,6 +1,6 @@
-"""A worker: takes rows as lanes are free, runs each attempt as a durable DBOS workflow around a child
-process, and settles the row. It can be killed at any instruction; what it held is given back by the workers
-that remain."""
+"""A worker: queues attempts at the rows that may start, carries out those that the engine gives it, each in a child
+process, and writes their ends to the rows. It can be killed at any instruction; what it held is given back by the
+workers that remain."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import os
 import socket
 import time
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import sqlalchemy as sa
-from dbos import DBOS, DBOSConfig, SetWorkflowID
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from lora_foundry.domain.task import Task, TaskPriority
 from lora_foundry.errors import FolderBusyError, FoundryError, InputError, brief, error_of
@@ -29,33 +27,24 @@ from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery, signals
-from lora_foundry.tasks.admission import Admitted, Inbox, admit
+from lora_foundry.tasks.admission import Admitted, Alone, Inbox, admit, claim, give_back
 from lora_foundry.tasks.announce import announce
 from lora_foundry.tasks.children import Child, Job, Outcome, start_process
-from lora_foundry.tasks.database import alone, connect_arguments, database_error, is_lasting, sync_url
-from lora_foundry.tasks.devices import Devices, lanes_for
+from lora_foundry.tasks.database import database_error, is_lasting
+from lora_foundry.tasks.devices import device_for, lanes_for
 from lora_foundry.tasks.logs import speak_of
 from lora_foundry.tasks.payloads import Work, prepare, stage_name
+from lora_foundry.tasks.queues import Engine, queue_of
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
+from lora_foundry.tasks.schema import ours
 from lora_foundry.tasks.store import Failure, TaskStore
 
 logger = logging.getLogger(__name__)
 LOOK = 0.5
+PRUNE_EVERY = 3600.0
+KEPT = timedelta(days=1)  # the engine's own record of attempts that ended; the rows keep what matters
 LONGEST_TIMEOUT = 30 * 24 * 3600
-
-# DBOS wants functions that are registered at import; each finds its attempt here, by lease.
-_attempts: dict[str, Callable[[], Awaitable[str]]] = {}
-
-
-@DBOS.step(name="attempt")
-async def _attempt(lease: str) -> str:
-    return await _attempts[lease]()
-
-
-@DBOS.workflow(name="echo_task")
-async def _echo_task(lease: str, task_id: int) -> str:
-    return await _attempt(lease)
 
 
 @dataclass(frozen=True)
@@ -102,14 +91,16 @@ class Worker:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._store, self._settings, self._options = store, settings, options
         self._timing = options.timing
-        self._lanes = dict(options.lanes or lanes_for("all", settings.device))
-        self._devices = Devices(settings.device)
+        self._lanes = dict(options.lanes or lanes_for("all"))
         self._running: dict[str, Running] = {}
-        self._carriers: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._spare: Process | None = None
         self._wake = asyncio.Event()
         self._inbox = Inbox()
+        self._engine = Engine(store.url)
+        self._alone = Alone(self.name, options.pipeline) if options.pipeline else None
         self._stopping = False
+        self._closed = asyncio.Event()
         self._refusal: FoundryError | None = None
         self._last_heartbeat = time.monotonic()
         self.hints = RedisHints(options.redis_url, store) if options.redis_url else None
@@ -127,9 +118,9 @@ class Worker:
             while not stop.is_set() and self._refusal is None:
                 self._wake.clear()
                 try:
-                    if await self._admit():
+                    if await admit(self._store, self._engine, self._inbox, self._alone):
                         continue
-                except (DBAPIError, OSError) as error:
+                except (SQLAlchemyError, OSError) as error:
                     if not self._is_refused(error):
                         logger.warning("The task database does not answer: %s", error)
                 with contextlib.suppress(TimeoutError):
@@ -140,25 +131,33 @@ class Worker:
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
-            with contextlib.suppress(DBAPIError, OSError):
-                await recovery.sign_off(self._store, self.name)
-            await asyncio.to_thread(partial(DBOS.destroy, workflow_completion_timeout_sec=0))
+            await self._engine.stop()
+            with contextlib.suppress(SQLAlchemyError, OSError):
+                await recovery.sign_off(self._store, self._engine, self.name)
+            self._engine.close()
         if self._refusal is not None:
             raise self._refusal
 
     async def _begin(self) -> None:
         if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
             log = task_log(self._settings.home, 0)
-            self._spare = await start_process(log, self._devices.take("spare", "gpu"), self._options.preload)
+            self._spare = await start_process(
+                log, device_for("gpu", self._settings.device), self._options.preload
+            )
         await self._store.upgrade()
+        await self._heartbeat_once()  # before the engine can give us anything
+        lanes = {queue_of(lane): number for lane, number in self._lanes.items()}
+        queues = lanes if self._alone is None else {queue_of("", self.name): 1}
         # Who waits is told what an error means; a service has its log.
-        level = "ERROR" if self._options.pipeline is None else "CRITICAL"
-        await asyncio.to_thread(_launch, self._store, self.name, level)
-        await self._heartbeat_once()
+        level = "ERROR" if self._alone is None else "CRITICAL"
+        self._engine.launch(self.name, list(queues), self._attempt, level)
+        await self._engine.register(queues, self._timing.queue)
+        if self._alone is not None:  # what was queued for all is ours now
+            await give_back(self._store, ours.c.pipeline == self._alone.pipeline)
         await asyncio.to_thread(take_back, self._settings.home)
 
     def _helpers(self, stop: asyncio.Event) -> Iterator[Coroutine[Any, Any, None]]:
-        """What goes on beside the taking of rows."""
+        """What goes on beside the queueing of rows."""
         yield self._heartbeats()
         yield self._look_for_cancels()
         yield signals.watch(self._store.url, self._wake.set)
@@ -178,61 +177,82 @@ class Worker:
         self._wake.set()
         return True
 
-    async def _admit(self) -> bool:
-        """Starts what may start; whether there is more to look at already."""
-        held = [running.admitted.lane for running in self._running.values()]
-        free = {lane: number - held.count(lane) for lane, number in self._lanes.items()}
-        if self._options.pipeline is not None and held:
-            return False  # its stages come one after another
-        pipeline, inbox = self._options.pipeline, self._inbox
-        for admitted in await admit(self._store, self.name, free, pipeline, inbox):
-            log = task_log(self._settings.home, admitted.task.id or 0)
-            environment = self._devices.take(admitted.lease, admitted.lane)
-            child = Child(log, lambda event: None, environment, self._spare)
-            if isinstance(earlier := admitted.task.progress, dict) and "done" in earlier:
-                child.reached[str(earlier.get("stage"))] = int(earlier["done"])
-            self._spare = None
-            running = Running(admitted, child)
-            child.on_progress = running.hear
-            self._running[admitted.lease] = running
-            carrier = asyncio.create_task(self._carry(running))
-            self._carriers.add(carrier)
-            carrier.add_done_callback(self._carriers.discard)
-        return inbox.left
-
-    async def _carry(self, running: Running) -> None:
-        """One attempt as a workflow; frees the lane however it ends, and then says so to people."""
-        admitted, ended = running.admitted, ""
-        task, number = admitted.task, admitted.task.id or 0
-        speak_of(run=task.pipeline or task.uuid, task=number, stage=stage_name(admitted.kind, task.payload))
-        _attempts[admitted.lease] = partial(self._attempt, running)
+    async def _attempt(self, number: int, lease: str) -> str:
+        """What the engine's workflow does: one attempt at a row, and how it ended. Cancelling it ends the child."""
+        if self._stopping:
+            await self._closed.wait()  # whatever is left then is given back
+            return "not begun"
+        admitted = await self._claim(number, lease)
+        if admitted is None:
+            self._wake.set()
+            return "not wanted"
+        child = Child(
+            task_log(self._settings.home, number),
+            lambda event: None,
+            device_for(admitted.lane, self._settings.device),
+            self._spare,
+        )
+        self._spare = None
+        if isinstance(earlier := admitted.task.progress, dict) and "done" in earlier:
+            child.reached[str(earlier.get("stage"))] = int(earlier["done"])
+        running = Running(admitted, child)
+        child.on_progress = running.hear
+        self._running[lease] = running
+        ended = ""
         try:
-            with SetWorkflowID(workflow_id(number, admitted.lease)):
-                handle = await DBOS.start_workflow_async(_echo_task, admitted.lease, number)
-            ended = await handle.get_result()
+            ended = await self._carry(running)
+            return ended
+        finally:
+            self._running.pop(lease, None)
+            self._wake.set()
+            if self._options.notifier is not None:
+                telling = announce(self._store, self._settings, self._options.notifier, admitted.task, ended)
+                self._telling.add(task := asyncio.create_task(telling))
+                task.add_done_callback(self._telling.discard)
+
+    async def _claim(self, number: int, lease: str) -> Admitted | None:
+        """Claims the row, trying until the database answers: an attempt that the engine gave us would else be lost."""
+        while True:
+            try:
+                return await claim(self._store, self.name, number, lease, self._alone)
+            except (SQLAlchemyError, OSError) as error:
+                if self._is_refused(error) or self._stopping:
+                    return None
+                logger.warning("Task %s cannot be claimed yet: %s", number, error)
+                await asyncio.sleep(LOOK)
+
+    async def _carry(self, running: Running) -> str:
+        """Carries out one attempt and writes its end."""
+        task, lease = running.admitted.task, running.admitted.lease
+        number = task.id or 0
+        speak_of(
+            run=task.pipeline or task.uuid, task=number, stage=stage_name(running.admitted.kind, task.payload)
+        )
+        try:
+            ended = await self._finish(running, await self._outcome(running))
             logger.info("Task %s (%s): %s", number, task.name, ended)
+            return ended
+        except asyncio.CancelledError:  # by the engine, since somebody wants it or the row is not ours
+            with contextlib.suppress(SQLAlchemyError, OSError):
+                await self._store.cancelled(number, lease)
+            raise
         except Exception as error:
             if self._refusal is None:
                 logger.exception("Task %s was dropped", number)
-            running.child.kill()
             # Where the database was away nobody is to blame; anything else counts, or it would come back for ever.
-            away = isinstance(error, DBAPIError | OSError)
             failure = Failure(f"The attempt could not be carried out ({type(error).__name__}).")
-            with contextlib.suppress(DBAPIError, OSError):
-                if away:
-                    await self._store.release(number, admitted.lease)
+            with contextlib.suppress(SQLAlchemyError, OSError):
+                if isinstance(error, SQLAlchemyError | OSError):
+                    await self._store.release(number, lease)
                 else:
-                    await self._store.fail(task, admitted.lease, failure)
+                    await self._store.fail(task, lease, failure)
+            return "dropped"
         finally:
+            running.child.kill()
             await asyncio.to_thread(take_back, self._settings.home)  # what a killed child had left elsewhere
-            _attempts.pop(admitted.lease, None)
-            self._running.pop(admitted.lease, None)
-            self._devices.give_back(admitted.lease)
-            self._wake.set()
-        if self._options.notifier is not None:
-            await announce(self._store, self._settings, self._options.notifier, task, ended)
 
-    async def _attempt(self, running: Running) -> str:
+    async def _outcome(self, running: Running) -> Outcome:
+        """Checks the row and runs its child, whose progress is written to the row meanwhile."""
         task, child = running.admitted.task, running.child
         reporter = asyncio.create_task(self._report(running))
         try:
@@ -246,19 +266,18 @@ class Worker:
                 self._options.json_log,
                 keep=self._options.pipeline is not None,
             )
-            outcome = await self._start(running, job)
+            return await self._start(running, job)
         except FoundryError as error:
-            outcome = Outcome(error=str(error), kind=type(error).__name__, permanent=not error.retryable)
+            return Outcome(error=str(error), kind=type(error).__name__, permanent=not error.retryable)
         finally:
             reporter.cancel()
             await asyncio.gather(reporter, return_exceptions=True)
-        return await self._finish(running, outcome)
 
     async def _start(self, running: Running, job: Job) -> Outcome:
         """Runs the child, if the row still is ours: a host that slept since it took the row may find it long done."""
         try:
             gone = await self._store.cancel_requests([running.admitted.lease])
-        except (DBAPIError, OSError):
+        except (SQLAlchemyError, OSError):
             gone = set()  # a database that restarts must not cost the attempt; settling asks again
         if gone:
             running.cancel = True
@@ -275,7 +294,7 @@ class Worker:
         while True:
             try:
                 return await self._write_end(running, outcome)
-            except (DBAPIError, OSError) as error:
+            except (SQLAlchemyError, OSError) as error:
                 if self._is_refused(error, outcome) or time.monotonic() > until:
                     raise
                 await asyncio.sleep(LOOK)
@@ -296,45 +315,44 @@ class Worker:
         return await self._store.fail(task, lease, failure) or "lost"
 
     async def _report(self, running: Running) -> None:
-        """Writes news to the row and the workflow's stream, at most once per `report` seconds."""
+        """Writes news to the row, which is what everybody reads, at most once per `report` seconds."""
         while True:
             await asyncio.sleep(self._timing.report)
             news = running.news
             if news is None:
                 continue
-            with contextlib.suppress(DBAPIError, OSError):
+            with contextlib.suppress(SQLAlchemyError, OSError):
                 admitted = running.admitted
                 if not await self._store.report(admitted.task.id or 0, admitted.lease, news):
                     running.child.kill()
-                await DBOS.write_stream_async("progress", news)
                 if running.news is news:
                     running.news = None
 
     async def _look_for_cancels(self) -> None:
-        """Kills the children of rows that somebody cancelled or that are no longer ours."""
+        """Has the engine cancel the attempts at rows that somebody cancelled or that are no longer ours."""
         while True:
             await asyncio.sleep(LOOK)
             if not self._running:
                 continue
-            with contextlib.suppress(DBAPIError, OSError):
-                for lease in await self._store.cancel_requests(list(self._running)):
-                    running = self._running.get(lease)
-                    if running is not None:
-                        running.cancel = True
-                        running.child.kill()
+            with contextlib.suppress(SQLAlchemyError, OSError):
+                if unwanted := await self._store.cancel_requests(list(self._running)):
+                    await self._engine.cancel(sorted(unwanted))
 
     async def _heartbeats(self) -> None:
+        pruned = 0.0
         while True:
             await asyncio.sleep(self._timing.heartbeat)
             try:
                 await self._heartbeat_once()
                 own = recovery.Own(self.name, frozenset(self._running))
-                for lost in await recovery.reclaim(self._store, self._timing.dead_after, own):
+                for lost in await recovery.reclaim(self._store, self._engine, self._timing.dead_after, own):
                     logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
                     self._wake.set()
-                    with contextlib.suppress(Exception):  # a record that was never made need not be closed
-                        await DBOS.cancel_workflow_async(workflow_id(lost.task_id, lost.lease))
-            except (DBAPIError, OSError) as error:
+                await recovery.drop(self._store, self._engine)
+                if time.monotonic() - pruned > PRUNE_EVERY:
+                    await self._engine.prune(KEPT)
+                    pruned = time.monotonic()
+            except (SQLAlchemyError, OSError) as error:
                 if self._is_refused(error):
                     return
                 logger.warning("No heartbeat: the task database does not answer: %s", error)
@@ -360,21 +378,23 @@ class Worker:
         self._stopping = True
         for running in self._running.values():
             running.child.write("stop")
-        if self._carriers and self._refusal is None:
-            await asyncio.wait(self._carriers, timeout=self._timing.grace)
+        if self._refusal is None:
+            await self._until_idle(self._timing.grace)
         for running in self._running.values():
             running.child.kill()
-        if self._carriers:
-            await asyncio.wait(self._carriers, timeout=self._timing.dead_after)
+        await self._until_idle(self._timing.dead_after)
+        self._closed.set()
+        if self._telling:
+            await asyncio.wait(self._telling)
+
+    async def _until_idle(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._running and time.monotonic() < until:
+            await asyncio.sleep(0.02)
 
     async def _drop_spare(self) -> None:
         if self._spare is not None:
             await Child(Path(os.devnull), lambda event: None, process=self._spare).end()
-
-
-def workflow_id(task_id: int | None, lease: str) -> str:
-    """The engine's name of one attempt; the lease keeps an old attempt's result from being replayed."""
-    return f"echo-task-{task_id}-{lease}"
 
 
 def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings:
@@ -405,26 +425,6 @@ def check_numbers(task: Task) -> None:
         raise InputError(f"A timeout of {task.timeout} s is not possible; it must be 1 to {LONGEST_TIMEOUT}.")
     if task.max_retries < 0:
         raise InputError(f"max_retries is {task.max_retries}; it must not be negative.")
-
-
-def _launch(store: TaskStore, name: str, log_level: str) -> None:
-    """Starts DBOS: in the same database on PostgreSQL, in a file beside it on SQLite."""
-    url = sync_url(store.url)
-    config = DBOSConfig(
-        name="lora-foundry",
-        executor_id=name,
-        application_version="1",
-        log_level=log_level,
-        notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
-    )
-    if store.dialect == "sqlite":  # as an engine, since a path may hold what means something in an address
-        beside = url.set(database=f"{url.database}.engine")
-        config["system_database_engine"] = sa.create_engine(beside, connect_args=connect_arguments(beside))
-    config["system_database_url"] = url.render_as_string(hide_password=False)
-    DBOS(config=config)
-    DBOS.listen_queues([])
-    with alone(store.url):
-        DBOS.launch()
 
 
 async def _call_after(event: asyncio.Event, function: Callable[[], None]) -> None:

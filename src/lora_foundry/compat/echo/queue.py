@@ -18,7 +18,7 @@ from lora_foundry.domain.task import TaskStatus
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery
-from lora_foundry.tasks.admission import Admitted, admit
+from lora_foundry.tasks.admission import Admitted, take
 from lora_foundry.tasks.pipelines import is_ours
 from lora_foundry.tasks.redis_hints import push
 from lora_foundry.tasks.store import Failure, TaskStore
@@ -60,7 +60,7 @@ class TaskQueue:
         if self._heartbeats is not None:
             self._heartbeats.cancel()
             await asyncio.gather(self._heartbeats, return_exceptions=True)
-            await recovery.sign_off(self.store, self._name)
+            await recovery.forget(self.store, self._name)
         await self.store.close()
 
     async def add_task(self, task: Any) -> str:
@@ -84,8 +84,7 @@ class TaskQueue:
             await recovery.heartbeat(self.store, self._name, "all")
             self._heartbeats = asyncio.create_task(self._heartbeat())
         for lane in ("gpu", "cpu"):
-            while admitted := await admit(self.store, self._name, {lane: 1}):
-                held = admitted[0]
+            while held := await take(self.store, self._name, lane):
                 row = await self.store.get(held.task.id or 0)
                 try:
                     task = from_row(row)
