@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.announcements import of_failure, of_finish
-from lora_foundry.composition import RecipePorts, check_ahead, notifier_of
+from lora_foundry.composition import check_ahead, notifier_of
 from lora_foundry.domain.assessment import Assessment
 from lora_foundry.domain.character import Character, file_name
 from lora_foundry.domain.evaluation import Evaluation, Scores
@@ -34,7 +34,7 @@ from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, read_model, storage_errors
 from lora_foundry.files.versions import numbered
-from lora_foundry.pipeline import Stage, run_pipeline
+from lora_foundry.pipeline import Stage
 from lora_foundry.ports import (
     Notifier,
     ProgressCallback,
@@ -109,13 +109,10 @@ class Foundry:
                         stage="generate", done=0, total=0, message=f"left out: {left.name}: {left.reason}"
                     )
                 )
-            ports = RecipePorts(run.recipe, base, self.settings)
             try:
-                seconds = run_pipeline(run, ports, progress, finished)
+                seconds = do_stages(run, base, self.settings, progress, finished)
             except (OSError, RuntimeError, MemoryError, ImportError) as error:
                 raise as_ours(error) from error
-            finally:
-                ports.close()
         return result_of(run, seconds)
 
     async def acreate(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from typing import cast
+
+from pydantic import BaseModel
 
 from lora_foundry import registry
 from lora_foundry.backends.plan_captions import PlanCaptioner
@@ -14,6 +16,7 @@ from lora_foundry.context import Context
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.families._shared.base import Base
+from lora_foundry.pipeline import STAGE_NAMES, Stage, run_pipeline
 from lora_foundry.ports import (
     Captioner,
     Detector,
@@ -21,6 +24,7 @@ from lora_foundry.ports import (
     Generator,
     Gpu,
     Notifier,
+    ProgressCallback,
     Prover,
     Publisher,
     Tagger,
@@ -118,3 +122,22 @@ def notifier_of(settings: Settings) -> Notifier | None:
     from lora_foundry.backends.apprise import AppriseNotifier
 
     return AppriseNotifier(addresses)
+
+
+def do_stages(
+    run: Run,
+    base: Base,
+    settings: Settings,
+    progress: ProgressCallback,
+    finished: Callable[[Stage, BaseModel, float], None],
+    *,
+    begins: Callable[[Stage], None] = lambda stage: None,
+    names: Sequence[str] = STAGE_NAMES,
+) -> dict[str, float]:
+    """The stages of a run in its folder, which is the caller's, with the backends that its recipe names: the work itself,
+    the same for a task's child and for a program that calls the foundry. Returns the seconds of each."""
+    ports = RecipePorts(run.recipe, base, settings)
+    try:
+        return run_pipeline(run, ports, progress, finished, begins=begins, names=names)
+    finally:
+        ports.close()

@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lora_foundry.composition import RecipePorts
+from lora_foundry.composition import do_stages
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import FolderBusyError, InputError
 from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder
-from lora_foundry.pipeline import Stage, run_pipeline
+from lora_foundry.pipeline import Stage
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.logs import speak_of
 
@@ -57,9 +57,7 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     with ExitStack() as stack:
         stack.push(_wait_for(paths.lock))
         claim(paths, job.run)
-        ports = RecipePorts(job.run.recipe, base, job.settings)
-        stack.callback(ports.close)
-        seconds = run_pipeline(job.run, ports, progress, finished, begins=begins, names=job.stages)
+        seconds = do_stages(job.run, base, job.settings, progress, finished, begins=begins, names=job.stages)
     return {
         "stages": {name: {"seconds": taken} for name, taken in seconds.items()},
         "dataset_dir": str(job.run.dataset_dir),

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -32,14 +31,16 @@ _LIVE = ["ENQUEUED", "DELAYED", "PENDING"]
 _ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 _LEASE = re.compile(r"task-(\d+)-[0-9a-f]{32}")
 
-Handler = Callable[[int, str], Awaitable[str]]
-# DBOS wants functions that are registered at import, and has one instance a process: what they do here is in this.
-_handlers: list[Handler] = []
+Handler = Callable[[int, str], Coroutine[Any, Any, str]]
+# DBOS wants functions that are registered at import, and has one instance a process: what they do here, and on which loop,
+# is in this.
+_handlers: list[tuple[Handler, asyncio.AbstractEventLoop]] = []
 
 
 @DBOS.step(name=WORKFLOW, preemptible=True)
 async def _work(task_id: int, lease: str) -> str:
-    return await _handlers[-1](task_id, lease)
+    handler, loop = _handlers[-1]
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(handler(task_id, lease), loop))
 
 
 @DBOS.workflow(name=WORKFLOW)
@@ -109,8 +110,11 @@ class Engine:
             retry_connection_errors=False,
         )
 
-    def launch(self, worker: str, queues: Sequence[str], handler: Handler, log_level: str) -> None:
-        """Starts DBOS in this process. Called on the event loop's own thread, which DBOS then runs attempts on."""
+    async def launch(
+        self, worker: str, queues: Mapping[str, int], poll: float, handler: Handler, log_level: str
+    ) -> None:
+        """Starts DBOS in this process, listening to queues: how many attempts of each run at once here. They are looked at
+        every `poll` seconds, and attempts run on the caller's loop."""
         config = DBOSConfig(
             name=APPLICATION,
             executor_id=worker,
@@ -122,25 +126,24 @@ class Engine:
         )
         if not self.shared:  # as an engine, since a path may hold what means something in an address
             config["system_database_engine"] = self._database
-        _handlers.append(handler)
+        _handlers.append((handler, asyncio.get_running_loop()))
+        # In a thread: its first start makes indexes, which waits for every transaction that is open, ours too.
+        await asyncio.to_thread(self._launch, config, queues, poll)
+
+    def _launch(self, config: DBOSConfig, queues: Mapping[str, int], poll: float) -> None:
         DBOS(config=config)
         DBOS.listen_queues(list(queues))
         logging.getLogger("dbos").addFilter(_is_no_cancelling)
         with alone(self._tasks_url):
             DBOS.launch()
-
-    async def register(self, queues: Mapping[str, int], poll: float) -> None:
-        """Makes queues known, with how many attempts each worker runs at once; they are looked at every `poll` seconds."""
         for name, number in queues.items():
-            await DBOS.register_queue_async(
+            DBOS.register_queue(
                 name, worker_concurrency=number, polling_interval_sec=poll, on_conflict="always_update"
             )
 
     async def stop(self) -> None:
         """Ends DBOS in this process; attempts that still run are not waited for."""
         await asyncio.to_thread(partial(DBOS.destroy, workflow_completion_timeout_sec=0))
-        # It had put its own threads in place of the loop's, and has just ended them.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
         _handlers.clear()
 
     def close(self) -> None:

@@ -150,8 +150,7 @@ class Worker:
         queues = lanes if self._alone is None else {queue_of("", self.name): 1}
         # Who waits is told what an error means; a service has its log.
         level = "ERROR" if self._alone is None else "CRITICAL"
-        self._engine.launch(self.name, list(queues), self._attempt, level)
-        await self._engine.register(queues, self._timing.queue)
+        await self._engine.launch(self.name, queues, self._timing.queue, self._attempt, level)
         if self._alone is not None:  # what was queued for all is ours now
             await give_back(self._store, ours.c.pipeline == self._alone.pipeline)
         await asyncio.to_thread(take_back, self._settings.home)
@@ -232,9 +231,10 @@ class Worker:
             ended = await self._finish(running, await self._outcome(running))
             logger.info("Task %s (%s): %s", number, task.name, ended)
             return ended
-        except asyncio.CancelledError:  # by the engine, since somebody wants it or the row is not ours
+        except asyncio.CancelledError:  # somebody wants it, the row is not ours, or the engine has ended
             with contextlib.suppress(SQLAlchemyError, OSError):
-                await self._store.cancelled(number, lease)
+                wanted = not self._stopping or await self._store.cancel_requests([lease])
+                await (self._store.cancelled if wanted else self._store.release)(number, lease)
             raise
         except Exception as error:
             if self._refusal is None:
