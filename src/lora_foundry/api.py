@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.announcements import of_failure, of_finish
-from lora_foundry.composition import check_ahead, notifier_of
+from lora_foundry.composition import check_ahead, do_stages, notifier_of
 from lora_foundry.domain.assessment import Assessment
 from lora_foundry.domain.character import Character, file_name
 from lora_foundry.domain.evaluation import Evaluation, Scores
