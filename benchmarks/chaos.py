@@ -36,7 +36,7 @@ from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import WorkerOptions
 
 ROOT = Path(__file__).parents[1]
-TIMING = Timing(heartbeat=1.0, patience=4.0, dead_after=6.0, poll=1.0, report=0.2, grace=1.0)
+TIMING = Timing(heartbeat=1.0, patience=4.0, dead_after=6.0, poll=1.0, queue=0.2, report=0.2, grace=1.0)
 LANES = {"gpu": 4, "cpu": 1}
 ENTRY = "benchmarks.chaos_job:obey"
 CLOCK_STEP = 0.05

@@ -32,7 +32,7 @@ from lora_foundry.tasks.service import serve
 from lora_foundry.tasks.worker import WorkerOptions
 from lora_foundry.settings import Settings
 from lora_foundry.stage_job import ENTRY
-timing = Timing(heartbeat=0.5, patience=3, dead_after=4)
+timing = Timing(heartbeat=0.5, patience=3, dead_after=4, queue=0.2)
 serve(sys.argv[1], Settings(home=Path(sys.argv[2])), WorkerOptions(ENTRY, timing=timing))
 """
 IMAGES, STEPS = 8, 40

@@ -30,7 +30,7 @@ from tests.contract.test_comfyui_generator import lora_file
 
 OTHERS = "somebody-else-s"
 JOBS = "tests.contract.comfyui_jobs:run"
-QUICK_TIMING = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, report=0.1, grace=0.2)
+QUICK_TIMING = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, queue=0.1, report=0.1, grace=0.2)
 
 
 @pytest.fixture

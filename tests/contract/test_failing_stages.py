@@ -26,7 +26,7 @@ from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.test_children import ENTRY, SAID
 
-TIMING = Timing(heartbeat=0.5, patience=20, dead_after=25, poll=0.2, report=0.1, grace=1)
+TIMING = Timing(heartbeat=0.5, patience=20, dead_after=25, poll=0.2, queue=0.1, report=0.1, grace=1)
 
 
 def request(fault: str) -> PipelineRequest:

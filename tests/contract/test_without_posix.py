@@ -91,7 +91,7 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.service import serve
 from lora_foundry.tasks.worker import WorkerOptions
-timing = Timing(poll=0.2, report=0.1, grace=1)
+timing = Timing(poll=0.2, queue=0.1, report=0.1, grace=1)
 serve(sys.argv[1], Settings(home=Path(sys.argv[2])), WorkerOptions("tests.contract.engine_jobs:run", {"gpu": 2}, timing))
 """
 

@@ -20,7 +20,7 @@ from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 JOBS = "tests.contract.engine_jobs:run"
-QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=0.5, report=0.1, grace=1)
+QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=0.5, queue=0.1, report=0.1, grace=1)
 ENDED = ("completed", "failed", "cancelled")
 
 

@@ -199,7 +199,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
             from lora_foundry.tasks.recovery import Timing
             from lora_foundry.tasks.worker import WorkerOptions
 
-            timing, notifier = Timing(grace=CTRL_C_SECONDS), notifier_of(settings)
+            timing, notifier = Timing(grace=CTRL_C_SECONDS, queue=0.2), notifier_of(settings)
             options = WorkerOptions(ENTRY, timing=timing, preload=PRELOAD, notifier=notifier)
             watcher = Watcher(display.progress, display.finished, trouble)
             return await create(store, settings, request, options, watcher)
