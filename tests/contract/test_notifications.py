@@ -164,7 +164,8 @@ def test_a_worker_tells_of_the_end_of_a_pipeline_once(
         made = await submit(store, settings, request)
         options = WorkerOptions(
             "tests.contract.engine_jobs:run", {"gpu": 1, "cpu": 1},
-            Timing(heartbeat=0.5, patience=20, dead_after=25, poll=1, queue=0.1, report=0.1, grace=10), notifier=AppriseNotifier(address),
+            Timing(heartbeat=0.5, patience=20, dead_after=25, poll=1, queue=0.1, report=0.1, grace=10),
+            notifier=AppriseNotifier(address),
         )  # fmt: skip
         stop = asyncio.Event()
         worker = asyncio.create_task(Worker(store, settings, options).run(stop))

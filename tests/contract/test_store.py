@@ -20,7 +20,7 @@ from lora_foundry.tasks.admission import Admitted, Inbox
 from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
 from lora_foundry.tasks.recovery import reclaim
 from lora_foundry.tasks.store import MAX_RESUMES, Failure, TaskStore, pause
-from tests.contract.taking import admit, queues
+from tests.contract.taking import admit
 
 GENERATION = {"character_name": "Elara", "description": "1girl, brown hair"}
 ALL = {"gpu": 100, "cpu": 100}
@@ -478,7 +478,7 @@ def test_a_table_full_of_foreign_rows_is_left_untouched(database_url: str) -> No
         marked = Task(name="marked", payload={"type": "lora_training", "rubbish": 1})
         await store.add(marked)
         assert {each.task.name for each in await admit(store, "w", ALL)} == {"ours", "hand", "marked"}
-        assert await reclaim(store, queues(), 0.0) != []
+        assert await reclaim(store, 0.0) != []
         assert await store.prune(timedelta(0), pipelines.is_ours) == 0
         after = execute(database_url, f"SELECT * FROM echo_tasks WHERE id <= {len(foreign)} ORDER BY id")
         assert after == before

@@ -21,7 +21,7 @@ from lora_foundry.tasks.database import parse_url
 from lora_foundry.tasks.migrations.versions.v0002_beside import _ours_among
 from lora_foundry.tasks.recovery import reclaim
 from lora_foundry.tasks.store import TaskStore
-from tests.contract.taking import admit, queues
+from tests.contract.taking import admit
 from tests.contract.test_store import ALL, GENERATION, execute, generation, one, run
 
 OLD = Path(__file__).parents[1] / "data" / "version_0001"
@@ -106,7 +106,7 @@ def test_what_an_earlier_version_left_goes_on_beside_the_table(database_url: str
             "total": 6,
             "unit": "image",
         }
-        assert len(await reclaim(store, queues(), 10)) == 1  # the worker of the earlier version is long gone
+        assert len(await reclaim(store, 10)) == 1  # the worker of the earlier version is long gone
         begun = {each.task.name for each in await admit(store, "w", ALL)}
         assert begun == {"generate Retried", "curate Running", "generate Waiting", "Generate Legacy", "hand"}
         again = await pipelines.retry(store, Settings(), named["Failed"].id)

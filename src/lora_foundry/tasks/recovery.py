@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import TaskStatus
 from lora_foundry.tasks.admission import give_back
@@ -115,21 +116,14 @@ async def is_served(store: TaskStore) -> bool:
     return {"gpu", "cpu"} <= set(lanes)
 
 
-async def reclaim(store: TaskStore, queues: Queues, dead_after: float, own: Own | None = None) -> list[Lost]:
-    """Gives back the rows of workers that are dead or unknown, and forgets those workers; and the rows that the asking
-    worker holds and has not run for `dead_after` seconds, since it could not write an attempt's end."""
+async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -> list[Lost]:
+    """Gives back the rows of workers that are dead or unknown, and those that the asking worker holds and has not run for
+    `dead_after` seconds, since it could not write an attempt's end."""
     lost = sa.exists().where(_HELD, ours.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
-    glanced = sa.select(clock(store.dialect).label("now"), lost.label("lost")).subquery()
-    look = sa.select(glanced, executors).select_from(glanced.outerjoin(executors, sa.true()))
     async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
-        seen = (await connection.execute(look)).all()
-    known = [row for row in seen if row.id is not None]
-    ended = [row.id for row in known if _is_gone(row.host)]
-    silent = [row.id for row in known if row.beat < row.now - dead_after]
-    if not (ended or silent or seen[0].lost):
-        return []
-    for worker in {*ended, *silent}:
-        await _give_back_queued(store, queues, worker)
+        ended, silent = await _dead(store, connection, dead_after)
+        if not (ended or silent) and not (await connection.execute(sa.select(lost))).scalar():
+            return []
     async with store.writing() as connection:
         now = await store.now(connection)
         locked = (
@@ -141,12 +135,34 @@ async def reclaim(store: TaskStore, queues: Queues, dead_after: float, own: Own 
         rows = (await connection.execute(locked.with_for_update(of=ours, skip_locked=True))).all()
         for number, _, resumes in rows:
             await store.return_row(connection, number, resumes or 0, moment(now))
-        still = sa.select(ours.c.worker).where(_HELD)
-        gone = executors.c.id.in_(ended) | (executors.c.beat < now - dead_after)
-        await connection.execute(executors.delete().where(gone & executors.c.id.not_in(still)))
         if rows:
             await store.wake(connection)
     return [Lost(number, lease or "") for number, lease, _ in rows]
+
+
+async def bury(store: TaskStore, queues: Queues, dead_after: float) -> None:
+    """Gives back what dead workers had not begun, and forgets those of them that hold nothing any more. After `reclaim`: on
+    SQLite a process that froze may hold the engine's file locked, and rows must not wait for it."""
+    async with store.reading() as connection:
+        ended, silent = await _dead(store, connection, dead_after)
+    for worker in {*ended, *silent}:
+        await _give_back_queued(store, queues, worker)
+    if ended or silent:
+        async with store.writing() as connection:
+            now = await store.now(connection)
+            still = sa.select(ours.c.worker).where(_HELD)
+            gone = executors.c.id.in_(ended) | (executors.c.beat < now - dead_after)
+            await connection.execute(executors.delete().where(gone & executors.c.id.not_in(still)))
+
+
+async def _dead(
+    store: TaskStore, connection: AsyncConnection, dead_after: float
+) -> tuple[list[str], list[str]]:
+    """The workers whose process has ended on this machine, and those that have been silent for too long."""
+    look = sa.select(clock(store.dialect).label("now"), executors)
+    known = (await connection.execute(look)).all()
+    ended = [row.id for row in known if _is_gone(row.host)]
+    return ended, [row.id for row in known if row.beat < row.now - dead_after]
 
 
 async def _give_back_queued(store: TaskStore, queues: Queues, worker: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskStatus
+from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskPriority, TaskStatus
 from lora_foundry.errors import InputError, brief
 from lora_foundry.tasks import database
 from lora_foundry.tasks.dependents import drop_attempts, let_children_start, stop_children
@@ -199,6 +199,21 @@ class TaskStore:
                 await stop_children(connection, [row.id for row in waiting], stamp)
             running = chosen & (ours.c.status == TaskStatus.RUNNING)
             await connection.execute(ours.update().where(running).values(cancel_requested=1))
+            await self.wake(connection)
+
+    async def prioritise(self, priority: TaskPriority, *task_ids: int) -> None:
+        """Gives waiting tasks another priority; what is queued already is queued again."""
+        async with self.writing() as connection:
+            stamp = moment(await self.now(connection))
+            chosen = ours.c.id.in_(task_ids) & ours.c.status.in_(WAITING)
+            await connection.execute(ours.update().where(chosen).values(priority=priority))
+            waiting = sa.select(ours.c.id).where(chosen)
+            shared = tasks.update().where(tasks.c.id.in_(waiting))
+            await connection.execute(shared.values(priority=priority, updated_at=stamp))
+            queued = chosen & ours.c.lease.is_not(None)
+            await drop_attempts(connection, queued)
+            again = {"lease": None, "worker": None, "queue": ours.c.lane}
+            await connection.execute(ours.update().where(queued).values(**again))
             await self.wake(connection)
 
     async def with_descendants(self, roots: Sequence[Task]) -> list[Task]:

@@ -345,9 +345,10 @@ class Worker:
             try:
                 await self._heartbeat_once()
                 own = recovery.Own(self.name, frozenset(self._running))
-                for lost in await recovery.reclaim(self._store, self._engine, self._timing.dead_after, own):
+                for lost in await recovery.reclaim(self._store, self._timing.dead_after, own):
                     logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
                     self._wake.set()
+                await recovery.bury(self._store, self._engine, self._timing.dead_after)
                 await recovery.drop(self._store, self._engine)
                 if time.monotonic() - pruned > PRUNE_EVERY:
                     await self._engine.prune(KEPT)

@@ -1,0 +1,190 @@
+"""What DBOS does for us and what happens where a worker dies between its tables and ours, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_foundry.domain.task import Task, TaskPriority
+from lora_foundry.settings import Settings
+from lora_foundry.tasks.queues import Engine
+from lora_foundry.tasks.recovery import bury, heartbeat
+from lora_foundry.tasks.store import Failure, TaskStore
+from lora_foundry.tasks.worker import Worker
+from tests.contract.taking import admit, queues
+from tests.contract.test_store import ALL, execute, generation, one, run
+from tests.contract.test_worker import attempts, order, until, work
+
+KILLED = """
+import os
+from pathlib import Path
+from lora_foundry.settings import Settings
+from lora_foundry.tasks import queues, worker
+from lora_foundry.tasks.service import serve
+from lora_foundry.tasks.worker import WorkerOptions
+from tests.contract.test_worker import JOBS, QUICK
+
+async def die(*arguments):
+    if arguments[-1] != []:  # nothing to queue
+        os.kill(os.getpid(), 9)
+
+{place} = die
+serve({url!r}, Settings(home=Path({home!r})), WorkerOptions(JOBS, {{"gpu": 1}}, QUICK))
+"""
+
+
+def killed_at(place: str, url: str, settings: Settings) -> None:
+    code = KILLED.format(place=place, url=url, home=str(settings.home))
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2], timeout=120
+    )
+    assert ended.returncode == -9, "it was to be killed"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("place", ["queues.Engine.put", "worker.claim"])
+def test_a_worker_killed_between_the_tables_and_the_engine_loses_nothing(
+    place: str, database_url: str, settings: Settings
+) -> None:
+    """Before the attempt is queued, and after it was taken out of the queue."""
+
+    async def add() -> Task:
+        store = TaskStore(database_url)
+        await store.upgrade()
+        (task,) = await store.add(order("first", "sleep 0", max_retries=0))
+        await store.close()
+        return task
+
+    task = asyncio.run(add())
+    killed_at(place, database_url, settings)
+    (left,) = execute(database_url, "SELECT status, lease FROM lora_foundry_tasks")
+    together = "postgresql" in database_url and place == "queues.Engine.put"
+    assert left[0] == "pending"
+    assert (left[1] is None) == together, "one transaction holds both on PostgreSQL"
+
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        done = await until(store, task, "completed", "failed")
+        assert (done.status, done.retries, done.resumes) == ("completed", 0, 0)
+        assert attempts(settings, "first") == 1
+
+    work(database_url, settings, scenario)
+
+
+def test_what_was_cancelled_in_the_queue_holds_up_nobody_and_leaves_it(
+    database_url: str, settings: Settings
+) -> None:
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (busy,) = await store.add(order("busy", "sleep 3", priority=1))
+        await until(store, busy, "running")
+        waiting = await store.add(*(order(f"w{number}", "sleep 0") for number in range(20)))
+        while None in {lease for (lease,) in execute(database_url, "SELECT lease FROM lora_foundry_tasks")}:
+            await asyncio.sleep(0.05)
+        leases = [each for (each,) in execute(database_url, "SELECT lease FROM lora_foundry_tasks")]
+        await store.cancel(*(task.id or 0 for task in waiting))
+        (last,) = await store.add(order("last", "sleep 0", priority=5))
+        await until(store, last, "completed")
+        while execute(database_url, "SELECT * FROM lora_foundry_dropped"):
+            await asyncio.sleep(0.05)
+        engine = Engine(store.url)
+        assert await engine.live(leases) == set()
+        engine.close()
+        assert {path.name for path in settings.datasets_dir.iterdir()} == {"busy", "last"}
+
+    work(database_url, settings, scenario)
+
+
+def test_what_the_engine_keeps_is_json(database_url: str, settings: Settings) -> None:
+    """Its default is pickle, and whoever can write to the database could then run code in every worker."""
+
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("done", "sleep 0"))
+        await until(store, task, "completed")
+
+    work(database_url, settings, scenario)
+    engine_url = database_url if "postgresql" in database_url else f"{database_url}.engine"
+    schema = "dbos." if "postgresql" in database_url else ""
+    kept = f"SELECT serialization, inputs, output FROM {schema}workflow_status WHERE name = 'attempt'"
+    (row,) = execute(engine_url, kept)
+    assert row[0] == "portable_json"
+    assert row[1].startswith("{")
+    assert row[2] == '"completed"'
+
+
+def test_a_priority_or_a_time_changed_by_hand_counts_for_what_is_queued(database_url: str) -> None:
+    async def scenario(store: TaskStore) -> None:
+        rows = await store.add(*(generation(name) for name in "abc"))
+        await admit(store, "w", {})
+        assert len(queues().entries) == 3
+        execute(
+            database_url,
+            f"UPDATE echo_tasks SET priority = 1 WHERE id = {rows[2].id}",
+            f"UPDATE echo_tasks SET scheduled_for = '2999-01-01 00:00:00' WHERE id = {rows[0].id}",
+        )
+        names = [each.task.name for each in await admit(store, "w", ALL)]
+        assert names == ["c", "b"]
+        assert len(execute(database_url, "SELECT * FROM lora_foundry_dropped")) == 2
+
+    run(database_url, scenario)
+
+
+def test_a_waiting_task_is_given_another_priority(database_url: str) -> None:
+    async def scenario(store: TaskStore) -> None:
+        rows = await store.add(*(generation(name) for name in "abc"))
+        (held,) = await admit(store, "w", {"gpu": 1})
+        assert held.task.name == "a"
+        await store.prioritise(TaskPriority.URGENT, *(row.id or 0 for row in rows if row.name != "b"))
+        assert [each.task.name for each in await admit(store, "w", ALL)] == ["c", "b"]
+        shown = {row.name: row.priority for row in await store.recent()}
+        assert shown == {"a": 3, "b": 3, "c": 1}, "what runs is left as it is"
+
+    run(database_url, scenario)
+
+
+def test_the_pause_before_a_retry_is_the_queues(database_url: str) -> None:
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        held = await one(store)
+        await store.fail(held.task, held.lease, Failure("oops"))
+        assert await admit(store, "w", ALL) == []
+        (entry,) = queues().entries
+        assert 0 < entry.delay <= 2.5
+        queues().entries = [entry._replace(delay=0)]
+        assert (await one(store)).task.retries == 1
+
+    run(database_url, scenario)
+
+
+def test_what_was_queued_for_one_that_died_alone_goes_to_others(database_url: str) -> None:
+    """A `create` that was killed had its rows in a queue of its own, and one of them taken out of it."""
+
+    async def scenario(store: TaskStore) -> None:
+        await heartbeat(store, "alone", "")
+        await store.add(generation("1", pipeline="p"), generation("2", pipeline="p"), generation("3"))
+        assert await admit(store, "alone", {}, "p") == []
+        assert {entry.queue for entry in queues().entries} == {"lora-foundry-alone"}
+        assert queues().next("lora-foundry-alone", "alone") is not None
+        assert [each.task.name for each in await admit(store, "w", ALL)] == ["3"]
+        execute(database_url, "UPDATE lora_foundry_executors SET beat = 0")
+        await bury(store, queues(), 60)
+        assert execute(database_url, "SELECT id FROM lora_foundry_executors") == []
+        assert [each.task.name for each in await admit(store, "w", ALL)] == ["1", "2"]
+
+    run(database_url, scenario)
+
+
+def test_an_attempt_that_the_engine_forgot_is_queued_again(database_url: str) -> None:
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        await admit(store, "w", {})
+        queues().entries.clear()  # its tables were lost, or written after ours
+        assert (await one(store)).task.name == "make"
+
+    run(database_url, scenario)
