@@ -169,6 +169,7 @@ async def _give_back_queued(store: TaskStore, queues: Queues, worker: str) -> No
     """What was queued for that worker alone, and what it took out of a queue and did not begin."""
     taken = await queues.held_by(worker)
     await give_back(store, (ours.c.worker == worker) | ours.c.lease.in_(taken))
+    await queues.cancel(taken)  # also those whose end was written to the row, and not to the engine
     await queues.remove(queue_of("", worker))
 
 
