@@ -1,4 +1,4 @@
-"""What a full table costs: milliseconds of counting, listing, admission and completion beside 1,000 to 100,000 rows of
+"""What a full table costs: milliseconds of counting, listing, queueing, claiming and completing beside 1,000 to 100,000 rows of
 another program and as many waiting rows of ours as asked for. The last line is JSON: {sqlite: {1000: {...}}, ...}.
 
     python -m benchmarks.growth [--foreign 1000 10000 100000] [--ours 10000]
@@ -22,13 +22,18 @@ import sqlalchemy as sa
 
 from benchmarks.common import finish, table
 from benchmarks.engine import database, short_task
-from lora_foundry.tasks.admission import Inbox, take_in
-from lora_foundry.tasks.schema import moment, tasks
+from lora_foundry.tasks.admission import Inbox, admit, take_in
+from lora_foundry.tasks.attempts import Admitted, claim
+from lora_foundry.tasks.queues import Engine, queue_of
+from lora_foundry.tasks.schema import moment, ours, tasks
 from lora_foundry.tasks.store import TaskStore
-from tests.contract.taking import admit
 
 REPEATS = 9
 CHILDREN = 1000
+
+
+async def _nobody(task_id: int, lease: str) -> str:
+    raise AssertionError("nobody listens to what is queued here")
 
 
 async def median_ms(work: Callable[[], Awaitable[object]], repeats: int = REPEATS) -> float:
@@ -78,22 +83,33 @@ async def measure(kind: str, foreign: int, own: int) -> dict[str, float]:
             figures["list_ms"] = await median_ms(lambda: store.recent(limit=50))
             figures["list_pending_ms"] = await median_ms(lambda: store.recent(status="pending", limit=50))
             figures["sweep_ms"] = await median_ms(lambda: take_in(store), 3)
-            (head,) = await admit(store, "w", {"gpu": 1}, inbox=inbox)
-            figures["idle_ms"] = await median_ms(lambda: admit(store, "w", {}, inbox=inbox))
-            figures["admit_one_lane_ms"] = await median_ms(lambda: admit(store, "w", {"gpu": 1}, inbox=inbox))
-            lanes = {"gpu": 1, "cpu": 1}
-            figures["admit_two_lanes_ms"] = await median_ms(lambda: admit(store, "w", lanes, inbox=inbox))
+            engine = Engine(store.url)
+            await engine.launch("benchmark", {queue_of("nobody"): 1}, 1.0, _nobody, "ERROR")
+            figures["queue_batch_ms"] = await median_ms(lambda: admit(store, engine, inbox))
+            while await admit(store, engine, inbox):
+                pass
+            figures["idle_ms"] = await median_ms(lambda: admit(store, engine, inbox))
+            queued = iter(await store.where(ours.c.lease.is_not(None)))
+            claimed: list[Admitted] = []
+
+            async def claim_next() -> None:
+                row = next(queued)
+                taken = await claim(store, "benchmark", row.id or 0, row.lease or "")
+                assert taken is not None
+                claimed.append(taken)
+
+            async def complete_next() -> None:
+                each = claimed.pop()
+                await store.complete(each.task.id or 0, each.lease, {})
+
+            figures["claim_ms"] = await median_ms(claim_next)
+            head = claimed.pop(0)
             started = time.perf_counter()
             await store.complete(head.task.id or 0, head.lease, {})
             figures["complete_with_children_ms"] = round((time.perf_counter() - started) * 1000, 2)
-            taken = await admit(store, "w", {"gpu": REPEATS}, inbox=inbox)
-            left = iter(taken)
-
-            async def complete() -> None:
-                each = next(left)
-                await store.complete(each.task.id or 0, each.lease, {})
-
-            figures["complete_ms"] = await median_ms(complete)
+            figures["complete_ms"] = await median_ms(complete_next, REPEATS - 1)
+            await engine.stop()
+            engine.close()
             await store.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.tasks import admission
-from lora_foundry.tasks.admission import Admitted, Alone, Inbox, claim
+from lora_foundry.tasks.admission import Inbox
+from lora_foundry.tasks.attempts import Admitted, Alone, claim
 from lora_foundry.tasks.queues import Entry, queue_of
 from lora_foundry.tasks.store import TaskStore
 

@@ -16,7 +16,8 @@ from lora_foundry.domain.task import Task, TaskStatus, TaskType
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import admission, pipelines
-from lora_foundry.tasks.admission import Admitted, Inbox
+from lora_foundry.tasks.admission import Inbox
+from lora_foundry.tasks.attempts import Admitted
 from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
 from lora_foundry.tasks.recovery import reclaim
 from lora_foundry.tasks.store import MAX_RESUMES, Failure, TaskStore, pause

@@ -290,7 +290,8 @@ def test_a_claim_whose_worker_died_before_it_started_is_given_back(
     async def scenario(store: TaskStore, worker: Worker) -> None:
         (task,) = await store.add(order("claimed", "sleep 0", scheduled_for=datetime(2999, 1, 1)))
         place = this_process().rpartition("/")[0]
-        execute(
+        await asyncio.to_thread(  # a write here would wait for one on this loop, for ever
+            execute,
             database_url,
             f"INSERT INTO lora_foundry_executors (id, host, beat) VALUES ('gone', '{place}/{ended.pid}', 4e9)",
             f"UPDATE echo_tasks SET status = 'running', scheduled_for = NULL WHERE id = {task.id}",
@@ -340,7 +341,9 @@ def test_rows_by_hand_run(database_url: str, settings: Settings) -> None:
     async def scenario(store: TaskStore, worker: Worker) -> None:
         kinds = ("user_request", "lora_generation", "LORA_GENERATION")
         insert = "INSERT INTO echo_tasks (name, task_type, payload) VALUES"
-        execute(database_url, *(f"{insert} ('good', '{kind}', '{good}')" for kind in kinds))
+        await asyncio.to_thread(
+            execute, database_url, *(f"{insert} ('good', '{kind}', '{good}')" for kind in kinds)
+        )
         tasks = [await until(store, each, "completed", "failed") for each in await store.recent()]
         assert [each.status for each in tasks] == ["completed"] * 3
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import TaskStatus
-from lora_foundry.tasks.admission import give_back
+from lora_foundry.tasks.attempts import give_back
 from lora_foundry.tasks.queues import Queues, queue_of
 from lora_foundry.tasks.schema import clock, dropped, executors, moment, ours, tasks
 from lora_foundry.tasks.store import TaskStore

@@ -27,8 +27,9 @@ from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery, signals
-from lora_foundry.tasks.admission import Admitted, Alone, Inbox, admit, claim, give_back
+from lora_foundry.tasks.admission import Inbox, admit
 from lora_foundry.tasks.announce import announce
+from lora_foundry.tasks.attempts import Admitted, Alone, claim, give_back
 from lora_foundry.tasks.children import Child, Job, Outcome, start_process
 from lora_foundry.tasks.database import database_error, is_lasting
 from lora_foundry.tasks.devices import device_for, lanes_for

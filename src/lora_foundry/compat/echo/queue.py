@@ -18,7 +18,8 @@ from lora_foundry.domain.task import TaskStatus
 from lora_foundry.errors import InputError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import recovery
-from lora_foundry.tasks.admission import Admitted, take
+from lora_foundry.tasks.admission import take
+from lora_foundry.tasks.attempts import Admitted
 from lora_foundry.tasks.pipelines import is_ours
 from lora_foundry.tasks.redis_hints import push
 from lora_foundry.tasks.store import Failure, TaskStore
