@@ -96,7 +96,8 @@ def _belongings(wanted: str, recipe: Recipe, settings: Settings) -> Iterator[Nee
         beside = []
     for part, found in beside:
         yield _file(part, f"model.{part.part}", getattr(recipe.model, part.part), found, settings)
-    yield from _vocabulary(family_part(family, "detect").VOCABULARY, settings)
+    for vocabulary in family_part(family, "detect").VOCABULARIES:
+        yield from _vocabulary(vocabulary, settings)
 
 
 def _adapter(recipe: Recipe, settings: Settings) -> Iterator[Need]:

@@ -13,6 +13,7 @@ from lora_foundry.backends.comfyui.address import Address, address_of
 from lora_foundry.backends.comfyui.client import ComfyUIClient, Patience
 from lora_foundry.errors import FoundryError
 from lora_foundry.families._shared.inspect import BUNDLED, family_of_file, family_of_folder, models_below
+from lora_foundry.families._shared.split import index_of
 from lora_foundry.settings import Settings
 
 MOST = 500
@@ -59,7 +60,7 @@ class Bases:
         return [bundled, *sorted(views.values(), key=lambda each: (each.family, each.name.lower()))]
 
     def _family(self, path: Path) -> str:
-        mark = path / "model_index.json" if path.is_dir() else path
+        mark = index_of(path) if path.is_dir() else path
         stat = mark.stat()
         stamp = _Stamp(stat.st_mtime_ns, stat.st_size)
         known = self._known.get(path)

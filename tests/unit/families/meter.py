@@ -99,7 +99,8 @@ def meta_network(base: Base) -> Any:
     loader = loader_of(base)
     kind = getattr(diffusers, loader.denoiser_class)
     with META:
-        return kind.from_config(kind.load_config(loader.configuration(base), subfolder=loader.denoiser))
+        config = kind.load_config(loader.configuration(base), subfolder=loader.denoiser)
+        return kind.from_config({**config, **loader.denoiser_options})
 
 
 def stored_bytes(tensors: Iterator[Tensor]) -> int:

@@ -83,6 +83,7 @@ def test_other_programs_names_for_what_a_lora_is_for(tmp_path: Path) -> None:
         "Flux.2 Klein 4B-base": tiny_bases.klein_folder(tmp_path / "klein"),
         "Qwen": tiny_qwen.qwen_image_folder(tmp_path / "qwen-image"),
         "Krea 2": tiny_qwen.krea2_folder(tmp_path / "krea2"),
+        "Anima": tiny_qwen.anima_folder(tmp_path),
     }
     distilled_names = {"ZImageBase": "ZImageTurbo", "Flux.2 Klein 4B-base": "Flux.2 Klein 4B"}
     for expected, folder in bases.items():

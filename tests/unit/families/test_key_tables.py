@@ -10,6 +10,7 @@ import torch
 
 from lora_foundry.backends.comfyui.keys import loaded_modules
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.loading import library_class
 from lora_foundry.families._shared.registry import family_part
 from lora_foundry.families._shared.targets import Target
 from tests.unit.families.meter import full_size, meta_network
@@ -23,6 +24,7 @@ COUNTS = {
     "klein": ("base", 100),
     "qwen_image": ("base", 720),
     "krea2": ("raw", 224),
+    "anima": ("base", 280),
 }
 
 
@@ -67,6 +69,23 @@ def krea2_file(layers: int = 28) -> list[str]:
     return ["first.weight", "txtfusion.projector.weight", "last.linear.weight", "tproj.1.weight", *matrices]
 
 
+def anima_file(layers: int = 28, adapters: int = 6) -> list[str]:
+    """The matrices of Anima's file as ComfyUI keeps it, those of its adapter among them."""
+    attention = [
+        f"{side}_attn.{part}_proj" for side in ("self", "cross") for part in ("q", "k", "v", "output")
+    ]
+    modulation = [
+        f"adaln_modulation_{part}.{n}" for part in ("self_attn", "cross_attn", "mlp") for n in (1, 2)
+    ]
+    found = [
+        f"blocks.{n}.{part}.weight"
+        for n in range(layers)
+        for part in (*attention, *modulation, "mlp.layer1", "mlp.layer2")
+    ]
+    found += [f"llm_adapter.blocks.{n}.cross_attn.q_proj.weight" for n in range(adapters)]
+    return ["x_embedder.proj.1.weight", "llm_adapter.out_proj.weight", "final_layer.linear.weight", *found]
+
+
 def checkpoint(family: str) -> list[str]:
     """The UNet's names in a checkpoint file of the real model, by the names that our files use for its modules."""
     from tests.unit.families.conftest import unet_name
@@ -83,6 +102,7 @@ FILES: dict[str, Any] = {
     "klein": klein_file,
     "qwen_image": qwen_image_file,
     "krea2": krea2_file,
+    "anima": anima_file,
 }
 
 
@@ -96,9 +116,7 @@ def test_comfyui_knows_every_name(family: str) -> None:
 @pytest.mark.parametrize("family", [family for family in COUNTS if family not in ("sd", "sdxl")])
 def test_diffusers_ends_at_the_same_module(family: str) -> None:
     """The library's own reader of LoRA files, on matrices without numbers."""
-    import diffusers
-
-    pipeline = getattr(diffusers, family_part(family, "load").LOADER.pipeline)
+    pipeline = library_class(family_part(family, "load").LOADER.pipeline)
     named = names_of(family)
     state = {
         f"{name}.{side}": torch.zeros(1, 1)
@@ -111,12 +129,10 @@ def test_diffusers_ends_at_the_same_module(family: str) -> None:
     assert len(read) == len(state)
 
 
-@pytest.mark.parametrize("family", ["krea2"])
+@pytest.mark.parametrize("family", ["krea2", "anima"])
 def test_other_programs_names_end_at_the_same_module(family: str) -> None:
     """Those of the model's own code, which the library's reader turns into its own; a LoRA under them is put on, too."""
-    import diffusers
-
-    pipeline = getattr(diffusers, family_part(family, "load").LOADER.pipeline)
+    pipeline = library_class(family_part(family, "load").LOADER.pipeline)
     names = family_part(family, "names")
     for target, _ in names_of(family):
         (own,) = names.other_forms("transformer", target.module)

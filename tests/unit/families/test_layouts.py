@@ -90,6 +90,19 @@ def krea2(root: Path, name: str = "krea2_raw_bf16", width: int = 6144) -> Path:
     return file(root / "diffusion_models" / f"{name}.safetensors", **shapes)
 
 
+def anima(root: Path, name: str = "anima-base-v1.0", prefix: str = "net.", width: int = 2048) -> Path:
+    """ComfyUI's folders with Anima's files."""
+    qwen_image(root, name="other")
+    text = {"model.embed_tokens.weight": (1, 1024), "model.layers.27.mlp.up_proj.weight": (1, 1)}
+    file(root / "text_encoders" / "qwen_3_06b_base.safetensors", **text)
+    shapes = {
+        "x_embedder.proj.1.weight": (width, 1), "blocks.0.mlp.layer1.weight": (1, 1),
+        "llm_adapter.out_proj.weight": (1, 1),
+    }  # fmt: skip
+    named_ = {prefix + key: shape for key, shape in shapes.items()}
+    return file(root / "diffusion_models" / f"{name}.safetensors", **named_)
+
+
 def without(path: Path, part: str) -> Path:
     (path.parents[1] / f"{part}.safetensors").unlink()
     return path
@@ -215,6 +228,18 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], tuple[str, str, bool] | str]] =
     "qwen-image without its text encoder": (
         lambda p: without(qwen_image(p), "text_encoders/qwen_2.5_vl_7b_fp8_scaled"),
         r"its text encoder is in none of .*put qwen_2\.5_vl_7b_fp8_scaled\.safetensors",
+    ),
+    "anima in comfyui's folders": (anima, ("anima", "split", False)),
+    "anima as comfyui saves it": (lambda p: anima(p, "mine", "model.diffusion_model."), ("anima", "split", False)),
+    "anima turbo": (lambda p: anima(p, "anima-turbo-v1.1"), ("anima", "split", True)),
+    "a larger anima": (lambda p: anima(p, width=2560), "an Anima model of a size that is not known"),
+    "cosmos predict 2": (
+        lambda p: file(p / "a.safetensors", "net.blocks.0.mlp.layer1.weight", "net.x_embedder.proj.1.weight"),
+        "a Cosmos Predict 2 model, which Anima comes from",
+    ),
+    "anima without its text encoder": (
+        lambda p: without(anima(p), "text_encoders/qwen_3_06b_base"),
+        r"an Anima model alone, and its text encoder is in none of .*put qwen_3_06b_base\.safetensors there",
     ),
     "krea 2 raw in comfyui's folders": (krea2, ("krea2", "split", False)),
     "krea 2 turbo in comfyui's folders": (lambda p: krea2(p, "krea2_turbo_bf16"), ("krea2", "split", True)),

@@ -55,6 +55,15 @@ CASES: dict[str, tuple[str, str, tuple[int, int], dict[str, Any], dict[str, Any]
         {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
         {"tokens": 128, "width": 3584},
     ),
+    "anima 512": (
+        "anima", "base", (16, 8), {"resolution": 512, "targets": ("attention", "feed_forward")},
+        {"tokens": 512, "width": 1024},
+    ),
+    "anima 1024 checkpointed": (
+        "anima", "base", (16, 8),
+        {"resolution": 1024, "gradient_checkpointing": True, "targets": ("attention", "feed_forward")},
+        {"tokens": 512, "width": 1024},
+    ),
     "krea2 512": (
         "krea2", "raw", (16, 8), {"resolution": 512, "targets": ("attention", "feed_forward")},
         {"tokens": 128, "width": (12, 2560)},

@@ -94,7 +94,7 @@ def test_what_drawing_takes_grows_with_the_batch_and_the_picture() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["mini", "z_image", "klein", "qwen_image", "krea2"])
+@pytest.mark.parametrize("family", ["mini", "z_image", "klein", "qwen_image", "krea2", "anima"])
 def test_parts_that_come_one_after_another_draw_the_same_picture(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +105,7 @@ def test_parts_that_come_one_after_another_draw_the_same_picture(
         "klein": tiny_bases.klein_folder,
         "qwen_image": tiny_qwen.qwen_image_folder,
         "krea2": tiny_qwen.krea2_folder,
+        "anima": tiny_qwen.anima_folder,
     }
     base = find_base(str(make[family](tmp_path / "z-image-base")))
     lora = LoraUse(path=random_lora(base, tmp_path / "lora.safetensors"))

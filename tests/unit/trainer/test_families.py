@@ -39,6 +39,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "klein": tiny_bases.klein_folder,
     "qwen_image": tiny_qwen.qwen_image_folder,
     "krea2": tiny_qwen.krea2_folder,
+    "anima": tiny_qwen.anima_folder,
 }
 SETTINGS: dict[str, dict[str, object]] = {
     "sdxl": {"text_encoder_rate": 1e-2, "conv_rank": 2, "buckets": True, "min_snr_gamma": 5.0},
@@ -46,6 +47,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "klein": {},
     "qwen_image": {},
     "krea2": {},
+    "anima": {},
 }
 # How the pipeline of each is asked for guidance of 5 against an empty negative prompt; Klein's is always empty.
 GUIDED: dict[str, dict[str, object]] = {
@@ -54,6 +56,7 @@ GUIDED: dict[str, dict[str, object]] = {
     "klein": {"guidance_scale": 5.0},
     "qwen_image": {"true_cfg_scale": 5.0, "negative_prompt": ""},
     "krea2": {"guidance_scale": 4.0, "negative_prompt": ""},
+    "anima": {"guidance_scale": 5.0, "negative_prompt": ""},
 }
 
 

@@ -4,6 +4,7 @@ as ComfyUI's split files."""
 from __future__ import annotations
 
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,79 @@ def krea2_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             own = own.replace("transformer_blocks", "blocks").replace("text_fusion", "txtfusion")
             named[f"{own}.{'scale' if 'norm' in own or own == 'txtmlp.0' else kind}"] = tensor
     return named
+
+
+def anima_folder(folder: Path, distilled: bool = False) -> Path:
+    """Anima in the library's modular form: a transformer of two layers, an adapter of one, a Qwen language model of two."""
+    pipeline = anima_modular()
+    folder = folder / ("anima-turbo" if distilled else "anima-base")
+    with quiet_libraries():
+        pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    return folder
+
+
+def anima_modular() -> Any:
+    """The library's own pipeline, tiny."""
+    from diffusers import (
+        AnimaAutoBlocks,
+        AnimaTextConditioner,
+        CosmosTransformer3DModel,
+        FlowMatchEulerDiscreteScheduler,
+    )
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=12, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+    adapter = AnimaTextConditioner(
+        source_dim=24, target_dim=24, model_dim=24, num_layers=1, num_attention_heads=2,
+        target_vocab_size=len(words), min_sequence_length=32,
+    )  # fmt: skip
+    network = CosmosTransformer3DModel(
+        in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=24, num_layers=2, mlp_ratio=2.0,
+        text_embed_dim=24, adaln_lora_dim=8, max_size=(8, 32, 32), rope_scale=(1.0, 4.0, 4.0),
+        extra_pos_embed_type=None,
+    )  # fmt: skip
+    for tensor in (*network.parameters(), *adapter.parameters()):
+        tensor.data.mul_(2 if tensor.ndim > 1 else 1)
+    with quiet_libraries():
+        pipeline = AnimaAutoBlocks().init_pipeline()
+        pipeline.update_components(
+            text_encoder=text, tokenizer=words, t5_tokenizer=words, text_conditioner=adapter, transformer=network,
+            vae=film_vae(), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )  # fmt: skip
+    return pipeline
+
+
+def anima_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Anima's transformer under the names of its own code."""
+    renamed = {
+        "transformer_blocks.": "blocks.", "time_embed.t_embedder": "t_embedder.1", "time_embed.norm": "t_embedding_norm",
+        "patch_embed.proj": "x_embedder.proj.1", "norm_out.linear_": "final_layer.adaln_modulation.",
+        "proj_out": "final_layer.linear", "norm1.linear_": "adaln_modulation_self_attn.",
+        "norm2.linear_": "adaln_modulation_cross_attn.", "norm3.linear_": "adaln_modulation_mlp.",
+        "attn1.": "self_attn.", "attn2.": "cross_attn.", "to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj",
+        "to_out.0": "output_proj", "norm_q": "q_norm", "norm_k": "k_norm", "ff.net.0.proj": "mlp.layer1",
+        "ff.net.2": "mlp.layer2",
+    }  # fmt: skip
+    return {
+        reduce(lambda text, pair: text.replace(*pair), renamed.items(), name): value
+        for name, value in tensors.items()
+    }
+
+
+def anima_split(folder: Path, root: Path, name: str, transformer: dict[str, Tensor]) -> Path:
+    """As `split_files`, the adapter in the transformer's own file, under whatever its names begin with."""
+    first = next(
+        key for key in transformer if key.endswith(("blocks.0.mlp.layer1.weight", "blocks.0.ff.net.2.weight"))
+    )
+    prefix = first.partition("transformer_blocks.0." if "transformer_blocks." in first else "blocks.0.")[0]
+    adapter = {
+        f"{prefix}llm_adapter.{key}": value for key, value in read_part(folder, "text_conditioner").items()
+    }
+    return split_files(folder, root, name, transformer | adapter)

@@ -26,7 +26,14 @@ from lora_foundry.families._shared.kinds import (
 )
 from lora_foundry.families._shared.ldm import training_of
 from lora_foundry.families._shared.registry import family_names, family_part
-from lora_foundry.families._shared.split import find_part, find_parts, part_folders, read_json
+from lora_foundry.families._shared.split import (
+    INDICES,
+    find_part,
+    find_parts,
+    index_of,
+    part_folders,
+    read_json,
+)
 from lora_foundry.files.safetensors import PICKLES, Header, gguf_error, pickle_error, read_header
 from lora_foundry.mini import MODEL_DIR
 
@@ -126,7 +133,7 @@ def family_of_file(path: Path) -> str:
 def family_of_folder(path: Path) -> str:
     """The family that a diffusers folder is of, by its index alone; empty for none. Raises BaseModelError for an index that
     cannot be read."""
-    return _kind_of_pipeline(str(read_json(path / "model_index.json").get("_class_name", ""))).family
+    return _kind_of_pipeline(str(read_json(index_of(path)).get("_class_name", ""))).family
 
 
 def locate(name: str, folders: Sequence[Path], anywhere: bool = True, what: str = "The base model") -> Path:
@@ -172,7 +179,7 @@ def models_below(folder: Path) -> Iterable[Path]:
             below.clear()
             continue
         seen.add(real)
-        if "model_index.json" in files:
+        if any(index in files for index in INDICES):
             yield Path(where)
         yield from (Path(where) / file for file in files if file.endswith(".safetensors"))
 
@@ -242,7 +249,7 @@ def _with_parts(base: Base, parts: Mapping[str, Path]) -> Base:
 
 
 def _inspect_folder(path: Path, name: str) -> Base:
-    index = path / "model_index.json"
+    index = index_of(path)
     if not index.exists():
         raise BaseModelError(
             f"{path} is no diffusers model folder (it has no model_index.json); {supported()}."
@@ -288,13 +295,15 @@ def _kind_of_pipeline(class_name: str) -> Kind:
 
 def _parts(index: Mapping[str, Any], path: Path) -> Iterator[str]:
     """The components of a pipeline that have weights, in a fixed order."""
-    named = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
+    named = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_conditioner")
     found = [part for part in named if _is_part(index.get(part))]
     # An index that names nothing (an old one) is taken for Stable Diffusion's.
     yield from found if {"unet", "transformer"} & set(found) else ("unet", "vae", "text_encoder", *found[3:])
 
 
 def _is_part(entry: object) -> bool:
+    if isinstance(entry, list) and len(entry) == 3:  # of the modular form, with where it was loaded from
+        return True
     return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
 
 

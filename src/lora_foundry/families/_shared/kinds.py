@@ -54,7 +54,7 @@ class Detect(Protocol):
     PIPELINES: Mapping[str, str]
     """Classes of diffusers pipelines that are this family's, each in words."""
 
-    VOCABULARY: Vocabulary
+    VOCABULARIES: tuple[Vocabulary, ...]
     """What its text encoders read with where the base is not a diffusers folder, which has its own."""
 
     ADAPTER: PartFile | None

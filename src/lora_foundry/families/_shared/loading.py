@@ -25,11 +25,16 @@ from lora_foundry.failures import lacks_memory, not_enough_memory
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.devices import choose_dtype, cuda_has_bf16
 from lora_foundry.families._shared.registry import family_part
+from lora_foundry.families._shared.split import index_of, read_json
 from lora_foundry.families._shared.tensors import has_scales, read_tensors
 from lora_foundry.families._shared.vocabularies import CLIP, Vocabulary
 from lora_foundry.files.safetensors import read_header
 
-_DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # what files may have before its names
+_DENOISER_PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "net.",
+)  # what files may have before its names
 _HUB_SECONDS = 3.0
 _SMALLEST_VOCABULARY = 256
 # What diffusers, transformers and safetensors raise for files that are cut, of other sizes or of another kind: they check
@@ -70,8 +75,10 @@ def full_precision(device: torch.device) -> torch.dtype:
 @dataclass(frozen=True)
 class Loader:
     """What is special about loading a family: the classes of pipeline and denoiser (`library_class`), the denoiser's name
-    in the pipeline, our configurations for files, the parts that nobody needs, what the files of VAE and text encoder must
-    be turned into, what is told to the scheduler, the
+    in the pipeline, the options that its configuration gets, the beginnings of names in its file that belong to other
+    parts, our configurations for files, the parts that nobody needs, what the files of VAE and text encoder must be turned
+    into, further parts and how they are loaded, whether a folder's parts are loaded one by one, too (`assembled`, where
+    the library has no loader for the whole), what is told to the scheduler, the
     tokenizers that files do not contain, the types in which the network is trained (by the recipe's precision), pictures
     are drawn and texts encoded for training, and what the pipeline calls its guidance scale and what that is where it
     means none (cfg means none at 1)."""
@@ -80,6 +87,8 @@ class Loader:
     denoiser: str
     denoiser_class: str
     configurations: Path
+    denoiser_options: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     left_out: Mapping[str, Any] = field(default_factory=dict)
     vae_class: str = "AutoencoderKL"
     vae_tensors: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, torch.Tensor]] | None = (
@@ -87,6 +96,8 @@ class Loader:
     )
     text_class: str = ""
     text_tensors: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
+    more_parts: Mapping[str, Callable[[Base, torch.dtype], Any]] = field(default_factory=dict)
+    assembled: bool = False
     scheduler: Callable[[Base], dict[str, Any]] = _nothing
     tokenizers: Callable[[Base], dict[str, Any]] = _nothing
     training: Callable[[str, torch.device], torch.dtype] = choose_dtype
@@ -121,7 +132,8 @@ def load_pipeline(
     with quiet_libraries(), translated(base.path):
         if "vae" in base.parts and "vae" not in given:
             given["vae"] = load_vae(base, dtype)
-        make = {"folder": _from_folder, "file": _from_file, "split": _from_split}[base.layout]
+        make = {"folder": _from_folder, "file": _from_file, "split": _from_parts}[base.layout]
+        make = _from_parts if loader.assembled else make
         pipeline = make(base, loader, dtype, given)
         told = loader.scheduler(base)
         if told:
@@ -173,18 +185,17 @@ def _from_file(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[st
     )
 
 
-def _from_split(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
+def _from_parts(base: Base, loader: Loader, dtype: torch.dtype, given: Mapping[str, Any]) -> Any:
     import diffusers
 
     folder = loader.configuration(base)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    kind = getattr(diffusers, index["scheduler"][1])
-    parts: dict[str, Any] = {"scheduler": kind.from_pretrained(folder, subfolder="scheduler")}
-    for name, load in (
-        (loader.denoiser, load_denoiser),
-        ("vae", load_vae),
-        ("text_encoder", load_text_encoder),
-    ):
+    index = read_json(index_of(folder))
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")["_class_name"]
+    parts: dict[str, Any] = {
+        "scheduler": getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
+    }
+    ways = {loader.denoiser: load_denoiser, "vae": load_vae, "text_encoder": load_text_encoder}
+    for name, load in (ways | dict(loader.more_parts)).items():
         parts[name] = given[name] if name in given else load(base, dtype)
     options = {name: value for name, value in index.items() if _is_option(value)}
     return library_class(loader.pipeline)(**parts, **loader.tokenizers(base), **loader.left_out, **options)
@@ -204,13 +215,13 @@ def load_denoiser(base: Base, dtype: torch.dtype, tensors: Mapping[str, torch.Te
         if base.layout == "folder":
             network: Any = kind.from_pretrained(
                 base.path, subfolder=loader.denoiser, torch_dtype=dtype, variant=_variant(base, loader.denoiser),
-                local_files_only=True, use_safetensors=True,
+                local_files_only=True, use_safetensors=True, **loader.denoiser_options,
             )  # fmt: skip
         else:
             read = denoiser_tensors(base, dtype) if tensors is None else tensors
             network = _in_own_layout(kind, loader, base, read) or kind.from_single_file(
                 dict(read), config=str(loader.configuration(base)), subfolder=loader.denoiser, torch_dtype=dtype,
-                local_files_only=True,
+                local_files_only=True, **loader.denoiser_options,
             )  # fmt: skip
         _check_whole(network, base.path)
     return in_type(network, dtype).requires_grad_(False).eval()
@@ -231,7 +242,7 @@ def _in_own_layout(kind: Any, loader: Loader, base: Base, tensors: Mapping[str, 
     if base.layout != "split":
         return None
     config = kind.load_config(loader.configuration(base), subfolder=loader.denoiser)
-    network = _with_tensors(kind, config, tensors)
+    network = _with_tensors(kind, {**config, **loader.denoiser_options}, tensors)
     return None if any(tensor.is_meta for tensor in network.parameters()) else network
 
 
@@ -253,7 +264,8 @@ def denoiser_tensors(base: Base, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     names = read_header(base.path).shapes
     prefix = next((each for each in _DENOISER_PREFIXES if any(name.startswith(each) for name in names)), "")
     tensors = read_tensors(base.path, prefix, dtype)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    others = tuple(prefix + beginning for beginning in loader_of(base).beside)
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if not name.startswith(others)}
 
 
 def load_vae(base: Base, dtype: torch.dtype) -> Any:
@@ -282,12 +294,26 @@ def load_vae(base: Base, dtype: torch.dtype) -> Any:
     return vae.requires_grad_(False).eval()
 
 
+def model_with_tensors(kind: Any, folder: Path, tensors: Mapping[str, torch.Tensor], path: Path) -> Any:
+    """A model of the library with the configuration in `folder` and these weights of the file at `path`. Raises
+    BaseModelError where they are not all of it."""
+    network = _with_tensors(kind, kind.load_config(folder), tensors)
+    _check_whole(network, path)
+    return network.requires_grad_(False).eval()
+
+
 def load_text_encoder(base: Base, dtype: torch.dtype) -> Any:
-    """The language model of split files, on the CPU. Raises BaseModelError."""
+    """The language model of split files, or of a folder whose parts are loaded one by one, on the CPU. Raises
+    BaseModelError."""
     import transformers
 
-    loader, path = loader_of(base), base.parts["text_encoder"]
+    loader = loader_of(base)
     kind = getattr(transformers, loader.text_class)
+    if base.layout == "folder":
+        with quiet_libraries(), translated(base.path):
+            whole: Any = kind.from_pretrained(base.path / "text_encoder", dtype=dtype, local_files_only=True)
+        return whole.requires_grad_(False).eval()
+    path = base.parts["text_encoder"]
     with quiet_libraries(), translated(path):
         config = transformers.AutoConfig.from_pretrained(loader.configuration(base) / "text_encoder")
         model = kind.from_pretrained(

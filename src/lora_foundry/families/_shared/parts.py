@@ -25,8 +25,9 @@ from lora_foundry.families._shared.loading import (
     loader_of,
     translated,
 )
+from lora_foundry.families._shared.split import index_of, read_json
 
-_TEXT_ENCODER = "text_encoder"  # how a pipeline's names for them begin
+_TEXT = "text_"  # how a pipeline's names for text encoders, and what belongs to them, begin
 _PLENTY = 4  # times the checkpoint's size: as much free memory as reading ahead asks for
 
 
@@ -92,15 +93,14 @@ class Parts:
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders by their names in the pipeline."""
         parts = self.encoders.components.items()
-        return {name: part for name, part in parts if name.startswith(_TEXT_ENCODER) and part is not None}
+        return {name: part for name, part in parts if name.startswith(_TEXT) and part is not None}
 
     def drawing(self, network: Any) -> Any:
         """A pipeline of `network` and the VAE, for prompts that are encoded already: without text encoders, which may be
         gone, and whose type a pipeline would take for the one to compute in. Raises BaseModelError."""
         if self._drawing is None:
-            encoders = [
-                name for name in self._configuration("model_index.json") if name.startswith(_TEXT_ENCODER)
-            ]
+            index = read_json(index_of(self._loader.configuration(self.base)))
+            encoders = [name for name in index if name.startswith(_TEXT)]
             given = {self._name: None, "vae": self.vae, **dict.fromkeys(encoders)}
             self._drawing = load_pipeline(self.base, torch.float32, None, given)
         self._drawing.register_modules(**{self._name: network, "vae": self.vae})

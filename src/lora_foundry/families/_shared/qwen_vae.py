@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_foundry.families._shared.drawing import Drawing
 from lora_foundry.families._shared.flow import FlowModel
 
-_FRAMES = 2  # the dimension of (n, c, frames, h, w)
+FRAMES = 2  # the dimension of (n, c, frames, h, w)
 
 
 def vae_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class QwenVaeModel(FlowModel):
     """A flow-matching base on latents (n, c, h, w) of this VAE (`FamilyModel`)."""
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        return super()._encode(pixels.unsqueeze(_FRAMES)).squeeze(_FRAMES)
+        return super()._encode(pixels.unsqueeze(FRAMES)).squeeze(FRAMES)
 
     def _from_vae(self, mean: Tensor) -> Tensor:
         return normalised(mean, self._vae.config)
@@ -58,7 +58,7 @@ class QwenVaeModel(FlowModel):
         return original(latents, self._vae.config)
 
     def _decode_part(self, latents: Tensor) -> Tensor:
-        return super()._decode_part(latents.unsqueeze(_FRAMES)).squeeze(_FRAMES)
+        return super()._decode_part(latents.unsqueeze(FRAMES)).squeeze(FRAMES)
 
 
 class QwenVaeDrawing(Drawing):
@@ -67,5 +67,5 @@ class QwenVaeDrawing(Drawing):
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         plain = original(latents.to(vae.dtype), vae.config)
-        pixels: Tensor = vae.decode(plain.unsqueeze(_FRAMES), return_dict=False)[0]
-        return pixels.squeeze(_FRAMES)
+        pixels: Tensor = vae.decode(plain.unsqueeze(FRAMES), return_dict=False)[0]
+        return pixels.squeeze(FRAMES)

@@ -12,6 +12,11 @@ from lora_foundry.errors import BaseModelError
 from lora_foundry.families._shared.kinds import Kind, PartFile, packed_format
 from lora_foundry.files.safetensors import Header, read_header
 
+INDEX, _MODULAR_INDEX = (
+    "model_index.json",
+    "modular_model_index.json",
+)  # of a diffusers folder, in its two forms
+INDICES = (INDEX, _MODULAR_INDEX)
 _MOST_LOOKED_AT = 200
 _DENOISER_FOLDERS = ("diffusion_models", "unet", "checkpoints")
 _PART_FOLDERS = ("vae", "text_encoders", "clip", "loras")
@@ -113,6 +118,12 @@ def flux_vae(header: Header) -> bool:
         and len(first) == 4
         and not any("bn." in key for key in header.shapes)
     )
+
+
+def index_of(folder: Path) -> Path:
+    """The index of a diffusers folder: the plain one, or that of the library's modular form where it has no other. What is
+    returned for a folder without one is not there."""
+    return next((folder / name for name in INDICES if (folder / name).is_file()), folder / INDEX)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -40,3 +40,7 @@ QWEN25 = Vocabulary(
     "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct", "LORA_FOUNDRY_QWEN25_VOCABULARY",
     ("vocab.json", "merges.txt", "tokenizer_config.json"), "Apache-2.0", comfyui="comfy/text_encoders/qwen25_tokenizer",
 )  # fmt: skip
+T5 = Vocabulary(
+    "T5", "google-t5/t5-base", "LORA_FOUNDRY_T5_VOCABULARY", ("tokenizer.json", "tokenizer_config.json"), "Apache-2.0",
+    comfyui="comfy/text_encoders/t5_tokenizer",
+)  # fmt: skip

@@ -16,7 +16,7 @@ SUPPORTED = "the example (a diffusers folder)"
 PIPELINES = {"ExamplePipeline": "an example model"}
 
 # What reads prompts where a base is a file: a diffusers folder brings its own vocabulary.
-VOCABULARY = CLIP
+VOCABULARIES = (CLIP,)
 
 # The training adapter for a distilled model of the family, which `lora-foundry setup` fetches; None where there is none.
 ADAPTER = None

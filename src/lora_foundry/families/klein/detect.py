@@ -20,7 +20,7 @@ PUBLISHED = {
     "flux2_klein_9b_base": PublishedName("Flux.2 Klein 9B-base"),
     "flux2_klein_9b": PublishedName("Flux.2 Klein 9B"),
 }
-VOCABULARY = QWEN3
+VOCABULARIES = (QWEN3,)
 ADAPTER = None
 _MARK = "double_stream_modulation_img."
 WIDTH_4B = 3072  # of the 4B model's transformer

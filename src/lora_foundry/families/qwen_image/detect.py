@@ -26,7 +26,7 @@ PIPELINES = {
 }
 FAMILY = "qwen_image"
 PUBLISHED = {"qwen_image": PublishedName("Qwen")}
-VOCABULARY = QWEN25
+VOCABULARIES = (QWEN25,)
 ADAPTER = None
 _DISTILLED = re.compile(r"distill|lightning|turbo")
 _EDIT = re.compile(r"(^|[^a-z])edit([^a-z]|$)")

@@ -14,7 +14,7 @@ SUPPORTED = "Stable Diffusion 1.x and 2.x (.safetensors checkpoints or diffusers
 PIPELINES = {"StableDiffusionPipeline": "Stable Diffusion"}
 FAMILY = "sd"
 PUBLISHED = {"sd_v1": PublishedName("SD 1.5", "SD1"), "sd_v2": PublishedName("SD 2.1", "SD2")}
-VOCABULARY = CLIP
+VOCABULARIES = (CLIP,)
 ADAPTER = None
 
 

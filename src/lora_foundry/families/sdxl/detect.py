@@ -15,7 +15,7 @@ NAME = "an SDXL model (Illustrious, Pony and NoobAI are SDXL too)"
 PIPELINES = {"StableDiffusionXLPipeline": NAME}
 FAMILY = "sdxl"
 PUBLISHED = {"sdxl": PublishedName("SDXL 1.0", "SDXL")}
-VOCABULARY = CLIP
+VOCABULARIES = (CLIP,)
 ADAPTER = None
 
 

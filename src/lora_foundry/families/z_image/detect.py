@@ -18,7 +18,7 @@ SUPPORTED = (
 PIPELINES = {"ZImagePipeline": "a Z-Image model"}
 FAMILY = "z_image"
 PUBLISHED = {"zimage_turbo": PublishedName("ZImageTurbo"), "zimage": PublishedName("ZImageBase")}
-VOCABULARY = QWEN3
+VOCABULARIES = (QWEN3,)
 ADAPTER = PartFile(
     "training_adapter", "training adapter", ("loras",), "zimage_turbo_training_adapter_v2.safetensors",
     lambda header: any("lora" in key for key in header.shapes),

@@ -1,0 +1,135 @@
+"""Anima against the library's own modular pipeline and scheduler: the loss, the pictures, prompts with weights, and what is
+said of its files. The library's transformer asks torchvision to enlarge a mask of zeros; here another way stands in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers import transformer_cosmos
+from torch.nn import functional
+
+from lora_foundry.backends.diffusers import DiffusersGenerator
+from lora_foundry.domain.dataset import ImageRequest
+from lora_foundry.domain.sections import GenerateSection
+from lora_foundry.errors import InputError
+from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.family import Batch, load_family
+from lora_foundry.families._shared.inspect import find_base
+from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
+from lora_foundry.families.anima.prompts import AnimaPrompts
+from tests.unit.trainer import tiny_qwen
+from tests.unit.trainer.conftest import short_section
+
+CPU = torch.device("cpu")
+PROMPTS = ("elara, running", "elara")
+
+
+def request(prompt: str, cfg: float = 3.0) -> ImageRequest:
+    return ImageRequest(
+        key=prompt, prompt=prompt, negative="blurred", seed=3, width=64, height=96, steps=2, cfg=cfg, sampler="euler",
+        scheduler="normal",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return find_base(str(tiny_qwen.anima_folder(tmp_path_factory.mktemp("anima"))))
+
+
+@pytest.fixture
+def modular(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def resize(mask: torch.Tensor, size: list[int], **given: Any) -> torch.Tensor:
+        return functional.interpolate(mask, size=size, mode="nearest")
+
+    stand_in = SimpleNamespace(
+        functional=SimpleNamespace(resize=resize), InterpolationMode=SimpleNamespace(NEAREST="nearest")
+    )
+    monkeypatch.setattr(transformer_cosmos, "transforms", stand_in, raising=False)
+    return tiny_qwen.anima_modular()
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_the_librarys_pipeline_and_scheduler(base: Base, modular: Any) -> None:
+    model = load_family(base, short_section(), CPU)
+    pixels = torch.rand(2, 3, 64, 96) * 2 - 1
+    latents = model.encode_images(pixels)
+    from diffusers.modular_pipelines.anima.before_denoise import AnimaTextConditioningStep
+    from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep, encode_vae_image
+
+    theirs = encode_vae_image(pixels, modular.vae, torch.Generator(), CPU, torch.float32)
+    assert torch.allclose(latents, theirs.squeeze(2), atol=1e-5)
+
+    given = AnimaTextEncoderStep.encode_prompt(modular, list(PROMPTS), prepare_unconditional_embeds=False)
+    embeds = AnimaTextConditioningStep._condition_prompt_embeds(
+        modular, given["qwen_prompt_embeds"], given["qwen_attention_mask"], given["t5_input_ids"],
+        given["t5_attention_mask"], CPU, torch.float32, torch.float32,
+    )  # fmt: skip
+    condition = model.stack(model.encode_captions(PROMPTS))
+    assert condition["text"].shape == (2, 32, 24)
+    assert torch.allclose(condition["text"], embeds, atol=1e-5)
+
+    positions, noise = torch.tensor([0.2, 0.7]), torch.randn_like(latents)
+    mine = model.losses(Batch(latents, condition, noise, positions))
+    sigma = torch.sigmoid(torch.distributions.Normal(0.0, 1.0).icdf(positions))
+    sigma = 3.0 * sigma / (1 + 2.0 * sigma)  # the scheduler's shift
+    noised = (1 - sigma).view(-1, 1, 1, 1) * latents + sigma.view(-1, 1, 1, 1) * noise
+    answer = modular.transformer(
+        hidden_states=noised.unsqueeze(2), timestep=sigma, encoder_hidden_states=embeds,
+        padding_mask=torch.zeros(1, 1, 64, 96), return_dict=False,
+    )[0]  # fmt: skip
+    expected = (answer.squeeze(2) - (noise - latents)).square().mean(dim=(1, 2, 3))
+    assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+def drawn(base: Base, *requests: ImageRequest) -> list[Any]:
+    generator = DiffusersGenerator(base, GenerateSection(width=64, height=64, suffix="", negative=""), "cpu")
+    return [np.asarray(each.image, dtype=float) for each in generator.generate([requests])]
+
+
+def by_the_library(modular: Any, wanted: ImageRequest) -> Any:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    with quiet_libraries():
+        modular.update_components(guider=ClassifierFreeGuidance(guidance_scale=wanted.cfg))
+        image = modular(
+            prompt=wanted.prompt, negative_prompt=wanted.negative, width=wanted.width, height=wanted.height,
+            num_inference_steps=wanted.steps, generator=torch.Generator().manual_seed(wanted.seed), output="images",
+        )[0]  # fmt: skip
+    return np.asarray(image, dtype=float)
+
+
+def test_pictures_are_the_librarys_side_by_side_too(base: Base, modular: Any) -> None:
+    wanted = [request(prompt) for prompt in PROMPTS]
+    made = drawn(base, *wanted)
+    for picture, each in zip(made, wanted, strict=True):
+        assert np.abs(picture - by_the_library(modular, each)).max() <= 1
+    assert np.abs(made[0] - made[1]).max() > 2
+    plain = request("elara", cfg=1.0)
+    assert np.abs(drawn(base, plain)[0] - by_the_library(modular, plain)).max() <= 1
+
+
+@torch.no_grad()
+def test_brackets_weigh_the_words_that_the_adapter_asks_about(base: Base) -> None:
+    prompts = AnimaPrompts(load_pipeline(base, torch.float32, "cpu"))
+    texts = ["(elara:1.5) running", "(elara:0.5) running", r"elara \(series\)", "elara (series)"]
+    much, little, escaped, bracketed = (each["text"] for each in prompts.encode_all(texts, weighted=True))
+    (caption,) = (each["text"] for each in prompts.encode_all([texts[2]]))
+    changed = ~torch.isclose(much, little).all(-1)
+    assert (
+        0 < changed.sum() < (much.abs().sum(-1) > 0).sum()
+    )  # the rest of the words and the closing token are the same
+    assert torch.allclose(much[changed], 3 * little[changed], atol=1e-5)
+    assert not torch.allclose(escaped, bracketed)
+    assert torch.allclose(caption, escaped)
+
+
+def test_the_distilled_model_is_not_trained_as_it_is(tmp_path: Path) -> None:
+    base = find_base(str(tiny_qwen.anima_folder(tmp_path, distilled=True)))
+    assert base.distilled
+    with pytest.raises(InputError, match=r"distilled .*model\.train_base.*train\.training_adapter"):
+        load_family(base, short_section(), CPU)
