@@ -33,7 +33,7 @@ from lora_foundry.families._shared.quantised import (
 from lora_foundry.families._shared.streaming import Streamed, streamed_places
 from lora_foundry.trainer.fused import fuse
 from lora_foundry.trainer.lora import NAME, Adapter
-from tests.unit.trainer import tiny_bases
+from tests.unit.trainer import tiny_bases, tiny_qwen
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +43,9 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], int]] = {
     "sdxl": (tiny_bases.sdxl_folder, 4),
     "z_image": (tiny_bases.z_image_folder, 16),
     "klein": (tiny_bases.klein_folder, 128),
+    "qwen_image": (tiny_qwen.qwen_image_folder, 16),
+    "krea2": (tiny_qwen.krea2_folder, 16),
+    "anima": (tiny_qwen.anima_folder, 16),
 }
 
 
