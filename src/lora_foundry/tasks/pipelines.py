@@ -57,7 +57,8 @@ class StageState(BaseModel):
     """One row of a pipeline.
 
     progress: the newest ProgressEvent of its attempts, as JSON-like values. seconds: how long the completing attempt
-    took. kind: the name of the error's class, where the stage failed with one.
+    took. kind: the name of the error's class, where the stage failed with one. scheduled_for: when it may begin, where it
+    waits for a time.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +75,8 @@ class StageState(BaseModel):
     seconds: float | None
     started_at: datetime | None
     completed_at: datetime | None
+    priority: int = TaskPriority.NORMAL
+    scheduled_for: datetime | None = None
 
 
 class Pipeline(BaseModel):
@@ -381,6 +384,8 @@ def _state(row: Task) -> StageState:
         seconds=_seconds(result.get("stages")),
         started_at=row.started_at,
         completed_at=row.completed_at,
+        priority=row.priority,
+        scheduled_for=row.scheduled_for,
     )
 
 

@@ -76,7 +76,7 @@ class Machine:
         """Nobody is asked where no ComfyUI was named: whoever listens at its usual address is a stranger's."""
         url = settings.comfyui_address
         if not settings.names_comfyui:
-            return ComfyState(url=url, reachable=False, detail="none was named (LORA_FOUNDRY_COMFYUI_URL)")
+            return ComfyState(url=url, reachable=False, detail="none was named; the settings page says how")
         return await self._ask(f"comfyui {url}", _COMFY_SECONDS, lambda: _comfyui(url))
 
     async def doctor(self, settings: Settings, recipe: str) -> list[Finding]:
@@ -158,7 +158,9 @@ async def _output(command: tuple[str, ...], patience: float) -> str:
         async with asyncio.timeout(patience):
             out, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return ""
+    finally:  # too slow, or the server is being stopped: nothing of it stays behind
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return out.decode("utf-8", "replace")

@@ -78,6 +78,13 @@ class RetryIn(RequestModel):
     )
 
 
+class ArrangeIn(RequestModel):
+    """The order of what waits: a priority from 1 (urgent) to 4, or whether it waits until it is resumed."""
+
+    priority: int | None = Field(default=None, ge=1, le=4)
+    paused: bool | None = None
+
+
 class PublishIn(RequestModel):
     """Which checkpoint at which strength, as `results` lists them; without a step what measurement chose."""
 
@@ -131,6 +138,8 @@ class PipelineView(BaseModel):
     eta_seconds: float | None
     error: str | None
     thumbnail: str | None
+    priority: int = Field(default=3, description="1 (urgent) to 5, of what waits.")
+    paused: bool = False
     created_at: datetime | None
     updated_at: datetime | None
 

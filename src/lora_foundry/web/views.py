@@ -7,8 +7,9 @@ from math import isfinite
 from typing import Any
 from urllib.parse import quote
 
-from lora_foundry.domain.task import Task, TaskStatus
+from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus
 from lora_foundry.pipeline import PIPELINE
+from lora_foundry.tasks.arranging import is_paused
 from lora_foundry.tasks.pipelines import Pipeline, StageState
 from lora_foundry.web.estimates import Estimates, seconds_of, share_of, utc_now
 from lora_foundry.web.models import CharacterView, PipelineView, StageView, TaskDetail, TaskView
@@ -22,6 +23,7 @@ def pipeline_view(pipeline: Pipeline, estimates: Estimates, thumbnail: str | Non
     now = utc_now()
     stages = [_stage_view(stage, pipeline.recipe, estimates, now) for stage in pipeline.stages]
     current = next((stage for stage in stages if stage.status != TaskStatus.COMPLETED), None)
+    waiting = [stage for stage in pipeline.stages if stage.status in WAITING]
     times = [each for stage in pipeline.stages for each in (stage.started_at, stage.completed_at) if each]
     return PipelineView(
         id=pipeline.id,
@@ -36,6 +38,8 @@ def pipeline_view(pipeline: Pipeline, estimates: Estimates, thumbnail: str | Non
         eta_seconds=_left(pipeline, stages),
         error=next((stage.error for stage in stages if stage.status == TaskStatus.FAILED), None),
         thumbnail=thumbnail,
+        priority=min((stage.priority for stage in waiting), default=TaskPriority.NORMAL),
+        paused=any(is_paused(stage.scheduled_for) for stage in waiting),
         created_at=aware(pipeline.created_at),
         updated_at=aware(max(times, default=pipeline.created_at)),
     )

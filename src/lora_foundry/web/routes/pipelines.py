@@ -11,16 +11,25 @@ from lora_foundry.composition import check_ahead
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.task import TaskStatus
+from lora_foundry.domain.task import TaskPriority, TaskStatus
 from lora_foundry.files.importing import take_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.tasks import arranging
 from lora_foundry.tasks import pipelines as engine
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.tasks.recovery import workers
 from lora_foundry.web import uploads
-from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelinePage, PipelineView, PublishIn, RetryIn
+from lora_foundry.web.models import (
+    ArrangeIn,
+    PipelineDetail,
+    PipelineIn,
+    PipelinePage,
+    PipelineView,
+    PublishIn,
+    RetryIn,
+)
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
@@ -83,6 +92,15 @@ async def read(here: Here, pipeline: str) -> PipelineDetail:
     """One pipeline with its stages."""
     found = await here.pipeline(pipeline)
     return await _detail(here, found)
+
+
+@router.patch("/{pipeline}")
+async def arrange(here: Here, pipeline: str, asked: ArrangeIn) -> PipelineView:
+    """Puts what waits of a run before others or after them, pauses or resumes it. A stage that runs goes on to its end."""
+    found = await here.pipeline(pipeline)
+    priority = None if asked.priority is None else TaskPriority(asked.priority)
+    await arranging.arrange(here.store, found.id, priority=priority, paused=asked.paused)
+    return await show(here, await here.pipeline(found.id))
 
 
 @router.post("/{pipeline}/cancel")
@@ -166,6 +184,8 @@ async def _waits_for(here: Site, view: PipelineView) -> str | None:
         return None
     if view.status == TaskStatus.FAILED:
         return None
+    if view.paused:
+        return "This run is paused; press Resume to let it go on."
     fitting = [each.name for each in await workers(here.store) if now.lane in each.lanes.split(",")]
     if not fitting:
         return (

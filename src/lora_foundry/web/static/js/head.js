@@ -1,7 +1,7 @@
 // What the three pages of one run share: name, state, what can be done with it, and the picture that is looked at.
 
 import { byId, el, say, tell } from "./dom.js";
-import { page, pipelineId } from "./api.js";
+import { page, patch, path, pipelineId } from "./api.js";
 import { deleteRun } from "./confirm.js";
 import { cancelRun, isOver, retryRun } from "./retry.js";
 
@@ -15,17 +15,21 @@ export function showHead(run, changed) {
   const state = byId("state");
   state.hidden = false;
   state.className = `chip ${run.status}`;
-  say(state, run.status);
+  say(state, run.paused && run.status !== "running" ? "paused" : run.status);
   const ended = isOver(run);
   const box = byId("actions");
-  if (box.dataset.shown === String(ended)) return;
-  box.dataset.shown = String(ended);
+  const mark = `${ended} ${run.paused} ${run.status} ${run.priority}`;
+  if (box.dataset.shown === mark) return;
+  box.dataset.shown = mark;
   const act = ended ? () => retryRun(pipelineId, run.character.name) : () => cancelRun(pipelineId, run.character.name);
   const throwAway = async () => {
     const entry = await deleteRun(pipelineId, run.character.name, run.published);
     if (entry) location.assign(`${page()}?deleted=${encodeURIComponent(entry.id)}`);
   };
+  const arrange = (value, words) => el("button", { type: "button", on: { click: () => patch(path("pipelines", pipelineId), value).then(changed).catch(complain) } }, words);
   box.replaceChildren(
+    ...(ended ? [] : [arrange({ paused: !run.paused }, run.paused ? "Resume" : "Pause")]),
+    ...(run.status === "pending" && run.priority > 1 ? [arrange({ priority: 1 }, "Put first")] : []),
     el("button", { type: "button", on: { click: () => act().then(changed).catch(complain) } }, ended ? "Run again" : "Cancel"),
     ...(ended ? [el("button", { type: "button", class: "quiet danger", on: { click: () => throwAway().catch(complain) } }, "Delete")] : []));
 }

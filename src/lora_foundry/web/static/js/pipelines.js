@@ -41,7 +41,7 @@ function update(row, run) {
   bar.setAttribute("aria-label", `Progress of ${name}`);
   const chip = row.querySelector(".chip");
   chip.className = `chip ${run.status}`;
-  say(chip, run.status);
+  say(chip, run.paused && run.status !== "running" ? "paused" : run.status);
   button(row.querySelector(".actions"), run);
 }
 

@@ -1,6 +1,6 @@
 // One run, watched while it happens: the stages, the pictures as they arrive, the loss, the samples, the log.
 
-import { byId, el, say, shown, sync } from "./dom.js";
+import { byId, el, say, sayRich, shown, sync } from "./dom.js";
 import { get, getIfThere, path, pipelineId, pipelinePath, post } from "./api.js";
 import { lineChart, smooth, thin } from "./chart.js";
 import { startChrome } from "./chrome.js";
@@ -23,7 +23,7 @@ function showRun(found) {
   byId("progress").hidden = !running;
   byId("progress").value = now?.total ? now.done / now.total : 0;
   say(byId("left"), running ? about(run.eta_seconds ?? now.eta_seconds) : "");
-  say(byId("doing"), now ? doing(now) : "All stages are done.");
+  sayRich(byId("doing"), now ? doing(now) : "All stages are done.");
   showStages();
 }
 
@@ -32,7 +32,7 @@ function showFailure() {
   byId("failure").hidden = !failed;
   if (!failed) return;
   say(byId("failure-title"), `It stopped in ${failed.stage}`);
-  say(byId("failure-reason"), failed.error || "No reason was given; the log says more.");
+  sayRich(byId("failure-reason"), failed.error || "No reason was given; the log says more.");
 }
 
 const again = (how) => how().then((done) => done !== false && refresh()).catch(complain);
