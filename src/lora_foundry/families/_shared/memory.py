@@ -129,7 +129,7 @@ def footprint(base: Base, settings: TrainSection) -> Footprint:
         kept: Kept = family_part(base.family, "memory").kept(config, settings.resolution)
     except (FoundryError, OSError):
         counted, kept = Counted(_UNKNOWN, ()), Kept(4 << 30, 1 << 30)
-    weights = counted.weight_bytes(settings, width) + _encoders_there(base, settings)
+    weights = counted.weight_bytes(settings, width) + encoders_there(base, settings)
     trained = sum(_lora_size(shape, settings) for shape in counted.targets)
     # In fp32 the number and its gradient; copies of both in 16 bits, where the network computes in them.
     each = 4 + 4 + _MOMENTS.get(settings.optimizer, 8) + (0 if wide else 4)
@@ -214,7 +214,7 @@ def _block(block: nn.Module) -> Block:
     return Block(shapes, sum(tensor.numel() for tensor in block.parameters()) - sum(map(prod, shapes)))
 
 
-def _encoders_there(base: Base, settings: TrainSection) -> int:
+def encoders_there(base: Base, settings: TrainSection) -> int:
     """Bytes of the text encoders that stay on the GPU while it trains: those that learn, in fp32, and those that encode
     shuffled captions as they come."""
     if settings.text_encoder_rate > 0:
