@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.cards import measure_cards
 from benchmarks.random_checkpoint import make_sd15
 from benchmarks.same_bytes import SHORT, make_pictures
 from lora_foundry.domain.sections import TrainSection
@@ -172,6 +173,12 @@ def measure_memory(place: Place) -> Figures:
     return {**found, "wrong": wrong}
 
 
+def fit_big_bases(place: Place) -> Figures:
+    """Peak memory beside the estimate and seconds a step of a big base in 16 bits, quantised and streamed."""
+    folder = Path(tempfile.mkdtemp(dir=place.work))
+    return measure_cards(torch.device(place.device), place.small, folder)
+
+
 def profile_a_step(place: Place) -> Figures:
     """Launches, time on the device and the largest kernels of one step at batch 1."""
     from torch.profiler import ProfilerActivity, profile
@@ -219,6 +226,7 @@ PIECES: dict[str, Callable[[Place], Figures]] = {
     "right": compare_with_cpu,
     "character": draw_a_character,
     "memory": measure_memory,
+    "cards": fit_big_bases,
     "speed": time_steps,
     "profile": profile_a_step,
 }
