@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_foundry.domain.task import Task, TaskPriority
+from lora_foundry.domain.task import Task
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.queues import Engine
 from lora_foundry.tasks.recovery import bury, heartbeat
@@ -140,7 +140,7 @@ def test_a_waiting_task_is_given_another_priority(database_url: str) -> None:
         rows = await store.add(*(generation(name) for name in "abc"))
         (held,) = await admit(store, "w", {"gpu": 1})
         assert held.task.name == "a"
-        await store.prioritise(TaskPriority.URGENT, *(row.id or 0 for row in rows if row.name != "b"))
+        await store.arrange([row.id or 0 for row in rows if row.name != "b"], priority=1)
         assert [each.task.name for each in await admit(store, "w", ALL)] == ["c", "b"]
         shown = {row.name: row.priority for row in await store.recent()}
         assert shown == {"a": 3, "b": 3, "c": 1}, "what runs is left as it is"

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskPriority, TaskStatus
+from lora_foundry.domain.task import ENDED, HELD, WAITING, Task, TaskStatus
 from lora_foundry.errors import InputError, brief
 from lora_foundry.tasks import database
 from lora_foundry.tasks.dependents import drop_attempts, let_children_start, stop_children
@@ -201,15 +201,16 @@ class TaskStore:
             await connection.execute(ours.update().where(running).values(cancel_requested=1))
             await self.wake(connection)
 
-    async def prioritise(self, priority: TaskPriority, *task_ids: int) -> None:
-        """Gives waiting tasks another priority; what is queued already is queued again."""
+    async def arrange(self, task_ids: Sequence[int], **changes: Any) -> None:
+        """Gives waiting tasks another `priority` or `scheduled_for`; what is queued already is queued again."""
+        beside = {"due" if name == "scheduled_for" else name: value for name, value in changes.items()}
         async with self.writing() as connection:
             stamp = moment(await self.now(connection))
             chosen = ours.c.id.in_(task_ids) & ours.c.status.in_(WAITING)
-            await connection.execute(ours.update().where(chosen).values(priority=priority))
-            waiting = sa.select(ours.c.id).where(chosen)
+            waiting = (await connection.execute(sa.select(ours.c.id).where(chosen))).scalars().all()
             shared = tasks.update().where(tasks.c.id.in_(waiting))
-            await connection.execute(shared.values(priority=priority, updated_at=stamp))
+            await connection.execute(shared.values(updated_at=stamp, **changes))
+            await connection.execute(ours.update().where(chosen).values(**beside))
             queued = chosen & ours.c.lease.is_not(None)
             await drop_attempts(connection, queued)
             again = {"lease": None, "worker": None, "queue": ours.c.lane}
