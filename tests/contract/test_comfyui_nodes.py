@@ -1,19 +1,23 @@
 """The node pack for ComfyUI against a real lora-foundry server, over its REST API. What only ComfyUI has (its folders, its
-models) is played; with the real one it is driven by the commands in docs/guide/comfyui.md."""
+models) is played; a ComfyUI that has the pack drives it in a workflow of its own where COMFYUI_URL names one and
+COMFYUI_PACK_PORT is the port of its LORA_FOUNDRY_SERVER."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -21,7 +25,9 @@ from PIL import Image
 
 from lora_foundry.settings import Settings
 from lora_foundry.web.app import create_app
+from tests.contract.comfyui_fixtures import REAL
 
+PACK_PORT = os.environ.get("COMFYUI_PACK_PORT", "")
 PACK = Path(__file__).parents[2] / "integrations" / "comfyui"
 CHARACTER = {
     "name": "Elara",
@@ -37,17 +43,31 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home")
 
 
-@pytest.fixture
-def pack(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The pack as ComfyUI imports it, beside a server of ours."""
-    config = uvicorn.Config(create_app(settings), port=0, log_level="error")
-    server = uvicorn.Server(config)
+@contextmanager
+def served(settings: Settings, port: int = 0) -> Iterator[int]:
+    """A server of ours, and its port."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), f"port {port} is taken"
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    monkeypatch.setenv("LORA_FOUNDRY_SERVER", f"127.0.0.1:{port}")
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def pack(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The pack as ComfyUI imports it, beside a server of ours."""
+    with served(settings) as port:
+        monkeypatch.setenv("LORA_FOUNDRY_SERVER", f"127.0.0.1:{port}")
+        yield imported(monkeypatch)
+
+
+def imported(monkeypatch: pytest.MonkeyPatch) -> Any:
     spec = importlib.util.spec_from_file_location(
         "pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
     )
@@ -58,9 +78,7 @@ def pack(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "pack", module)
     spec.loader.exec_module(module)
-    yield module
-    server.should_exit = True
-    thread.join(10)
+    return module
 
 
 def made(pack: ModuleType, name: str) -> Any:
@@ -241,3 +259,36 @@ def test_rest_refuses_a_workflow_that_cannot_work(pack: Any, settings: Settings)
     with pytest.raises(pack.nodes.FoundryError, match=r"cannot work: \{\{prompt\}\} is bound nowhere"):
         made(pack, "LoraFoundryTrainCharacter").train(**CHARACTER | {"settings": chosen}, wait=False)
     assert pack.nodes.Foundry()._json("GET", "/api/v1/pipelines")["total"] == 0
+
+
+@pytest.mark.skipif(not (REAL and PACK_PORT), reason="needs a ComfyUI that has the pack")
+def test_a_workflow_of_a_real_comfyui_sends_pictures_and_starts_a_run(settings: Settings) -> None:
+    colour = time.time_ns() % 0xFFFFFF  # ComfyUI runs no node again whose inputs are those of the last time
+    graph = {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 48, "height": 64, "batch_size": 2, "color": colour},
+        },
+        "2": {"class_type": "LoraFoundrySendPictures", "inputs": {"images": ["1", 0]}},
+        "3": {
+            "class_type": "LoraFoundryTrainCharacter",
+            "inputs": {**CHARACTER, "settings": "generate.images=4", "wait": False, "pictures": ["2", 0]},
+        },
+    }
+    with (
+        served(settings, int(PACK_PORT)),
+        httpx.Client(base_url=REAL, trust_env=False, timeout=60) as comfyui,
+    ):
+        prompt = comfyui.post("/prompt", json={"prompt": graph}).raise_for_status().json()["prompt_id"]
+        end = time.monotonic() + 120
+        while not (done := comfyui.get(f"/history/{prompt}").json()):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert done[prompt]["status"]["status_str"] == "success", done[prompt]["status"]["messages"]
+        assert "Elara: pending, 0%" in done[prompt]["outputs"]["3"]["text"][0]
+        with httpx.Client(base_url=f"http://127.0.0.1:{PACK_PORT}", trust_env=False) as ours:
+            (run,) = ours.get("/api/v1/pipelines").json()["pipelines"]
+    assert run["character"]["name"] == "Elara"
+    (sent,) = uploaded(settings)  # the two pictures are equal
+    with Image.open(sent) as picture:
+        assert picture.size == (48, 64)
