@@ -25,6 +25,7 @@ from lora_foundry.settings import Settings
 
 Answer = TypeVar("Answer")
 _SECONDS = 3.0
+_SECONDS_TO_ANSWER = 30.0  # where it must: while it draws, it takes its time to list its nodes
 
 
 def check_run(run: Run, settings: Settings) -> None:
@@ -51,9 +52,10 @@ def checked(
 ) -> tuple[Workflow, list[Remark]]:
     """A workflow and everything that can be said of it. must_answer: raises BackendError where no server answers."""
     address = address_of(options.url, options.token)
+    patience = _SECONDS_TO_ANSWER if must_answer else _SECONDS
 
     async def work() -> tuple[Workflow, list[Remark]]:
-        async with ComfyUIClient(address, Patience(answer=_SECONDS)) as client:
+        async with ComfyUIClient(address, Patience(answer=patience)) as client:
             classes: dict[str, NodeClass] = {}
             try:
                 classes = await client.object_info()
