@@ -141,6 +141,14 @@ def test_the_dashboard_works_below_a_path(
         expect(page.locator("#shots li")).to_have_count(40)
         page.get_by_role("button", name="Start").click()
         page.wait_for_url(f"{server.url}/foundry/pipelines/**")
+        asked = {
+            "name": ELARA.name,
+            "description": ELARA.description,
+            "recipe": "mini",
+            "settings": list(SMALL),
+        }
+        made = httpx.post(f"{server.url}/api/v1/pipelines", json=asked).json()
+        page.goto(f"{server.url}/foundry/pipelines/{made['id']}")
         expect(page.locator("#gallery img").first).to_be_visible()
         assert page.locator("#gallery img").first.evaluate(
             "(image) => image.decode().then(() => image.naturalWidth)"
@@ -148,6 +156,6 @@ def test_the_dashboard_works_below_a_path(
         page.goto(f"{server.url}/foundry/pipelines/nobody")
         expect(page.locator(".empty")).to_contain_text("There is no run")
         page.get_by_role("link", name="All runs", exact=True).click()
-        expect(page.locator("#runs li")).to_have_count(1)
+        expect(page.locator("#runs li")).to_have_count(2)
     finally:
         server.stop()

@@ -27,7 +27,9 @@ export function showHead(run, changed) {
     if (entry) location.assign(`${page()}?deleted=${encodeURIComponent(entry.id)}`);
   };
   const arrange = (value, words) => el("button", { type: "button", on: { click: () => patch(path("pipelines", pipelineId), value).then(changed).catch(complain) } }, words);
+  const tryIt = run.status === "completed" && document.body.dataset.page !== "use";
   box.replaceChildren(
+    ...(tryIt ? [el("a", { class: "button main", href: page("pipelines", pipelineId, "use") }, "Try it")] : []),
     ...(ended ? [] : [arrange({ paused: !run.paused }, run.paused ? "Resume" : "Pause")]),
     ...(run.status === "pending" && run.priority > 1 ? [arrange({ priority: 1 }, "Put first")] : []),
     el("button", { type: "button", on: { click: () => act().then(changed).catch(complain) } }, ended ? "Run again" : "Cancel"),

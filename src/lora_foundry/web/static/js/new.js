@@ -7,7 +7,7 @@ import { startChrome } from "./chrome.js";
 import { plural } from "./format.js";
 import { coalesced } from "./live.js";
 import { startOwnPictures, uploadedId } from "./own_pictures.js";
-import { baseMissing, showCards, showEarlier, showNeeds, showReadiness, startCards } from "./recipe_cards.js";
+import { baseMissing, noteReadiness, readinessOf, showCards, showEarlier, showNeeds, showReadiness, startCards } from "./recipe_cards.js";
 import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form.js";
 
 const DOORS = {
@@ -152,6 +152,7 @@ async function keep() {
 }
 
 async function choose(name) {
+  family = readinessOf(name)?.family ?? "";
   await showRecipe(name);
   showPlan();
   await Promise.all([showNeeds(name), showEarlier(name)]);
@@ -163,11 +164,14 @@ async function listRecipes(wanted) {
   showCards(recipes, name, (each) => choose(each).catch(complain));
   await showRecipe(name);
   shown();
-  const [found, readiness] = await Promise.all([get(path("bases")), get(path("recipes", name, "needs")), showReadiness()]);
-  [bases, family] = [found, readiness.family];
+  const needed = await get(path("recipes", name, "needs"));
+  noteReadiness(needed);
+  family = needed.family;
+  showPlan();
+  [bases] = await Promise.all([get(path("bases")), showReadiness()]);
   const base = controls.find(({ field }) => field.path === "model.base");
   if (base) addPicker(base, bases, family);
-  await Promise.all([showNeeds(name), showEarlier(name), showPlan()]);
+  await Promise.all([showNeeds(name), showEarlier(name)]);
 }
 
 startChrome();

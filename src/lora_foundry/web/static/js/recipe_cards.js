@@ -18,6 +18,9 @@ export function showCards(recipes, name, choose) {
     el("small", {}, each.description))));
 }
 
+export const noteReadiness = (found) => ready.set(found.recipe, found);
+export const readinessOf = (name) => ready.get(name);
+
 /** Asks what of each recipe is on this machine, and marks the cards. */
 export async function showReadiness() {
   ready = new Map((await get(path("readiness"))).map((each) => [each.recipe, each]));
