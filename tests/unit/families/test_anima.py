@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.models.transformers import transformer_cosmos
 from torch.nn import functional
+from transformers import BatchEncoding
 
 from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.domain.dataset import ImageRequest
@@ -126,6 +127,28 @@ def test_brackets_weigh_the_words_that_the_adapter_asks_about(base: Base) -> Non
     assert torch.allclose(much[changed], 3 * little[changed], atol=1e-5)
     assert not torch.allclose(escaped, bracketed)
     assert torch.allclose(caption, escaped)
+
+
+@torch.no_grad()
+def test_a_prompt_of_no_words_is_what_the_library_makes_of_it(base: Base, modular: Any) -> None:
+    """Qwen's tokenizer gives nothing for it, where the tiny one's gives its two marks."""
+    from diffusers.modular_pipelines.anima.before_denoise import AnimaTextConditioningStep
+    from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
+
+    silent = BatchEncoding(
+        {"input_ids": torch.zeros(1, 0).long(), "attention_mask": torch.zeros(1, 0).long()}
+    )
+    pipeline = load_pipeline(base, torch.float32, "cpu")
+    pipeline.tokenizer = lambda *texts, **given: silent
+    (ours,) = AnimaPrompts(pipeline).encode_all([""])
+    words = modular.t5_tokenizer([""], return_tensors="pt")
+    parts: Any = SimpleNamespace(tokenizer=pipeline.tokenizer, text_encoder=modular.text_encoder)
+    embeds, mask = AnimaTextEncoderStep._get_qwen_prompt_embeds(parts, "", 512, CPU, torch.float32)
+    theirs = AnimaTextConditioningStep._condition_prompt_embeds(
+        modular, embeds, mask, words.input_ids, words.attention_mask, CPU, torch.float32, torch.float32
+    )
+    assert torch.isfinite(ours["text"]).all()
+    assert torch.allclose(ours["text"], theirs[0], atol=1e-5)
 
 
 def test_the_distilled_model_is_not_trained_as_it_is(tmp_path: Path) -> None:
