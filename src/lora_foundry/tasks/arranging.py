@@ -21,7 +21,9 @@ async def arrange(
     store: TaskStore, pipeline: str, *, priority: TaskPriority | None = None, paused: bool | None = None
 ) -> int:
     """Changes priority and time of those rows of a pipeline that wait, and says how many; a stage that runs goes on to its
-    end. Raises InputError where none waits."""
+    end. Raises InputError where none waits, or where nothing is to be changed."""
+    if priority is None and paused is None:
+        raise InputError("Say a priority, or whether the run is paused.")
     waiting = await store.where((ours.c.pipeline == pipeline) & ours.c.status.in_(WAITING))
     if not waiting:
         raise InputError("No stage of this run waits, so there is nothing to arrange.")

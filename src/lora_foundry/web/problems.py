@@ -58,6 +58,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+# For routes that draw: the machine does one thing at a time.
+BUSY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Problem, "description": "Something else is under way.", "content": {MEDIA_TYPE: {}}}
+}
+
+
 def problem(
     status: int,
     detail: str,

@@ -41,7 +41,8 @@ def server(
         upload = session.post(f"{address}/api/v1/uploads", files=picture).json()["id"]
         real = {"pipeline": made["id"], "file": paths.image(0).name, "name": "mini", "side": "before",
                 "task": str(made["stages"][0]["task_id"]), "candidate": "step-00005-at-1", "upload": upload,
-                "trial": "20260101-000000-abcdef"}  # fmt: skip
+                "trial": "20260101-000000-abcdef", "entry": "20260101-000000-abcdef01", "subject": "database",
+                "what": "logs"}  # fmt: skip
         yield address, session, real
 
 

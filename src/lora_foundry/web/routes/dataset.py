@@ -18,7 +18,7 @@ from lora_foundry.web import dataset as sets
 from lora_foundry.web.busy import refuse_while_busy
 from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
 from lora_foundry.web.models import RequestModel
-from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.problems import BUSY, NotFoundError
 from lora_foundry.web.redraws import Redraw
 from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
@@ -248,7 +248,7 @@ async def undo(here: Here, pipeline: str) -> Undone:
     return Undone(words=step.words)
 
 
-@router.post("/dataset/{file:path}/redraw", status_code=202)
+@router.post("/dataset/{file:path}/redraw", status_code=202, responses=BUSY)
 async def redraw(here: Here, pipeline: str, file: str) -> Redraw:
     """Begins to draw a picture again, the same shot from another seed, and returns at once; `GET /dataset` shows when it is
     there. 503 while the machine draws or trains something else."""

@@ -25,7 +25,7 @@ from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web.busy import refuse_while_busy
 from lora_foundry.web.models import RequestModel
-from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.problems import BUSY, NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.dataset import PICTURE
 from lora_foundry.web.safe_files import safe_file
@@ -121,7 +121,7 @@ def _made_as(paths: RunPaths) -> tuple[Run, float]:
     return run, run.recipe.evaluate.strength if scores is None else scores.strength
 
 
-@router.post("/trials", status_code=202)
+@router.post("/trials", status_code=202, responses=BUSY)
 async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
     """Begins to draw a prompt without and with the LoRA, on this machine, and returns at once; ask for the trials until it
     is completed or failed. 503 while another one is drawn, or a worker draws or trains."""
