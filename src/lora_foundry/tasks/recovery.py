@@ -34,7 +34,7 @@ class Timing(NamedTuple):
     patience: float = 8.0
     dead_after: float = 10.0
     poll: float = 1.0
-    queue: float = 1.0
+    queue: float = 1.5
     report: float = 0.5
     grace: float = 30.0
 
