@@ -102,6 +102,38 @@ def test_what_was_cancelled_in_the_queue_holds_up_nobody_and_leaves_it(
     work(database_url, settings, scenario)
 
 
+def test_an_attempt_that_nobody_asked_to_cancel_is_tried_again(database_url: str, settings: Settings) -> None:
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("busy", "sleep 4", max_retries=0))
+        lease = (await until(store, task, "running")).lease or ""
+        engine = Engine(store.url)
+        await engine.cancel([lease])
+        while (await store.get(task.id or 0)).lease == lease:
+            await asyncio.sleep(0.05)
+        done = await until(store, task, "completed", "cancelled", "failed")
+        engine.close()
+        assert (done.status, done.retries) == ("completed", 0)
+
+    work(database_url, settings, scenario)
+
+
+def test_a_worker_that_froze_and_wakes_finds_its_attempt_as_it_was(database_url: str) -> None:
+    """Silent for too long, and its row not given back yet: what others do with its queue must not end the attempt."""
+
+    async def scenario(store: TaskStore) -> None:
+        await heartbeat(store, "frozen", "gpu")
+        await store.add(generation())
+        (held,) = await admit(store, "frozen", {"gpu": 1})
+        execute(database_url, "UPDATE lora_foundry_executors SET beat = 0")
+        await bury(store, queues(), 60)
+        assert await queues().live([held.lease]) == {held.lease}
+        assert await store.complete(held.task.id or 0, held.lease, {})
+        await bury(store, queues(), 60)
+        assert await queues().live([held.lease]) == set()
+
+    run(database_url, scenario)
+
+
 def test_what_the_engine_keeps_is_json(database_url: str, settings: Settings) -> None:
     """Its default is pickle, and whoever can write to the database could then run code in every worker."""
 

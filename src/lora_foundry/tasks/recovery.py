@@ -169,7 +169,11 @@ async def _give_back_queued(store: TaskStore, queues: Queues, worker: str) -> No
     """What was queued for that worker alone, and what it took out of a queue and did not begin."""
     taken = await queues.held_by(worker)
     await give_back(store, (ours.c.worker == worker) | ours.c.lease.in_(taken))
-    await queues.cancel(taken)  # also those whose end was written to the row, and not to the engine
+    async with store.reading() as connection:
+        held = sa.select(ours.c.lease).where(ours.c.lease.in_(taken))
+        still = set((await connection.execute(held)).scalars().all())
+    # Those whose end was written to the row and not to the engine. What the worker still holds is its own: it may wake.
+    await queues.cancel([lease for lease in taken if lease not in still])
     await queues.remove(queue_of("", worker))
 
 

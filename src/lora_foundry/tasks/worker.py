@@ -232,9 +232,11 @@ class Worker:
             ended = await self._finish(running, await self._outcome(running))
             logger.info("Task %s (%s): %s", number, task.name, ended)
             return ended
-        except asyncio.CancelledError:  # somebody wants it, the row is not ours, or the engine has ended
+        except (
+            asyncio.CancelledError
+        ):  # somebody asked for it, or the engine ended the attempt for its own reasons
             with contextlib.suppress(SQLAlchemyError, OSError):
-                wanted = not self._stopping or await self._store.cancel_requests([lease])
+                wanted = await self._store.cancel_requests([lease])
                 await (self._store.cancelled if wanted else self._store.release)(number, lease)
             raise
         except Exception as error:
