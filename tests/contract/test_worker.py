@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -477,6 +479,31 @@ async def two_workers(
         await store.close()
 
 
+async def freeze(url: str, *pids: int) -> None:
+    """Stops processes, at a moment when none of them writes: one that does holds SQLite's only lock, and nobody could go on
+    before it wakes."""
+    while True:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.05)  # until every thread of them has stopped
+        if "postgresql" in url or await asyncio.to_thread(can_write, Path(url.removeprefix("sqlite:///"))):
+            return
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(0.03)
+
+
+def can_write(file: Path) -> bool:
+    try:
+        for each in (file, file.with_name(f"{file.name}.engine")):
+            with contextlib.closing(sqlite3.connect(each, timeout=0, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
 def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
     database_url: str, settings: Settings
 ) -> None:
@@ -492,7 +519,7 @@ def test_a_worker_that_slept_past_the_limit_changes_nothing_when_it_wakes(
             while done() < 5:
                 assert first.poll() is None
                 await asyncio.sleep(0.05)
-            first.send_signal(signal.SIGSTOP)
+            await freeze(database_url, first.pid)
             begin()
             slept = await store.get(task.id or 0)
             while (now := await store.get(task.id or 0)).worker in (None, slept.worker):
@@ -522,8 +549,7 @@ def test_a_host_that_froze_with_its_child_costs_its_successor_no_retry(
                 assert first.poll() is None
                 await asyncio.sleep(0.05)
             child = int((folder / "attempts").read_text())
-            for pid in (child, first.pid):
-                os.kill(pid, signal.SIGSTOP)
+            await freeze(database_url, child, first.pid)
             begin()
             while attempts(settings, "train") < 3:
                 await asyncio.sleep(0.05)
