@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -80,7 +81,7 @@ def open_engine(url: sa.URL) -> AsyncEngine:
         )
     engine = create_async_engine(url, connect_args=connect_arguments(url))
 
-    sa.event.listen(engine.sync_engine, "connect", _on_sqlite_connect)
+    sa.event.listen(engine.sync_engine, "connect", on_sqlite_connect)
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: sa.Connection) -> None:
@@ -90,12 +91,13 @@ def open_engine(url: sa.URL) -> AsyncEngine:
     return engine
 
 
-def _on_sqlite_connect(connection: Any, record: object) -> None:
+def on_sqlite_connect(
+    connection: sqlite3.Connection | AsyncAdapt_aiosqlite_connection, record: object
+) -> None:
     """Makes a new connection ready: transactions are begun by us, and every row can be read."""
     connection.isolation_level = None
-    getattr(
-        connection, "driver_connection", connection
-    ).text_factory = readable  # aiosqlite's, or sqlite3's own
+    driver = connection if isinstance(connection, sqlite3.Connection) else connection.driver_connection
+    driver.text_factory = readable
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
@@ -162,7 +164,7 @@ def _upgrade(url: sa.URL) -> None:
     engine = sa.create_engine(url, connect_args=connect_arguments(url), poolclass=sa.NullPool)
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
-        sa.event.listen(engine, "connect", _on_sqlite_connect)
+        sa.event.listen(engine, "connect", on_sqlite_connect)
     try:
         with database_errors(url), alone(url), engine.connect() as connection:
             if sqlite:

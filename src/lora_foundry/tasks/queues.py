@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -19,7 +20,7 @@ from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, Enque
 from dbos import error as dbos_error
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lora_foundry.tasks.database import alone, connect_arguments, sync_url
+from lora_foundry.tasks.database import alone, connect_arguments, on_sqlite_connect, sync_url
 
 APPLICATION = "lora-foundry"
 VERSION = (
@@ -221,10 +222,9 @@ def _parts(leases: Sequence[str]) -> list[list[str]]:
     return [list(leases[start : start + PART]) for start in range(0, len(leases), PART)]
 
 
-def _on_sqlite_connect(connection: object, record: object) -> None:
+def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
     """As DBOS makes its own connections: writers wait for one another. What a power cut takes from the newest writes, the
     task tables bring back."""
-    connection.isolation_level = "IMMEDIATE"  # type: ignore[attr-defined]
-    connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[attr-defined]
-    connection.execute("PRAGMA synchronous=NORMAL")  # type: ignore[attr-defined]
-    connection.execute("PRAGMA foreign_keys=ON")  # type: ignore[attr-defined]
+    on_sqlite_connect(connection, record)
+    connection.isolation_level = "IMMEDIATE"
+    connection.execute("PRAGMA foreign_keys=ON")
