@@ -77,3 +77,4 @@ class Task:
     worker: str | None = None
     lease: str | None = None
     resumes: int = 0
+    run: object = None

@@ -27,12 +27,13 @@ RUNNING = TaskStatus.RUNNING
 
 @dataclass(frozen=True)
 class Admitted:
-    """A row that this worker has taken, and the attempt that it was taken for."""
+    """A row that this worker has taken, and the attempt that it was taken for. run: what the row holds as its run."""
 
     task: Task
     kind: Kind
     lane: str
     lease: str
+    run: object = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ async def claim(
     or where another works in its folder meanwhile: then it waits again."""
     async with store.writing() as connection:
         mine = (ours.c.id == task_id) & (ours.c.lease == lease) & ours.c.status.in_(WAITING)
-        query = sa.select(ours.c.lane, ours.c.folder, ours.c.root).where(mine).with_for_update()
+        query = sa.select(ours.c.lane, ours.c.folder, ours.c.root, ours.c.run).where(mine).with_for_update()
         row = (await connection.execute(query)).first()
         if row is None:
             return None
@@ -134,7 +135,7 @@ async def claim(
             return None
         if await _begin(store, connection, worker, task_id, row.root):
             task = to_task((await connection.execute(whole_row().where(tasks.c.id == task_id))).one())
-            return Admitted(task, kind_of(task) or "unknown", row.lane, lease)
+            return Admitted(task, kind_of(task) or "unknown", row.lane, lease, row.run)
         await connection.execute(ours.update().where(mine).values(lease=None))
     await follow_hands(store)  # somebody changed it in the shared table
     return None

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,36 +151,78 @@ class Work:
 def prepare(kind: Kind, payload: object, settings: Settings) -> Work:
     """Checks a payload completely. Raises PermanentError kinds, each one sentence for the row's `error`, and BackendError
     where a folder does not answer; nothing else, whatever the payload holds."""
+    return place(kind, payload, resolve(kind, payload, settings), settings)
+
+
+def resolve(kind: Kind, payload: object, settings: Settings) -> Run:
+    """The run that a payload asks for, as its row holds it: the recipe with all its values, and `dataset_dir` below the
+    datasets' folder, since each host has that elsewhere. Raises as `prepare` does."""
+    with _one_sentence(kind):
+        checked = parse(kind, payload)
+        recipe = _recipe(checked, settings)
+        character, folder, output = _asked(checked, settings)
+        version = checked.version if isinstance(checked, StagePayload) else None
+        if version is None:  # the old producers' tasks work on what is there
+            now = current_run(folder)
+            version = 1 if now is None else now.version
+        return Run(
+            character=character,
+            recipe=recipe,
+            dataset_dir=folder.relative_to(settings.datasets_dir.resolve()),
+            lora_dir=Path(),
+            output_name=file_name(output or f"{character.slug}_{recipe.name}"),
+            version=version,
+            replaces=isinstance(checked, StagePayload) and checked.replaces,
+        )
+
+
+def place(kind: Kind, payload: object, held: Run, settings: Settings) -> Work:
+    """A row's run in the folders of this machine, checked again: whoever writes the row may have written that, too.
+    Raises as `prepare` does."""
+    with _one_sentence(kind):
+        checked = parse(kind, payload)
+        stages = (checked.stage,) if isinstance(checked, StagePayload) else checked.stages
+        check_recipe_paths(held.recipe, settings, _own_recipe(checked, settings))
+        recipe_base(held.recipe, settings.model_folders, training="train" in stages, anywhere=False)
+        given = held.character.reference_image
+        reference = readable_picture(settings, None if given is None else str(given))
+        character = held.character.model_copy(update={"reference_image": reference})
+        folder = inside(settings.datasets_dir, held.dataset_dir.as_posix(), "folder")
+        if isinstance(checked, StagePayload):
+            folder = working_folder(folder, checked.version)
+        places: dict[str, Any] = {
+            "character": character,
+            "dataset_dir": folder,
+            "lora_dir": settings.loras_dir,
+        }
+        places["output_name"] = file_name(held.output_name)
+        return Work(held.model_copy(update=places), stages)
+
+
+def plain_run(run: Run) -> dict[str, Any]:
+    """A resolved run as the table keeps it; a folder is written in one way on every system."""
+    return run.model_dump(mode="json") | {"dataset_dir": run.dataset_dir.as_posix()}
+
+
+def held_run(value: object) -> Run | None:
+    """The run that a row holds; None where there is none, or one that this version cannot read."""
     try:
-        return _prepare(kind, payload, settings)
+        return None if value is None else Run.model_validate(value)
+    except (ValidationError, FoundryError):
+        return None
+
+
+@contextmanager
+def _one_sentence(kind: Kind) -> Iterator[None]:
+    """Every fault as an error of ours, brief enough for a row."""
+    try:
+        yield
     except FoundryError as error:
         raise type(error)(brief(str(error))) from error
     except OSError as error:
         raise BackendError(brief(f"The task cannot be prepared now: {error.strerror or error}.")) from error
     except Exception as error:  # a row by hand must not stop the worker, whatever it trips over
         raise InputError(brief(f"The payload of the {kind} task cannot be used: {error}.")) from error
-
-
-def _prepare(kind: Kind, payload: object, settings: Settings) -> Work:
-    checked = parse(kind, payload)
-    recipe = _recipe(checked, settings)
-    stages = (checked.stage,) if isinstance(checked, StagePayload) else checked.stages
-    recipe_base(recipe, settings.model_folders, training="train" in stages, anywhere=False)
-    character, folder, output = _place(checked, settings)
-    version = checked.version if isinstance(checked, StagePayload) else None
-    if version is None:  # the old producers' tasks work on what is there
-        now = current_run(folder)
-        version = 1 if now is None else now.version
-    run = Run(
-        character=character,
-        recipe=recipe,
-        dataset_dir=folder,
-        lora_dir=settings.loras_dir,
-        output_name=file_name(output or f"{character.slug}_{recipe.name}"),
-        version=version,
-        replaces=isinstance(checked, StagePayload) and checked.replaces,
-    )
-    return Work(run, stages)
 
 
 def parse(kind: Kind, payload: object) -> Payload:
@@ -223,8 +266,8 @@ def _check_texts(payload: dict[str, Any]) -> None:
             )
 
 
-def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str | None]:
-    """Whose task it is, the folder it works in and the LoRA's name, if the payload says it."""
+def _asked(payload: Payload, settings: Settings) -> tuple[Character, Path, str | None]:
+    """Whose task it is, the character's folder and the LoRA's name, if the payload says it."""
     name = check_name(payload.character_name)
     root = settings.datasets_dir
     if isinstance(payload, GenerationPayload):
@@ -244,8 +287,7 @@ def _place(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
     character = _character(name, payload.description, payload.character_tags, payload.trigger)
     reference = readable_picture(settings, payload.reference_image)
     character = character.model_copy(update={"reference_image": reference})
-    folder = working_folder(inside(root, name, "character_name"), payload.version)
-    return character, folder, payload.output_name
+    return character, inside(root, name, "character_name"), payload.output_name
 
 
 def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:
@@ -271,19 +313,23 @@ def _recipe(payload: Payload, settings: Settings) -> Recipe:
         values = deepcopy(payload.recipe)
         for change in changes:
             apply_setting(values, change)
-        recipe = build_recipe(values, "in the payload")
-        check_recipe_paths(recipe, settings)
-        return recipe
-    folders = settings.recipe_folders
-    name = settings.recipe if payload.recipe is None else _recipe_name(payload.recipe, settings)
-    recipe = load_recipe(name, changes, folders)
-    if changes:
-        check_recipe_paths(recipe, settings, load_recipe(name, (), folders))
-    return recipe
+        return build_recipe(values, "in the payload")
+    return load_recipe(_recipe_name(payload, settings), changes, settings.recipe_folders)
 
 
-def _recipe_name(given: str, settings: Settings) -> str:
+def _own_recipe(payload: Payload, settings: Settings) -> Recipe | None:
+    """The recipe that the payload names, as this machine's own file has it; None where it names none that is here."""
+    if isinstance(payload.recipe, dict):
+        return None
+    try:
+        return load_recipe(_recipe_name(payload, settings), (), settings.recipe_folders)
+    except FoundryError:
+        return None  # the file was removed since the run was resolved
+
+
+def _recipe_name(payload: Payload, settings: Settings) -> str:
     """A recipe that ships or lies in this home; no other file is read. Raises InputError."""
+    given = payload.recipe if isinstance(payload.recipe, str) else settings.recipe
     name, known = given.removesuffix(".toml"), recipe_names(settings.recipe_folders)
     if name not in known and given != settings.recipe:
         raise InputError(f"There is no recipe {name[:80]!r}; {did_you_mean(name[:80], known)}")

@@ -19,13 +19,13 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
-from lora_foundry.errors import InputError
+from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.files.versions import continued, current_run, same_request
 from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
-from lora_foundry.tasks.payloads import flatten, prepare, recognise, stage_name
+from lora_foundry.tasks.payloads import flatten, place, plain_run, prepare, recognise, resolve, stage_name
 from lora_foundry.tasks.schema import both, ours, shown_status, tasks
 from lora_foundry.tasks.store import TaskStore
 
@@ -38,7 +38,7 @@ class PipelineRequest(BaseModel):
     again: what becomes of a character of that name that was asked for with other words or settings: it is kept as an
     earlier version, the run goes on in it, or it is replaced. The very same request always goes on.
 
-    recipe: a recipe's name, or all its values; the default of the worker's settings if None.
+    recipe: a recipe's name, or all its values; the settings' own if None. It is read once: the rows hold what it says.
     settings: recipe values over it, nested or dotted. reference_image: a file that the worker can read.
     """
 
@@ -103,7 +103,8 @@ async def submit(store: TaskStore, settings: Settings, request: PipelineRequest)
     Raises PermanentError kinds, with nothing written, for what no worker could run.
     """
     rows = pipeline_tasks(request)
-    run = prepare("stage", rows[0].payload, settings).run
+    held = resolve("stage", rows[0].payload, settings)
+    run = place("stage", rows[0].payload, held, settings).run
     folder = settings.datasets_dir / request.character.name
     now = await asyncio.to_thread(current_run, folder)
     version = continued(now, run, request.again)
@@ -112,8 +113,10 @@ async def submit(store: TaskStore, settings: Settings, request: PipelineRequest)
         free = await store.next_version(connection, request.character.name)
         chosen = max(free, now.version + 1 if now else 1) if version is None else version
         replaces = request.again == "replace" and version is None
+        told = {"version": chosen, "replaces": replaces}
         for row in rows:
-            row.payload = {**_dict(row.payload), "version": chosen, "replaces": replaces}
+            row.payload = {**_dict(row.payload), **told}
+            row.run = plain_run(held.model_copy(update=told))
 
     await store.add(*rows, first=number)
     return _summary(rows)
@@ -264,8 +267,16 @@ async def retry(
         raise InputError(f"Task {again[0].id} is pending already; it runs when a worker is free.")
     payloads = _changed([*rows, *again] if in_pipeline else again, new) if new else {}
     for row in again:
-        if (kind := recognise(row.task_type, payload := payloads.get(row.id or 0))) and new:
-            prepare(kind, payload, settings)
+        kind = recognise(row.task_type, payload := payloads.get(row.id or 0, row.payload))
+        try:
+            if kind is not None:
+                run = resolve(kind, payload, settings)
+                place(kind, payload, run, settings)
+                # An old producer's task works on what is there when it begins.
+                row.run = plain_run(run) if kind == "stage" else None
+        except FoundryError:
+            if new:
+                raise  # else the row's own error will say it
     await store.run_again(again, payloads)
     return await store.where(tasks.c.id.in_([row.id for row in again]))
 

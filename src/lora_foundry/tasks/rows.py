@@ -65,7 +65,7 @@ def our_row(task: Task, kind: Kind) -> dict[str, Any]:
         "resumes": 0,
         "version": _version_of(payload.get("version")),
         "folder": _folder_of(payload),
-        **{"root": None, "begun": 0},
+        **{"root": None, "begun": 0, "run": task.run},
         **{"progress": None, "worker": None, "lease": None, "cancel_requested": None, "before": None},
     }
 

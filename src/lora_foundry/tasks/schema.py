@@ -144,7 +144,8 @@ tasks = sa.Table(
 # `pending` where the shared table says HELD. priority, due: copies for that index. before: what a row that runs again
 # had been, as JSON. folder: a name for the folder that it works in, where one attempt works at a time; root: the first
 # row of those that belong together, begun: whether one of them has been started. version: of the character; NULL for the
-# old producers' tasks.
+# old producers' tasks. run: what the row asks for, resolved once: every attempt does that, whatever has become of recipe
+# files and settings since.
 ours = sa.Table(
     "lora_foundry_tasks",
     metadata,
@@ -167,6 +168,7 @@ ours = sa.Table(
     sa.Column("folder", sa.Text),
     sa.Column("root", ID),
     sa.Column("begun", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("run", Json),
     sa.Index("lora_foundry_tasks_queue", "queue", "priority", "id"),
     sa.Index("lora_foundry_tasks_status", "status"),
     sa.Index("lora_foundry_tasks_folder", "folder", "status"),

@@ -228,7 +228,8 @@ class TaskStore:
         return await self.where(chosen)
 
     async def run_again(self, rows: Sequence[Task], payloads: Mapping[int, object]) -> None:
-        """Sets ended or waiting tasks to pending as if they had never run, and writes new payloads where given.
+        """Sets ended or waiting tasks to pending as if they had never run, with the runs that they hold now, and writes new
+        payloads where given.
 
         Raises InputError, changing nothing, where one of them is running.
         """
@@ -343,6 +344,12 @@ class TaskStore:
             stamp = moment(await self.now(connection))
             await connection.execute(tasks.update().where(tasks.c.id == task_id).values(updated_at=stamp))
         return True
+
+    async def hold(self, task_id: int, lease: str, run: dict[str, Any]) -> None:
+        """Keeps what the row asks for, resolved, for its later attempts."""
+        async with self.writing() as connection:
+            mine = (ours.c.id == task_id) & (ours.c.lease == lease)
+            await connection.execute(ours.update().where(mine).values(run=clean_json(run)))
 
     async def complete(self, task_id: int, lease: str, result: dict[str, Any]) -> bool:
         values = {"result": clean_json(result), "error": None, "resumes": 0}

@@ -34,7 +34,7 @@ from lora_foundry.tasks.children import Child, Job, Outcome, start_process
 from lora_foundry.tasks.database import database_error, is_lasting
 from lora_foundry.tasks.devices import device_for, lanes_for
 from lora_foundry.tasks.logs import speak_of
-from lora_foundry.tasks.payloads import Work, prepare, stage_name
+from lora_foundry.tasks.payloads import held_run, place, plain_run, resolve, stage_name
 from lora_foundry.tasks.queues import Engine, queue_of
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
@@ -260,7 +260,11 @@ class Worker:
         reporter = asyncio.create_task(self._report(running))
         try:
             check_numbers(task)
-            work = await asyncio.to_thread(prepared, running.admitted, self._settings)
+            kind, run = running.admitted.kind, held_run(running.admitted.run)
+            if run is None:
+                run = await asyncio.to_thread(resolve, kind, task.payload, self._settings)
+                await self._store.hold(task.id or 0, running.admitted.lease, plain_run(run))
+            work = await asyncio.to_thread(place, kind, task.payload, run, self._settings)
             job = Job(
                 self._options.entry,
                 work.job(settings_for(self._settings, child.environment)),
@@ -406,17 +410,6 @@ def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings
     if environment and settings.device.startswith("cuda"):
         return settings.model_copy(update={"device": "cuda"})
     return settings
-
-
-def prepared(admitted: Admitted, settings: Settings) -> Work:
-    """The row's work. Raises PermanentError kinds; whatever else a payload brings about is one of them."""
-    try:
-        return prepare(admitted.kind, admitted.task.payload, settings)
-    except FoundryError:
-        raise
-    except Exception as error:
-        why = brief(str(error))[:200]
-        raise InputError(f"The payload cannot be used ({type(error).__name__}: {why}).") from error
 
 
 def check_numbers(task: Task) -> None:
