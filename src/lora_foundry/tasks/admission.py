@@ -58,6 +58,12 @@ _MAYBE_OURS = _TYPE.in_(OUR_TYPES) | (
 _DEPENDENCIES = sa.cast(tasks.c.dependencies, sa.Text)
 _IS_FREE = sa.func.coalesce(_DEPENDENCIES, "[]").in_(["[]", "null", ""])
 _ORDER = (sa.case((_IS_FREE, 0), else_=1), sa.case((_IS_FREE, tasks.c.priority), else_=0), tasks.c.id)
+# The newest row; whether dependencies are to be looked up; whether a row waits for another program's.
+_STATE = sa.select(
+    sa.select(sa.func.max(tasks.c.id)).scalar_subquery(),
+    sa.exists().where(ours.c.queue == NEW),
+    sa.exists().where(dependencies.c.outside == 1),
+)
 
 
 @dataclass
@@ -107,14 +113,9 @@ async def _look(store: TaskStore, inbox: Inbox) -> None:
     whole = inbox.sweeps()
     near = sa.true() if whole else tasks.c.id > inbox.seen - WINDOW
     async with store.reading() as connection:
-        newest = (await connection.execute(sa.select(sa.func.max(tasks.c.id)))).scalar() or 0
         pending = sa.select(tasks.c.id).where(tasks.c.status == TaskStatus.PENDING, near, _MAYBE_OURS)
         ids = (await connection.execute(pending.order_by(*_ORDER))).scalars().all()
-        unlinked = (
-            await connection.execute(sa.select(ours.c.id).where(ours.c.queue == NEW).limit(1))
-        ).first()
-        waits = sa.select(dependencies.c.child).where(dependencies.c.outside == 1).limit(1)
-        outside = (await connection.execute(waits)).first()
+        newest, unlinked, outside = (await connection.execute(_STATE)).one()
     ids = [number for number in ids if number not in inbox.passed]
     inbox.left = more = len(ids) > PAGE * PAGES
     for start in range(0, min(len(ids), PAGE * PAGES), PAGE):
@@ -137,7 +138,7 @@ async def _look(store: TaskStore, inbox: Inbox) -> None:
         await follow_hands(store)
         inbox.swept = time.monotonic()
         inbox.passed.clear()
-    inbox.seen = max(inbox.seen, newest)
+    inbox.seen = max(inbox.seen, newest or 0)
 
 
 async def _each_or_all(store: TaskStore, ids: Sequence[int], work: Any) -> list[int]:

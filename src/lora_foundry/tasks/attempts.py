@@ -75,8 +75,7 @@ async def _one_a_folder(
         first.setdefault(row.folder or row.id, row.id)
     chosen = set(first.values())
     if store.dialect == "postgresql":
-        for folder in sorted({row.folder for row in rows if row.folder}):
-            await store.reserve(connection, folder)
+        await store.reserve(connection, *{row.folder for row in rows if row.folder})
         still = sa.select(ours.c.id).where(ours.c.id.in_(chosen), ~taken)
         chosen = set((await connection.execute(still)).scalars().all())
     return [row for row in rows if row.id in chosen]
@@ -107,8 +106,13 @@ async def queue_attempts(store: TaskStore, queues: Queues, alone: Alone | None) 
             delay = 0.0 if row.due is None else (row.due - moment(now)).total_seconds()
             queue = queue_of(row.lane, alone.worker if alone else None)
             entries.append(Entry(row.id, new_lease(row.id), queue, row.priority, max(0.0, delay)))
-            values = {"queue": None, "lease": entries[-1].lease, "worker": alone.worker if alone else None}
-            await connection.execute(ours.update().where(ours.c.id == row.id).values(**values))
+        if entries:
+            leased = ours.update().where(ours.c.id == sa.bindparam("number"))
+            leased = leased.values(
+                queue=None, lease=sa.bindparam("name"), worker=alone.worker if alone else None
+            )
+            named = [{"number": entry.task_id, "name": entry.lease} for entry in entries]
+            await connection.execute(leased, named)
         if queues.shared and entries:
             await queues.put(entries, connection)
     if not queues.shared:

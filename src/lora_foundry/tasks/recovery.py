@@ -33,7 +33,7 @@ class Timing(NamedTuple):
     heartbeat: float = 2.0
     patience: float = 8.0
     dead_after: float = 10.0
-    poll: float = 1.0
+    poll: float = 2.0
     queue: float = 1.5
     report: float = 0.5
     grace: float = 30.0
@@ -116,14 +116,20 @@ async def is_served(store: TaskStore) -> bool:
     return {"gpu", "cpu"} <= set(lanes)
 
 
+async def is_tidy(store: TaskStore, dead_after: float, own: Own) -> bool:
+    """Whether there is nothing for `reclaim`, `bury` and `drop` to do, which is so nearly always: one look, no lock."""
+    lost = sa.exists().where(_HELD, ours.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
+    async with store.reading() as connection:
+        ended, silent = await _dead(store, connection, dead_after)
+        left = (await connection.execute(sa.select(lost | sa.exists(sa.select(dropped.c.lease))))).scalar()
+    return not (ended or silent or left)
+
+
 async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -> list[Lost]:
     """Gives back the rows of workers that are dead or unknown, and those that the asking worker holds and has not run for
     `dead_after` seconds, since it could not write an attempt's end."""
-    lost = sa.exists().where(_HELD, ours.c.worker.not_in(sa.select(executors.c.id)) | _not_run(own))
-    async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
-        ended, silent = await _dead(store, connection, dead_after)
-        if not (ended or silent) and not (await connection.execute(sa.select(lost))).scalar():
-            return []
+    async with store.reading() as connection:
+        ended, _ = await _dead(store, connection, dead_after)
     async with store.writing() as connection:
         now = await store.now(connection)
         locked = (

@@ -76,9 +76,11 @@ class TaskStore:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that takes no write lock on SQLite."""
+        """For statements that only read: no write lock on SQLite, and on PostgreSQL, where each statement of a transaction
+        sees what was committed before it anyway, no transaction."""
         async with self._engine.connect() as connection:
-            await connection.execution_options(reading=True)
+            level = {"isolation_level": "AUTOCOMMIT"} if self.dialect == "postgresql" else {}
+            await connection.execution_options(reading=True, **level)
             yield connection
 
     async def now(self, connection: AsyncConnection) -> float:
@@ -124,11 +126,14 @@ class TaskStore:
         highest = sa.select(sa.func.max(ours.c.version)).where(ours.c.folder == folder.lower())
         return ((await connection.execute(highest)).scalar() or 0) + 1
 
-    async def reserve(self, connection: AsyncConnection, folder: str) -> None:
+    async def reserve(self, connection: AsyncConnection, *folders: str) -> None:
         """Lets one transaction at a time decide on a folder; SQLite has one at a time anyway."""
         if self.dialect == "postgresql":
-            lock = sa.text("SELECT pg_advisory_xact_lock(740113, hashtext(:folder))")
-            await connection.execute(lock, {"folder": folder.lower()})
+            names = sorted(
+                {folder.lower() for folder in folders}
+            )  # in one order, or two would wait for each other
+            lock = "SELECT pg_advisory_xact_lock(740113, hashtext(name)) FROM unnest(CAST(:names AS text[])) AS name"
+            await connection.execute(sa.text(lock), {"names": names})
 
     async def find(self, reference: int | str) -> Task | None:
         """The task of that id or uuid."""

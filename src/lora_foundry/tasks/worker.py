@@ -104,6 +104,9 @@ class Worker:
         self._closed = asyncio.Event()
         self._refusal: FoundryError | None = None
         self._last_heartbeat = time.monotonic()
+        # A SQLite file tells of every write, our own heartbeats included; only what other programs write to PostgreSQL
+        # must be looked for.
+        self._poll = self._timing.poll if store.dialect == "postgresql" else 2 * self._timing.heartbeat
         self.hints = RedisHints(options.redis_url, store) if options.redis_url else None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -125,7 +128,7 @@ class Worker:
                     if not self._is_refused(error):
                         logger.warning("The task database does not answer: %s", error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._timing.poll)
+                    await asyncio.wait_for(self._wake.wait(), self._poll)
         finally:
             await self._wind_up()
             await self._drop_spare()
@@ -351,12 +354,7 @@ class Worker:
             await asyncio.sleep(self._timing.heartbeat)
             try:
                 await self._heartbeat_once()
-                own = recovery.Own(self.name, frozenset(self._running))
-                for lost in await recovery.reclaim(self._store, self._timing.dead_after, own):
-                    logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
-                    self._wake.set()
-                await recovery.bury(self._store, self._engine, self._timing.dead_after)
-                await recovery.drop(self._store, self._engine)
+                await self._tidy()
                 if time.monotonic() - pruned > PRUNE_EVERY:
                     await self._engine.prune(KEPT)
                     pruned = time.monotonic()
@@ -364,6 +362,17 @@ class Worker:
                 if self._is_refused(error):
                     return
                 logger.warning("No heartbeat: the task database does not answer: %s", error)
+
+    async def _tidy(self) -> None:
+        """Gives back what dead workers held, and takes out of the queues what nobody wants any more."""
+        own = recovery.Own(self.name, frozenset(self._running))
+        if await recovery.is_tidy(self._store, self._timing.dead_after, own):
+            return
+        for lost in await recovery.reclaim(self._store, self._timing.dead_after, own):
+            logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
+            self._wake.set()
+        await recovery.bury(self._store, self._engine, self._timing.dead_after)
+        await recovery.drop(self._store, self._engine)
 
     async def _heartbeat_once(self) -> None:
         """Tells the database, and only then the children, that this worker lives."""
