@@ -10,9 +10,9 @@ from typing import Any
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
 )
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 
 from lora_foundry.errors import InputError, did_you_mean
 
@@ -27,11 +27,8 @@ _OFF = {
 }
 SAMPLERS = ("dpmpp_2m", "euler", "euler_ancestral", "ddim")
 
-# The library is untyped.
-_EulerAncestral: Any = EulerAncestralDiscreteScheduler
 
-
-class KarrasEulerAncestralScheduler(_EulerAncestral):  # type: ignore[misc]
+class KarrasEulerAncestralScheduler(EulerAncestralDiscreteScheduler):
     """Euler ancestral on Karras sigmas, which the library's own class does not offer."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:

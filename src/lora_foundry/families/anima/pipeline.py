@@ -7,18 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.loaders.lora_pipeline import AnimaLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from lora_foundry.families._shared.qwen_vae import FRAMES, original
 from lora_foundry.families.anima.prompts import AnimaPrompts
-
-# The library is untyped.
-_Pipeline: Any = DiffusionPipeline
-_LoraLoader: Any = AnimaLoraLoaderMixin
 
 
 class Drawn(NamedTuple):
@@ -27,10 +23,11 @@ class Drawn(NamedTuple):
     images: Any
 
 
-class AnimaPipeline(_Pipeline, _LoraLoader):  # type: ignore[misc]
+# The two exceptions for the type checker are methods that the library left without annotations.
+class AnimaPipeline(DiffusionPipeline, AnimaLoraLoaderMixin):
     """Anima: Cosmos' transformer, Qwen3 and an adapter between them."""
 
-    model_cpu_offload_seq = "text_encoder->text_conditioner->transformer->vae"
+    model_cpu_offload_seq: Any = "text_encoder->text_conditioner->transformer->vae"
 
     def __init__(
         self,
@@ -44,7 +41,7 @@ class AnimaPipeline(_Pipeline, _LoraLoader):  # type: ignore[misc]
         transformer: Any,
     ) -> None:
         super().__init__()
-        self.register_modules(
+        self.register_modules(  # type: ignore[no-untyped-call]
             scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer,
             text_conditioner=text_conditioner, transformer=transformer,
         )  # fmt: skip
@@ -85,7 +82,7 @@ class AnimaPipeline(_Pipeline, _LoraLoader):  # type: ignore[misc]
             plain = original(drawn.to(self.vae.dtype), self.vae.config).unsqueeze(FRAMES)
             pixels = self.vae.decode(plain, return_dict=False)[0].squeeze(FRAMES)
             drawn = self.image_processor.postprocess(pixels, output_type=output_type)
-        self.maybe_free_model_hooks()
+        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
         return Drawn(drawn)
 
     def _denoised(self, latents: Tensor, asked: list[Tensor], steps: int, guidance: float) -> Tensor:
