@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,7 +116,7 @@ def _keep_older(files: PublishedFiles, lora: Path, folder: Path, name: str) -> P
         (files.lora, copies.lora),
     ):
         if source.exists():
-            storage.write_aside(copy, lambda aside, source=source: shutil.copyfile(source, aside))  # type: ignore[misc]
+            storage.write_aside(copy, partial(shutil.copyfile, source))
     return copies.lora
 
 

@@ -60,10 +60,11 @@ class PicturePlan(BaseModel):
         return fingerprint("pictures-2", plain, self.settings.deciding("pictures"))
 
 
-def plan_pictures(  # noqa: PLR0917
+def plan_pictures(
     character: Character,
     recipe: Recipe,
     model: str,
+    *,
     trigger: str = "",
     round_number: int = 0,
     count: int = 0,

@@ -106,8 +106,8 @@ async def end(
     """Ends waiting rows that will never run."""
     for start in range(0, len(ids), PART):
         part = ids[start : start + PART]
-        values = {"status": status.value, "error": brief(error)}
-        values |= {"completed_at": stamp, "updated_at": stamp}  # type: ignore[dict-item]
+        values: dict[str, str | datetime] = {"status": status.value, "error": brief(error)}
+        values |= {"completed_at": stamp, "updated_at": stamp}
         await connection.execute(
             tasks.update().where(tasks.c.id.in_(part), tasks.c.status == HELD).values(**values)
         )

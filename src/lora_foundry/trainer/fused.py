@@ -24,7 +24,7 @@ class FusedLora(torch.autograd.Function):
     and B are not returned but added to those that the two have when it is called."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917
+    def forward(  # noqa: PLR0917 - autograd passes everything by place
         context: Any,
         x: Tensor,
         bias: Tensor | None,

@@ -217,7 +217,7 @@ def _inject(network: nn.Module, modules: Sequence[str], settings: TrainSection) 
     other = {path: size for path, size in sizes.items() if size != (settings.rank, settings.alpha)}
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft says int, and takes any number
         target_modules=list(modules),
         # peft reads these keys as patterns; a whole path from its start names one module.
         rank_pattern={f"^{path}": rank for path, (rank, _) in other.items()},

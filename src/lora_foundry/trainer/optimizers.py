@@ -3,6 +3,7 @@ of their own, and the weights each would have exported."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -69,17 +70,18 @@ def _build(settings: TrainSection, groups: list[Any], devices: list[torch.device
                 raise InputError(
                     'train.optimizer = "adamw8bit" does not run on an Apple GPU; set it to "adamw" or "adafactor".'
                 )
-            return _imported("bitsandbytes.optim", "AdamW8bit")(groups, weight_decay=decay)  # type: ignore[no-any-return]
+            return _imported("bitsandbytes.optim", "AdamW8bit")(groups, weight_decay=decay)
         case "prodigy":
             kind = _imported("pytorch_optimizer", "Prodigy")
-            return kind(groups, weight_decay=decay, bias_correction=True, safeguard_warmup=True)  # type: ignore[no-any-return]
+            return kind(groups, weight_decay=decay, bias_correction=True, safeguard_warmup=True)
         case "schedule_free":
             kind = _imported("pytorch_optimizer", "ScheduleFreeAdamW")
-            return kind(groups, weight_decay=decay)  # type: ignore[no-any-return]
+            return kind(groups, weight_decay=decay)
 
 
-def _imported(module: str, name: str) -> Any:
+def _imported(module: str, name: str) -> Callable[..., torch.optim.Optimizer]:
     try:
-        return getattr(import_module(module), name)
+        found: Callable[..., torch.optim.Optimizer] = getattr(import_module(module), name)
     except ImportError as error:
         raise missing_package("train.optimizer", error) from error
+    return found

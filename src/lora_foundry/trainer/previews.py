@@ -5,6 +5,7 @@ seeds with every export that is kept. Both are of the weights as a file gets the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class Previews:
             )
         paths = [training_sample(workdir, step, number) for number in range(1, len(images) + 1)]
         for path, image in zip(paths, images, strict=True):
-            storage.write_aside(path, lambda aside, picture=image: picture.save(aside, format="PNG"))  # type: ignore[misc]
+            storage.write_aside(path, partial(image.save, format="PNG"))
         return paths
 
     def validate(self, step: int, log: TrainingLog) -> None:

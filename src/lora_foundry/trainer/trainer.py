@@ -123,6 +123,7 @@ class InProcessTrainer:
         asked = job.settings
         ways = means(self._base, asked, device)
         settings, note = plan_memory(job, self._base, device, ways)
+        training: Training | None = None
         while True:
             if note:
                 progress(ProgressEvent(stage="train", done=0, total=total, message=note))
@@ -139,7 +140,7 @@ class InProcessTrainer:
                     raise
                 note = f"the memory did not suffice; going on with {difference(settings, smaller)}"
                 settings = smaller
-            training = None  # type: ignore[assignment]  # the memory must be free before the next attempt
+            training = None  # the memory must be free before the next attempt
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -168,7 +169,9 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     hashes = [readable_hash(image.path) for image in job.images]
     model = load_family(base, settings, device)
     held_out = hold_out(job.images, settings)
-    dataset = _make_dataset(job, base, model, device, hashes, held_out, reporter)
+    dataset = _make_dataset(
+        job, base=base, model=model, device=device, hashes=hashes, held_out=held_out, reporter=reporter
+    )
     targets = model.lora_targets(settings)
     adapter = Adapter(model.networks, targets, settings, derive_seed(settings.seed, "lora"))
     twins = adapter.keep_half_copies(model.dtype)
@@ -188,8 +191,9 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     )
 
 
-def _make_dataset(  # noqa: PLR0917
+def _make_dataset(
     job: TrainingJob,
+    *,
     base: Base,
     model: FamilyModel,
     device: torch.device,

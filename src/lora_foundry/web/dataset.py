@@ -167,7 +167,8 @@ def _picture(
     rejected: bool,
 ) -> SetPicture:
     stat = picture.path.stat()
-    status, reason = "included", "; ".join(each.text for each in verdict.reasons) if verdict else ""
+    status: Standing = "included"
+    reason = "; ".join(each.text for each in verdict.reasons) if verdict else ""
     if rejected:
         status = "rejected"
     elif picture.name in records.exclusions.files and files.is_excluded(records.exclusions, picture):
@@ -176,7 +177,7 @@ def _picture(
     record = look.record
     return SetPicture(
         file=picture.name,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         own=picture.own and not rejected,
         cut_from=picture.crop.source if picture.crop else "",
         caption=caption,

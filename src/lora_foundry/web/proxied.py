@@ -4,7 +4,8 @@ name that was asked for) is believed where it comes from an address that was nam
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -42,7 +43,9 @@ class Proxied:
 
     def __init__(self, app: ASGIApp, root: str = "", trusted: Sequence[Network] = ()) -> None:
         hosts = [str(network) for network in trusted]
-        self._app: ASGIApp = ProxyHeadersMiddleware(app, trusted_hosts=hosts) if hosts else app  # type: ignore[arg-type, assignment]
+        # Starlette and uvicorn have each a type of their own for the one protocol.
+        wrap = cast("Callable[..., ASGIApp]", ProxyHeadersMiddleware)
+        self._app: ASGIApp = wrap(app, trusted_hosts=hosts) if hosts else app
         self._root, self._trusted = root, trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

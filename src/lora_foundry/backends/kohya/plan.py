@@ -96,9 +96,9 @@ def configuration(job: TrainingJob, base: Base, images: Path, output: Path) -> d
     """The settings, under sd-scripts' names."""
     settings, total = job.settings, total_steps(job)
     warmup = min(settings.warmup_steps, total // 4)
-    schedule = settings.lr_schedule
+    schedule: str = settings.lr_schedule
     if schedule == "constant" and warmup:
-        schedule = "constant_with_warmup"  # type: ignore[assignment]
+        schedule = "constant_with_warmup"
     long = any(len(image.caption) > _LONG_CAPTION for image in job.images)
     chosen: dict[str, Any] = {
         "pretrained_model_name_or_path": str(base.path),

@@ -45,7 +45,13 @@ class GenerationContext(NamedTuple):
         """The plan of the set, or of an earlier round of `count` pictures."""
         number = len(self.rounds) if round_number is None else round_number
         return plan_pictures(
-            run.character, run.recipe, self.model, self.trigger, number, count, self.completed
+            run.character,
+            run.recipe,
+            self.model,
+            trigger=self.trigger,
+            round_number=number,
+            count=count,
+            completed=self.completed,
         )
 
     def after(self, done: Round, lora: Path, trigger: str) -> GenerationContext:

@@ -64,7 +64,9 @@ class Versions(BaseModel):
 async def versions(
     here: Here,
     pipeline: str,
-    also: Annotated[list[str], Query(max_length=_MOST_SHOWN, description="Further runs, by id.")] = [],  # noqa: B006
+    also: Annotated[
+        list[str], Query(default_factory=list, max_length=_MOST_SHOWN, description="Further runs, by id.")
+    ],
 ) -> Versions:
     """The runs of the same character, and others besides, to be compared."""
     found = await here.pipeline(pipeline)
