@@ -4,16 +4,18 @@ broken off can be undone as well."""
 
 from __future__ import annotations
 
+import errno
 import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_foundry.errors import InputError
+from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.files.paths import BinPaths
 from lora_foundry.files.storage import make_folder, read_model, remove_tree, storage_errors, write_model
 
@@ -43,7 +45,8 @@ class BinEntry(BaseModel):
 def throw_away(
     home: Path, thing: Thing, name: str, files: Iterable[Path], pipelines: Iterable[str] = ()
 ) -> BinEntry:
-    """Moves files and folders to the bin; those that are not there are left out. Raises StorageError."""
+    """Moves files and folders to the bin; those that are not there are left out. Raises StorageError, with everything where
+    it was."""
     now = datetime.now(UTC)
     entry = BinEntry(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
@@ -56,8 +59,15 @@ def throw_away(
     place = BinPaths(home, entry.id)
     make_folder(place.root)
     write_model(place.entry, entry)
-    for number, path in enumerate(entry.files):
-        _move(path, place.part(number, path.name))
+    try:
+        for number, path in enumerate(entry.files):
+            _move(path, place.part(number, path.name))
+    except FoundryError:
+        with suppress(
+            FoundryError
+        ):  # what cannot be moved back either stays in the bin, to be restored there
+            put_back(home, entry)
+        raise
     return entry
 
 
@@ -68,8 +78,9 @@ def entries(home: Path) -> list[BinEntry]:
         names = sorted((path.name for path in root.iterdir()), reverse=True)
     except OSError:
         return []
-    found = [read_model(BinPaths(home, name).entry, BinEntry) for name in names]
-    return [each for each in found if each is not None]
+    found = [(name, read_model(BinPaths(home, name).entry, BinEntry)) for name in names]
+    # A note that names another folder than its own, as after a copy by hand, would have that one removed.
+    return [each for name, each in found if each is not None and each.id == name]
 
 
 def find(home: Path, name: str) -> BinEntry:
@@ -106,6 +117,33 @@ def outdated(home: Path, now: datetime) -> list[BinEntry]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Renames, or copies and deletes where the bin is on another disk."""
+    """Renames; where the bin is on another disk, copies aside, renames and deletes, so that half a copy is never taken for
+    the whole."""
     with storage_errors(target):
-        shutil.move(source, target)
+        try:
+            source.rename(target)
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        aside = target.with_name(f".{target.name}.part")
+        try:
+            _copy(source, aside)
+            aside.rename(target)
+        finally:
+            _delete(aside)
+        _delete(source)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ class RunPaths:
     @property
     def versions(self) -> Path:
         """The versions before the current one, each whole."""
-        return self.root / "versions"
+        return self.root / VERSIONS
 
     def version(self, number: int) -> Path:
         """One of them, counted from 1."""
@@ -68,7 +68,7 @@ class RunPaths:
     @property
     def rounds(self) -> Path:
         """The sets before the last, where a recipe asks for several rounds."""
-        return self.root / "rounds"
+        return self.root / ROUNDS
 
     def round(self, number: int) -> RoundPaths:
         """One of them, counted from 1."""
@@ -299,6 +299,8 @@ def training_sample(workdir: Path, step: int, number: int) -> Path:
     return workdir / SAMPLES / f"step-{step:04d}-{number}.png"
 
 
+VERSIONS = "versions"
+ROUNDS = "rounds"
 TRAINING_CONFIG = "config.json"
 TRAINING_LOG = "log.txt"
 TRAINING_LOSS = "loss.csv"

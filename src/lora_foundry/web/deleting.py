@@ -4,6 +4,7 @@ rows stay in the table, hidden, until the bin is emptied."""
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.task import TaskStatus
+from lora_foundry.domain.trial import TrialState
 from lora_foundry.errors import InputError
 from lora_foundry.files import bin as bin_folder
 from lora_foundry.files.bin import BinEntry
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import (
     RunPaths,
@@ -38,15 +41,19 @@ async def delete_run(here: Site, pipeline: Pipeline, lora: bool) -> BinEntry:
     """Moves a run to the bin: its folder, if no other run works there, and the LoRA that it installed where asked for.
     Raises ConflictError for a run that is not over, or whose folder is in use."""
     _refuse_unfinished(pipeline)
-    shared = await _shares_folder(here, pipeline)
+    _refuse_while_drawing(here, pipeline)
+    shared = bool(await _sharers(here, pipeline))
     paths = here.folder(pipeline)
+
+    def throw_away(files: list[Path]) -> BinEntry:
+        return bin_folder.throw_away(here.settings.home, "run", pipeline.character, files, [pipeline.id])
 
     def move() -> BinEntry:
         files = list(_lora_files(here.settings, paths)) if lora else []
-        if not shared and paths.root.is_dir():
-            with _alone(paths):
-                files += version_entries(paths)
-        return bin_folder.throw_away(here.settings.home, "run", pipeline.character, files, [pipeline.id])
+        if shared or not paths.root.is_dir():
+            return throw_away(files)
+        with _alone(paths):
+            return throw_away([*files, *version_entries(paths)])
 
     return await asyncio.to_thread(move)
 
@@ -54,12 +61,14 @@ async def delete_run(here: Site, pipeline: Pipeline, lora: bool) -> BinEntry:
 async def delete_dataset(here: Site, pipeline: Pipeline) -> BinEntry:
     """Moves the pictures of a run, their captions and what was found of them to the bin; LoRA and results stay. Raises
     ConflictError, and NotFoundError where there are none."""
-    _refuse_unfinished(pipeline)
+    for each in (pipeline, *await _sharers(here, pipeline)):
+        _refuse_unfinished(each)
+        _refuse_while_drawing(here, each)
     paths = here.folder(pipeline)
     files = (
         *(paths.images, paths.masks, paths.rejected, paths.candidates, paths.rounds, paths.crops),
         *(paths.generation_metadata, paths.curation, paths.tagging_results, paths.exclusions),
-        *(paths.triage, paths.triage_report),
+        *(paths.triage, paths.triage_report, paths.edits),
     )
 
     def move() -> BinEntry:
@@ -121,35 +130,51 @@ def _refuse_unfinished(pipeline: Pipeline) -> None:
         raise ConflictError(f"{pipeline.character} is {pipeline.status}; cancel it first, then delete it.")
 
 
+def _refuse_while_drawing(here: Site, pipeline: Pipeline) -> None:
+    """What this server draws would make the folder anew."""
+    redraw = here.redraws.state(pipeline.id)
+    tried = here.trials.shown(here.folder(pipeline))
+    if (redraw and redraw.state == "running") or any(each.state is TrialState.RUNNING for each in tried):
+        raise ConflictError(
+            f"A picture of {pipeline.character} is being drawn; delete it when that has ended."
+        )
+
+
 @contextmanager
 def _alone(paths: RunPaths) -> Iterator[None]:
-    """The folder's lock. Raises ConflictError where a run is at work there."""
+    """The folder's lock, as long as the block takes. Raises ConflictError where a run is at work there."""
     try:
         lock = FolderLock(paths.lock).__enter__()
     except InputError as error:
         raise ConflictError(str(error)) from error
     try:
+        if os.name != "posix":  # which moves no folder with an open file in it
+            lock.__exit__(None, None, None)
         yield
     finally:
         lock.__exit__(None, None, None)
 
 
-async def _shares_folder(here: Site, pipeline: Pipeline) -> bool:
-    """Whether another run that is not in the bin works in the same folder."""
+async def _sharers(here: Site, pipeline: Pipeline) -> list[Pipeline]:
+    """The other runs that work in the same folder and are not in the bin."""
     root, name = here.folder(pipeline).root, pipeline.character.lower()
     hidden = here.hidden()
-    return any(
-        each.id != pipeline.id
+    return [
+        each
+        for each in await recent_pipelines(here.store, limit=_MOST_RUNS)
+        if each.id != pipeline.id
         and each.id not in hidden
         and each.character.lower() == name
         and here.folder(each).root == root
-        for each in await recent_pipelines(here.store, limit=_MOST_RUNS)
-    )
+    ]
 
 
 def _lora_files(settings: Settings, paths: RunPaths) -> Iterable[Path]:
+    """What this run has installed, if it is still there: a later version may have taken its place under the same name."""
     published = read_model(paths.publication, Publication)
     if published is None or published.lora is None or published.lora.parent != settings.loras_dir:
+        return ()
+    if not published.lora.is_file() or file_hash(published.lora) != published.sha256:
         return ()
     return _installed(settings.loras_dir, published.lora.stem)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
-from lora_foundry.files.paths import CACHE, CHECKPOINTS, BinPaths
+from lora_foundry.errors import InputError
+from lora_foundry.files.locks import FolderLock
+from lora_foundry.files.paths import CACHE, CHECKPOINTS, ROUNDS, VERSIONS, BinPaths, RunPaths
 from lora_foundry.files.storage import remove_tree
 from lora_foundry.settings import Settings
 from lora_foundry.web.problems import ConflictError
@@ -42,6 +45,7 @@ def _bytes(path: Path) -> int:
         return 0
 
 
+FRESH_SECONDS = 3600.0  # for which nobody takes away what was sent
 Freeable = Literal["checkpoints", "uploads", "logs"]
 
 
@@ -63,7 +67,11 @@ def used(settings: Settings, nothing_runs: bool) -> list[Use]:
     """What this program has on the disk, the largest first."""
     home = settings.home.expanduser().absolute()
     kept = sum(size_of(path) for path in _checkpoints(settings))
-    held = "" if nothing_runs else "A run is unfinished and may go on from them."
+    held = "" if nothing_runs else "A run is unfinished and may need them."
+    sent = home / "uploads"
+    fresh = (
+        "" if _unused(sent) else "Sent within the last hour; somebody may be about to start a run with them."
+    )
     datasets, models = settings.datasets_dir, settings.model_folders[0]
     waste = BinPaths(home, "").bin
     parts = [
@@ -71,8 +79,8 @@ def used(settings: Settings, nothing_runs: bool) -> list[Use]:
         _use("What trainings would go on from", datasets, kept, "checkpoints", held),
         _use("Installed LoRAs", settings.loras_dir, size_of(settings.loras_dir)),
         _use("Base models", models, size_of(models)),
-        _use("Pictures that were sent and not used", home / "uploads", size_of(home / "uploads"), "uploads"),
-        _use("Logs", home / "logs", size_of(home / "logs"), "logs"),
+        _use("Pictures that were sent and not used", sent, size_of(sent), "uploads", fresh),
+        _use("Logs", home / "logs", size_of(home / "logs"), "logs", held),
         _use("Bin", waste, size_of(waste)),
     ]
     return sorted(parts, key=lambda each: each.bytes, reverse=True)
@@ -83,21 +91,57 @@ def _use(name: str, folder: Path, size: int, freeable: Freeable | None = None, h
 
 
 def free(settings: Settings, what: Freeable, nothing_runs: bool) -> Freed:
-    """Removes one of these. Raises ConflictError while a run may need it."""
-    if what == "checkpoints" and not nothing_runs:
-        raise ConflictError(
-            "A run is unfinished and may go on from its checkpoints; wait for it or cancel it."
-        )
+    """Removes one of these; what a command of this machine works with at the moment stays. Raises ConflictError while a
+    run may need it."""
+    if what != "uploads" and not nothing_runs:
+        raise ConflictError("A run is unfinished and may need them; wait for it or cancel it.")
     home = settings.home.expanduser().absolute()
-    chosen = list(_checkpoints(settings)) if what == "checkpoints" else [home / what]
-    total = 0
-    for path in chosen:
-        total += size_of(path)
-        remove_tree(path)
-    return Freed(bytes=total)
+    if what == "checkpoints":
+        return Freed(bytes=sum(_free_checkpoints(path) for path in list(_checkpoints(settings))))
+    return Freed(
+        bytes=sum(_remove(path) for path in ([home / "logs"] if what == "logs" else _unused(home / what)))
+    )
+
+
+def _remove(path: Path) -> int:
+    size = size_of(path)
+    remove_tree(path)
+    return size
+
+
+def _free_checkpoints(path: Path) -> int:
+    """Bytes that were freed: none where a run is at work, which no row of the table need tell."""
+    made_in = next(folder for folder in path.parents if _is_run(folder))
+    root = made_in.parent.parent if made_in.parent.name == VERSIONS else made_in
+    try:
+        with FolderLock(RunPaths(root, "").lock):
+            return _remove(path)
+    except InputError:
+        return 0
+
+
+def _unused(uploads: Path) -> list[Path]:
+    """What was sent and not touched for a while."""
+    if not uploads.is_dir():
+        return []
+    folders = [path for path in uploads.iterdir() if path.is_dir()]
+    return [path for path in folders if time.time() - _changed(path) > FRESH_SECONDS]
+
+
+def _changed(folder: Path) -> float:
+    return max(
+        path.stat().st_mtime for path in (folder, *(each for each in folder.rglob("*") if each.is_dir()))
+    )
 
 
 def _checkpoints(settings: Settings) -> Iterator[Path]:
-    """What a training keeps to go on: its states and cached latents, of every version and round."""
+    """What a training keeps to go on: its states and cached latents, of every version and round. A folder of the same name
+    among somebody's pictures is none of these."""
     for folder in settings.datasets_dir.glob("*/**/training"):
-        yield from (path for name in (CHECKPOINTS, CACHE) if (path := folder / name).is_dir())
+        above = folder.parent
+        if _is_run(above) or (above.parent.name == ROUNDS and _is_run(above.parent.parent)):
+            yield from (path for name in (CHECKPOINTS, CACHE) if (path := folder / name).is_dir())
+
+
+def _is_run(folder: Path) -> bool:
+    return RunPaths(folder, "").run_file.is_file()

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
+from lora_foundry.errors import StorageError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import (
     make_folder,
@@ -65,7 +66,15 @@ class SetStep(BaseModel):
 def recorded(paths: RunPaths, words: str) -> Iterator[None]:
     """Writes down what changes in the block, where anything does."""
     captions, marks = _captions(paths), read_exclusions(paths).files
-    yield
+    try:
+        yield
+    finally:  # what was broken off half way can be undone as well
+        _record(paths, words, captions, marks)
+
+
+def _record(
+    paths: RunPaths, words: str, captions: dict[str, str | None], marks: dict[str, Exclusion]
+) -> None:
     now, marked = _captions(paths), read_exclusions(paths).files
     step = _step(
         words,
@@ -87,9 +96,16 @@ def recorded(paths: RunPaths, words: str) -> Iterator[None]:
 def put_picture(paths: RunPaths, name: str, new: Path) -> None:
     """Puts a newly drawn picture in the place of the one that is there, which is kept for undoing it. Raises StorageError."""
     step = _step(f"drew {name} again", picture=name)
-    move_file(paths.images / name, _folder(paths, step) / name)
-    move_file(new, paths.images / name)
-    _keep(paths, step)
+    _keep(paths, step)  # first, so that the old picture is never where nobody finds it
+    kept = _folder(paths, step) / name
+    try:
+        move_file(paths.images / name, kept)
+        move_file(new, paths.images / name)
+    except StorageError:
+        if kept.is_file() and not (paths.images / name).exists():
+            move_file(kept, paths.images / name)
+        _drop(paths, step)
+        raise
 
 
 def last_step(paths: RunPaths) -> SetStep | None:
@@ -114,6 +130,12 @@ def undo(paths: RunPaths) -> SetStep:
         raise ConflictError(
             f"The caption of {changed[0]} was changed by another program since, so this step ({step.words}) stays."
         )
+    marks = dict(read_exclusions(paths).files)
+    if any(marks.get(name) != mark.after for name, mark in step.marks.items()):
+        _drop(paths, step)
+        raise ConflictError(
+            f"What is left out was changed by another program since, so this step ({step.words}) stays."
+        )
     for name, caption in step.captions.items():
         if name in listed:
             target = listed[name].target
@@ -122,7 +144,6 @@ def undo(paths: RunPaths) -> SetStep:
             else:
                 write_text(target, caption.before + "\n")
     if step.marks:
-        marks = dict(read_exclusions(paths).files)
         for name, mark in step.marks.items():
             if mark.before is None:
                 marks.pop(name, None)

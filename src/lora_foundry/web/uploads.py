@@ -5,6 +5,7 @@ reader that the stages use."""
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
 from lora_foundry.errors import InputError
-from lora_foundry.files.storage import make_folder, remove_tree, storage_errors
+from lora_foundry.files.storage import make_folder, remove_tree, write_aside
 from lora_foundry.files.training_set import pictures_in
 from lora_foundry.settings import Settings
 from lora_foundry.web.problems import NotFoundError
@@ -93,11 +94,12 @@ def _keep(folder: Path, name: str, content: BinaryIO) -> None:
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts or len(parts) > 8 or not all(is_plain_name(part) for part in parts):
         return  # hidden and system files, which a dropped folder brings along
-    target = folder.joinpath(*parts)
-    make_folder(target.parent)
-    with storage_errors(target), target.open("wb") as file:
-        while piece := content.read(_PIECE):
-            file.write(piece)
+
+    def copy(aside: Path) -> None:
+        with aside.open("wb") as file:
+            shutil.copyfileobj(content, file, _PIECE)
+
+    write_aside(folder.joinpath(*parts), copy)
 
 
 def _remove_old(root: Path) -> None:

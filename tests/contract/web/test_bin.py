@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import Run
 from lora_foundry.files.bin import KEPT, BinEntry
+from lora_foundry.files.hashing import file_hash
+from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import BinPaths, RunPaths
 from lora_foundry.files.storage import read_model, write_model
 from lora_foundry.settings import Settings
+from lora_foundry.web.trials import new_trial
 from tests.contract.web.conftest import ELARA
 from tests.painted import tree
 
@@ -125,3 +129,54 @@ def test_the_bin_is_emptied_of_what_is_old(client: TestClient, ended: str, setti
     assert client.get("/api/v1/bin").json() == []
     assert not Path(file).exists()
     assert client.get("/api/v1/tasks").json()["tasks"] == []
+
+
+def test_pictures_that_another_run_waits_for_are_not_deleted(
+    client: TestClient, ended: str, paths: RunPaths
+) -> None:
+    again = client.post(PIPELINES, json=ELARA).json()["id"]
+    assert client.get(f"{PIPELINES}/{again}").json()["dataset_dir"] == str(paths.root)
+    assert client.delete(f"{ended}/dataset").status_code == 409
+    assert paths.images.is_dir()
+    client.post(f"{PIPELINES}/{again}/cancel")
+    client.delete(f"{ended}/dataset")
+    assert not paths.images.exists()
+
+
+def test_a_run_at_work_without_a_row_keeps_its_folder(
+    client: TestClient, ended: str, paths: RunPaths
+) -> None:
+    with FolderLock(paths.lock):
+        for what in (ended, f"{ended}/dataset"):
+            assert client.delete(what).status_code == 409
+    assert paths.images.is_dir()
+    assert client.get("/api/v1/bin").json() == []
+
+
+def test_a_run_takes_no_newer_lora_of_the_same_name_along(
+    client: TestClient, ended: str, paths: RunPaths, settings: Settings
+) -> None:
+    settings.loras_dir.mkdir(parents=True)
+    lora = settings.loras_dir / "elara_mini.safetensors"
+    lora.write_bytes(b"of this run")
+    publication = Publication(published=True, verdict="", lora=lora, sha256=file_hash(lora))
+    write_model(paths.publication, publication)
+    lora.write_bytes(b"of the next version")
+    entry = client.delete(ended, params={"lora": True}).json()["id"]
+    assert lora.read_bytes() == b"of the next version"
+    client.post(f"/api/v1/bin/{entry}/restore")
+    lora.write_bytes(b"of this run")
+    client.delete(ended, params={"lora": True})
+    assert not lora.exists()
+
+
+def test_a_run_whose_lora_is_being_tried_is_not_deleted(
+    client: TestClient, ended: str, paths: RunPaths, settings: Settings
+) -> None:
+    trial = new_trial("elara", "", 1.0, (1,))
+    write_model(paths.trial(trial.id).result, trial)
+    site = client.app.state.site  # type: ignore[attr-defined]
+    site.trials._running[trial.id] = None
+    assert client.delete(ended).status_code == 409
+    site.trials._running.clear()
+    assert client.delete(ended).status_code == 200

@@ -10,9 +10,11 @@ import pytest
 import requests
 from fastapi.testclient import TestClient
 
+from lora_foundry.errors import StorageError
 from lora_foundry.files.images import read_record
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.settings import Settings
+from lora_foundry.web import set_history
 from tests.contract.web.conftest import serving
 from tests.homes import ELARA, SMALL
 
@@ -131,3 +133,38 @@ def test_a_picture_is_drawn_again_from_another_seed_and_brought_back(finished: P
         assert session.get(base).json()["undo"] == "drew elara_001.png again"
         session.post(f"{base}/undo")
     assert picture.read_bytes() == before
+
+
+def test_a_mark_that_another_program_changed_is_not_taken_back(
+    client: TestClient, base: str, paths: RunPaths
+) -> None:
+    client.post(f"{base}/elara_001.png/exclude")
+    paths.exclusions.unlink()
+    client.post(f"{base}/elara_002.png/exclude")
+    client.post(f"{base}/undo")
+    refused = client.post(f"{base}/undo")
+    assert refused.status_code == 409
+    assert "another program" in refused.json()["detail"]
+    assert client.get(base).json()["undo"] is None
+
+
+def test_a_drawn_picture_that_cannot_be_put_in_place_leaves_the_old_one(paths: RunPaths) -> None:
+    old = (paths.images / "elara_001.png").read_bytes()
+    with pytest.raises(StorageError):
+        set_history.put_picture(paths, "elara_001.png", paths.edits / "drawn.png")
+    assert (paths.images / "elara_001.png").read_bytes() == old
+    assert set_history.last_step(paths) is None
+
+
+def test_a_change_that_was_broken_off_can_be_undone(paths: RunPaths) -> None:
+    before = captions(paths)
+
+    def broken_off() -> None:
+        with set_history.recorded(paths, "added crown"):
+            (paths.images / "elara_001.txt").write_text("elara, crown\n")
+            raise StorageError("The disk is full.")
+
+    with pytest.raises(StorageError):
+        broken_off()
+    set_history.undo(paths)
+    assert captions(paths) == before
