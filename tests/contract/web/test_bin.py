@@ -131,16 +131,16 @@ def test_the_bin_is_emptied_of_what_is_old(client: TestClient, ended: str, setti
     assert client.get("/api/v1/tasks").json()["tasks"] == []
 
 
-def test_pictures_that_another_run_waits_for_are_not_deleted(
-    client: TestClient, ended: str, paths: RunPaths
-) -> None:
-    again = client.post(PIPELINES, json=ELARA).json()["id"]
-    assert client.get(f"{PIPELINES}/{again}").json()["dataset_dir"] == str(paths.root)
+def test_pictures_that_another_run_waits_for_are_not_deleted(client: TestClient, ended: str) -> None:
+    again = client.post(PIPELINES, json=ELARA).json()["id"]  # the same request goes on in the same folder
+    images = Path(client.get(ended).json()["dataset_dir"]) / "images"
+    assert client.get(f"{PIPELINES}/{again}").json()["dataset_dir"] == str(images.parent)
+    images.mkdir(parents=True)
     assert client.delete(f"{ended}/dataset").status_code == 409
-    assert paths.images.is_dir()
+    assert images.is_dir()
     client.post(f"{PIPELINES}/{again}/cancel")
-    client.delete(f"{ended}/dataset")
-    assert not paths.images.exists()
+    assert client.delete(f"{ended}/dataset").status_code == 200
+    assert not images.exists()
 
 
 def test_a_run_at_work_without_a_row_keeps_its_folder(
