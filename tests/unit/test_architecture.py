@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("web",),
     ("compat", "doctor", "setup_job"),
     ("needs",),
-    ("stage_job", "trial_job", "redraw_job"),
+    ("stage_job", "trial_job", "redraw_job", "memory_job"),
     ("api",),
     ("composition",),
     ("backends", "tasks", "trainer"),

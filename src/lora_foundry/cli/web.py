@@ -58,7 +58,8 @@ def serve(
     def ready(address: str) -> None:
         _say(address)
         if open_browser:  # the socket listens already; the browser waits for the answer
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+            here = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            threading.Thread(target=webbrowser.open, args=(here,), daemon=True).start()
 
     run(
         settings,

@@ -23,6 +23,7 @@ from lora_foundry.web.dataset import Looks
 from lora_foundry.web.estimates import Estimates
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.machine import Machine
+from lora_foundry.web.memory import MemoryEstimates
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.redraws import Redraws
 from lora_foundry.web.sessions import GuessLimit, Sessions
@@ -44,6 +45,7 @@ class Site:
     root: str = ""  # the path in front of ours, where a proxy shows the server below one
     estimates: Estimates = field(default_factory=Estimates)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
+    memory: MemoryEstimates = field(default_factory=MemoryEstimates)
     machine: Machine = field(default_factory=Machine)
     looks: Looks = field(default_factory=Looks)
     trials: Trials = field(default_factory=Trials)

@@ -141,3 +141,41 @@ def test_the_basic_fields_are_there_and_every_field_has_a_control() -> None:
     assert [
         path for path, field in fields.items() if field.type == "text" and isinstance(field.value, dict)
     ] == []
+
+
+def test_a_base_that_was_picked_takes_the_place_of_the_missing_one(
+    client: TestClient, settings: Settings
+) -> None:
+    (folder,) = settings.recipe_folders
+    folder.mkdir(parents=True)
+    (folder / "own.toml").write_text(OWN)
+    assert client.get("/api/v1/recipes/own/needs").json()["ready"] is False
+    mine = settings.model_folders[0] / "mine"
+    shutil.copytree(mini.MODEL_DIR, mine)
+    picked = client.get("/api/v1/recipes/own/needs", params={"base": "mine"}).json()
+    assert picked["ready"] is True
+    elsewhere = client.get("/api/v1/recipes/own/needs", params={"base": "/etc"})
+    assert elsewhere.status_code == 404
+    assert client.post("/api/v1/recipes/own/setup", params={"base": "../mine"}).status_code == 404
+
+
+def test_the_first_recipe_is_the_miniature_only_where_nothing_real_is(
+    client: TestClient, settings: Settings
+) -> None:
+    assert client.get("/api/v1/suggestion").json()["recipe"] == "mini"
+    (folder,) = settings.recipe_folders
+    folder.mkdir(parents=True)
+    (folder / "own.toml").write_text(OWN)
+    shutil.copytree(mini.MODEL_DIR, settings.model_folders[0] / "tiny")
+    found = client.get("/api/v1/suggestion").json()
+    assert (found["recipe"], found["base"]) == ("own", "")
+
+
+def test_the_memory_of_a_training_is_counted_by_its_family(client: TestClient) -> None:
+    asked = {"name": "Elara", "description": "1girl", "recipe": "mini"}
+    first = client.post("/api/v1/memory", json=asked).json()
+    assert 0 < first["least"] <= first["as_set"]
+    larger = client.post("/api/v1/memory", json=asked | {"settings": ["train.rank=64"]}).json()
+    assert larger["as_set"] > first["as_set"]
+    missing = client.post("/api/v1/memory", json=asked | {"recipe": "sdxl"})
+    assert missing.status_code == 422

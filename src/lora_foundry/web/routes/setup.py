@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from lora_foundry.recipe_files import recipe_names
+from lora_foundry.domain.recipe import Recipe
+from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.tasks.pipelines import recent_pipelines
 from lora_foundry.web.bases import BaseView, listed_by_comfyui
 from lora_foundry.web.disk_use import size_of
 from lora_foundry.web.estimates import Took, took
-from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.memory import MemoryEstimate
+from lora_foundry.web.models import PlanRequest
+from lora_foundry.web.problems import BUSY, NotFoundError
 from lora_foundry.web.routes.recipes import known
 from lora_foundry.web.setups import Readiness, SetupState, readiness
-from lora_foundry.web.site import Here
+from lora_foundry.web.site import Here, Site
+from lora_foundry.web.submission import checked_run
+from lora_foundry.web.suggesting import Candidate, Suggestion, suggest
 
 router = APIRouter(prefix="/api/v1", tags=["recipes"])
+OtherBase = Annotated[str, Query(max_length=300, description="Another base of this machine.")]
 MOST_RUNS = 200
 _MOST_MEASURED = 3  # folders whose size is counted
 
@@ -43,9 +51,9 @@ async def all_ready(here: Here) -> list[Readiness]:
 
 
 @router.get("/recipes/{name}/needs")
-async def needs(here: Here, name: str, sizes: bool = False) -> Readiness:
+async def needs(here: Here, name: str, base: OtherBase = "", sizes: bool = False) -> Readiness:
     """What one recipe needs. With `sizes`, those who send it are asked how large it is."""
-    recipe = await asyncio.to_thread(known, here, name)
+    recipe = await asyncio.to_thread(_with_base, here, name, base)
     return await asyncio.to_thread(readiness, name, recipe, here.settings, sizes)
 
 
@@ -57,10 +65,10 @@ async def setup_state(here: Here, name: str) -> SetupState:
 
 
 @router.post("/recipes/{name}/setup", status_code=202)
-async def set_up(here: Here, name: str) -> SetupState:
+async def set_up(here: Here, name: str, base: OtherBase = "") -> SetupState:
     """Begins to fetch what is missing, which agrees to the licences that `needs` shows; one that was broken off goes on.
     Returns at once."""
-    recipe = await asyncio.to_thread(known, here, name)
+    recipe = await asyncio.to_thread(_with_base, here, name, base)
     return here.setups.start(name, recipe, here.settings)
 
 
@@ -69,6 +77,37 @@ async def stop_setup(here: Here, name: str) -> SetupState:
     """Stops fetching; what has come is kept for the next time."""
     await asyncio.to_thread(known, here, name)
     return await here.setups.stop(name)
+
+
+def _with_base(here: Site, name: str, base: str) -> Recipe:
+    """The recipe of that name, with another base of this machine. Raises NotFoundError for one that is not here."""
+    recipe = known(here, name)
+    if not base or base == recipe.model.base:
+        return recipe
+    if base not in {each.name for each in here.bases.found(here.settings)}:
+        raise NotFoundError(f"There is no base model {base[:80]!r} on this machine.")
+    return load_recipe(name, [f"model.base={json.dumps(base)}"], here.settings.recipe_folders)
+
+
+@router.get("/suggestion")
+async def suggestion(here: Here) -> Suggestion:
+    """The recipe that fits this machine best, for somebody who has not chosen one."""
+
+    def look() -> tuple[list[Candidate], list[BaseView]]:
+        names = recipe_names(here.settings.recipe_folders)
+        recipes = [(name, known(here, name)) for name in names]
+        found = [Candidate(each, readiness(name, each, here.settings)) for name, each in recipes]
+        return found, here.bases.found(here.settings)
+
+    candidates, found = await asyncio.to_thread(look)
+    return suggest(here.settings, candidates, found, bool(await here.machine.gpus()))
+
+
+@router.post("/memory", responses=BUSY)
+async def memory(here: Here, asked: PlanRequest) -> MemoryEstimate:
+    """How much GPU memory the training of a request would take. 503 where its base is not on this machine."""
+    run = await asyncio.to_thread(checked_run, here.settings, asked)
+    return await here.memory.of(run.recipe, here.settings)
 
 
 @router.get("/bases")

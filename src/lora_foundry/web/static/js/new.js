@@ -4,10 +4,10 @@ import { byId, el, rich, say, shown, sync, tell } from "./dom.js";
 import { get, page, path, post, upload } from "./api.js";
 import { addPicker } from "./base_picker.js";
 import { startChrome } from "./chrome.js";
-import { plural } from "./format.js";
+import { bytes, plural } from "./format.js";
 import { coalesced } from "./live.js";
 import { startOwnPictures, uploadedId } from "./own_pictures.js";
-import { baseMissing, noteReadiness, readinessOf, showCards, showEarlier, showNeeds, showReadiness, startCards } from "./recipe_cards.js";
+import { baseMissing, forgetBase, noteReadiness, readinessOf, showCards, showEarlier, showNeeds, showReadiness, startCards, withBase } from "./recipe_cards.js";
 import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form.js";
 
 const DOORS = {
@@ -101,6 +101,7 @@ const showPlan = coalesced(async () => {
       node.title = `${shot.prompt} (seed ${shot.seed})`;
     });
     shown();
+    showMemory();
   } catch (problem) {
     say(about, problem.message);
     about.className = "bad small";
@@ -152,6 +153,8 @@ async function keep() {
 }
 
 async function choose(name) {
+  await forgetBase();
+  say(byId("recipe-why"), "");
   family = readinessOf(name)?.family ?? "";
   await showRecipe(name);
   showPlan();
@@ -159,8 +162,9 @@ async function choose(name) {
 }
 
 async function listRecipes(wanted) {
-  const recipes = await get(path("recipes"));
-  const name = (recipes.find((each) => each.name === wanted) ?? recipes.find((each) => each.usual) ?? recipes[0]).name;
+  const [recipes, suggested] = await Promise.all([get(path("recipes")), wanted ? null : get(path("suggestion"))]);
+  const name = (recipes.find((each) => each.name === (wanted ?? suggested?.recipe)) ?? recipes.find((each) => each.usual) ?? recipes[0]).name;
+  say(byId("recipe-why"), suggested ? `${suggested.recipe} is chosen: ${suggested.why}` : "");
   showCards(recipes, name, (each) => choose(each).catch(complain));
   await showRecipe(name);
   shown();
@@ -171,8 +175,34 @@ async function listRecipes(wanted) {
   [bases] = await Promise.all([get(path("bases")), showReadiness()]);
   const base = controls.find(({ field }) => field.path === "model.base");
   if (base) addPicker(base, bases, family);
+  if (suggested?.base) pick(base.input, suggested.base);
   await Promise.all([showNeeds(name), showEarlier(name)]);
 }
+
+function pick(input, name) {
+  input.value = name;
+  input.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+/** What is missing goes by the base that is chosen, where that is one of this machine. */
+function followBase(input) {
+  const found = bases.find((each) => each.here && each.name === input.value);
+  if (found || !isChanged(input)) withBase(recipe.name, isChanged(input) ? found.name : "").then(() => showPlan()).catch(complain);
+}
+
+/** How much GPU memory the training takes, once the base is here; that is counted by a process of its own, which takes seconds. */
+const showMemory = coalesced(async () => {
+  const about = byId("memory");
+  if (!family || baseMissing(recipe.name)) return void say(about, "");
+  try {
+    const body = asked();
+    const { as_set: most, least } = await post(path("memory"), { ...body, name: body.name || "Character", description: body.description || "character" });
+    const smaller = least < most ? `, or ${bytes(least)} at least: where there is less, it is made smaller by itself and takes longer` : "";
+    say(about, `The training takes about ${bytes(most)} of GPU memory${smaller}.`);
+  } catch {
+    say(about, ""); // what is wrong with the values stands at the plan
+  }
+}, { pause: 1500 });
 
 startChrome();
 startOwnPictures(complain);
@@ -181,6 +211,7 @@ showDoor();
 for (const each of form.elements.door) each.addEventListener("change", showDoor);
 form.addEventListener("input", (event) => {
   if (event.target.closest("#keep, #find-field, #recipes")) return;
+  if (event.target.closest('[data-path="model.base"]')) followBase(controls.find(({ field }) => field.path === "model.base").input);
   showChanges();
   showPlan();
 });

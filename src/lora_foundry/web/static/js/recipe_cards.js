@@ -8,6 +8,7 @@ const LOOK_AGAIN = 1000; // ms, while something is fetched
 let ready = new Map(); // name -> Readiness
 let sized = new Map(); // the same with sizes, once somebody was asked
 let chosen = "";
+let base = ""; // another one than the recipe's, picked on this machine
 let arrived = () => {};
 
 /** Shows a card a recipe; `choose(name)` is called for the one that is picked. */
@@ -33,6 +34,20 @@ export async function showReadiness() {
   }
 }
 
+const needsPath = (name, sizes) => `${path("recipes", name, "needs")}?${new URLSearchParams({ base, sizes })}`;
+
+/** Another base was picked, or "" for the recipe's own: what is missing is another thing then. */
+export async function withBase(name, other) {
+  if (base === other) return;
+  base = other;
+  sized.delete(name);
+  noteReadiness(await get(needsPath(name, false)));
+  await showNeeds(name);
+}
+
+/** Another recipe is chosen, with its own base. */
+export const forgetBase = () => withBase(chosen, "");
+
 /** What the chosen recipe needs; where something is missing, with sizes and licences and the button that gets it. */
 export async function showNeeds(name) {
   chosen = name;
@@ -43,7 +58,7 @@ export async function showNeeds(name) {
   draw(sized.get(name) ?? found);
   watch(await get(path("recipes", name, "setup")));
   if (!sized.has(name)) {
-    sized.set(name, await get(`${path("recipes", name, "needs")}?sizes=true`));
+    sized.set(name, await get(needsPath(name, true)));
     if (chosen === name) draw(sized.get(name));
   }
 }
@@ -85,7 +100,7 @@ export const baseMissing = (name) => ready.get(name)?.needs.find((need) => need.
 /** `done` is called when all that was missing has come. */
 export function startCards(complain, done) {
   arrived = done;
-  byId("get").addEventListener("click", () => post(path("recipes", chosen, "setup")).then(watch).catch(complain));
+  byId("get").addEventListener("click", () => post(`${path("recipes", chosen, "setup")}?${new URLSearchParams({ base })}`).then(watch).catch(complain));
   byId("get-stop").addEventListener("click", () => remove(path("recipes", chosen, "setup")).then(watch).catch(complain));
 }
 
