@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import shutil
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from lora_foundry.backends.comfyui.address import address_of
 from lora_foundry.backends.comfyui.generator import ComfyUIGenerator
@@ -78,23 +77,10 @@ def test_a_server_behind_a_proxy_is_drawn_with_by_name_or_by_token() -> None:
 @contextmanager
 def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
     """A proxy that speaks TLS before a server on this machine: its port, and the certificate that vouches for it."""
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    made = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=127.0.0.1",
-    ]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*made, *names], check=True, capture_output=True)
+    authority, certificate = trustme.CA(), folder / "certificate.pem"
+    authority.cert_pem.write_to_path(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -134,7 +120,6 @@ def behind_tls(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
         loop.close()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_a_server_behind_tls_is_drawn_with_where_its_certificate_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
