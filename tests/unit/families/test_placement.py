@@ -22,7 +22,7 @@ from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_denoiser, load_pipeline
 from lora_foundry.families._shared.placement import Placement, arrange, choose_placement, needed_to_draw
 from lora_foundry.families._shared.registry import family_part
-from lora_foundry.families._shared.streaming import is_streamed
+from lora_foundry.families._shared.streaming import streams_of
 from lora_foundry.mini import MODEL_DIR
 from tests.unit.trainer import tiny_bases, tiny_qwen
 from tests.unit.trainer.conftest import short_section
@@ -144,7 +144,7 @@ def test_blocks_that_come_one_after_another_draw_the_same_picture(
     def placed(pipeline: Any, base: Base, section: GenerateSection, device: torch.device) -> None:
         arrange(pipeline, Placement(offload=False, tiled=False, streamed=True), device)
         parts = pipeline.components.items()
-        seen.extend(name for name, part in parts if isinstance(part, torch.nn.Module) and is_streamed(part))
+        seen.extend(name for name, part in parts if isinstance(part, torch.nn.Module) and streams_of(part))
 
     plain = draw(base)
     monkeypatch.setattr(

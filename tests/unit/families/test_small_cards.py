@@ -18,7 +18,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.errors import MissingExtraError
 from lora_foundry.families._shared import quantised
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.family import Batch, FamilyModel, load_family
+from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.prompts import Condition
 from lora_foundry.families._shared.quantised import (
@@ -30,7 +30,7 @@ from lora_foundry.families._shared.quantised import (
     repeated_blocks,
     unpack,
 )
-from lora_foundry.families._shared.streaming import Streamed, streamed_places
+from lora_foundry.families._shared.streaming import Streamed, streamed_places, streams_of
 from lora_foundry.trainer.fused import fuse
 from lora_foundry.trainer.lora import NAME, Adapter
 from tests.unit.trainer import tiny_bases, tiny_qwen
@@ -102,12 +102,6 @@ class Learner:
         return [losses.detach(), *gradients]
 
 
-def streams_of(model: FamilyModel) -> Streamed:
-    streams = model._streamed  # type: ignore[attr-defined]
-    assert isinstance(streams, Streamed)
-    return streams
-
-
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_streamed_blocks_learn_the_same_to_the_last_bit(family: Family, share: float) -> None:
     """On a GPU the weights of a block that is not there lie elsewhere; here NaN stands in their place, so that equal
@@ -117,12 +111,13 @@ def test_streamed_blocks_learn_the_same_to_the_last_bit(family: Family, share: f
     blocks = list(repeated_blocks(streamed.model.network).values())
     absent = [any(bool(tensor.isnan().any()) for tensor in block.parameters()) for block in blocks]
     assert sum(absent) == len(streamed_places(len(blocks), share)) > 0
-    streams = streams_of(streamed.model)
+    streams = streams_of(streamed.model.network)
+    assert streams is not None
     for _ in range(3):
         for one, other in zip(plain.step(), streamed.step(), strict=True):
             assert torch.equal(one, other)
-        assert len(streams._present) <= 2
-    largest = sorted(block.bytes for block in streams._blocks)[-2:]
+        assert len(streams.present) <= 2
+    largest = sorted(streams.block_bytes)[-2:]
     assert streams.resident <= sum(largest)
     with torch.no_grad():  # as pictures are drawn
         for _ in range(2):
@@ -131,7 +126,8 @@ def test_streamed_blocks_learn_the_same_to_the_last_bit(family: Family, share: f
 
 def test_after_the_first_step_every_block_is_brought_twice_a_step_and_never_in_vain(family: Family) -> None:
     learner = Learner(family, streamed=1.0)
-    streams = streams_of(learner.model)
+    streams = streams_of(learner.model.network)
+    assert streams is not None
     learner.step()
     learner.step()
     before, count = streams.brought, len(repeated_blocks(learner.model.network))

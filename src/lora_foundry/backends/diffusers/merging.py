@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_foundry.families._shared.devices import total_memory
 from lora_foundry.families._shared.drawing import Drawing
-from lora_foundry.families._shared.streaming import is_streamed
+from lora_foundry.families._shared.streaming import streams_of
 
 _PLENTY = 4  # times the network's size: the memory that holds the changed weights beside the base's own
 
@@ -59,7 +59,7 @@ def restore(kept: list[Kept]) -> None:
 
 
 def _fits(network: Any) -> bool:
-    if is_streamed(network):
+    if streams_of(network) is not None:
         return False
     size: int = sum(weight.nbytes for weight in network.parameters())
     if network.device.type != "cuda":

@@ -55,7 +55,6 @@ class FrozenModel(ABC):
         self._parts.read_ahead()
         self._known_prompts: Prompts | None = None
         self._tile = 0  # pixels a side of the VAE's tiles; 0: none
-        self._streamed: Streamed | None = None
 
     @cached_property
     def network(self) -> nn.Module:
@@ -83,7 +82,7 @@ class FrozenModel(ABC):
             if block in streamed:
                 block.cpu()
         if streamed:
-            self._streamed = Streamed(streamed, self._device)
+            Streamed(streamed, self._device)
         return network.to(device=self._device)
 
     @property

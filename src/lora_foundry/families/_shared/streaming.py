@@ -101,6 +101,16 @@ class Streamed:
         """Bytes that lie on the device now."""
         return sum(room.nbytes for room, _ in self._present.values())
 
+    @property
+    def present(self) -> list[int]:
+        """Which blocks lie on the device now, or come to it."""
+        return sorted(self._present)
+
+    @property
+    def block_bytes(self) -> list[int]:
+        """What each block takes where it waits, and on the device while it is there."""
+        return [block.bytes for block in self._blocks]
+
     def bring(self, index: int) -> None:
         """Before a block computes: it is brought, all others are let go of, and the next one begins to come."""
         following = self._expect(index)
@@ -160,10 +170,10 @@ class _Bring:
     """What a streamed block does before it computes."""
 
     def __init__(self, streamed: Streamed, index: int) -> None:
-        self._streamed, self._index = streamed, index
+        self.streamed, self._index = streamed, index
 
     def __call__(self, block: nn.Module, given: Any) -> None:
-        self._streamed.bring(self._index)
+        self.streamed.bring(self._index)
 
 
 def stream(network: nn.Module, device: torch.device) -> None:
@@ -184,13 +194,10 @@ def bring_or_stream(network: nn.Module, device: torch.device, room: int | None =
         network.to(device)
 
 
-def is_streamed(network: nn.Module) -> bool:
-    """Whether blocks of a network wait elsewhere, so that its weights are not all at hand."""
-    return any(
-        isinstance(hook, _Bring)
-        for module in network.modules()
-        for hook in module._forward_pre_hooks.values()
-    )
+def streams_of(network: nn.Module) -> Streamed | None:
+    """What brings a network's blocks; None where all of its weights are at hand."""
+    hooks = (hook for module in network.modules() for hook in module._forward_pre_hooks.values())
+    return next((hook.streamed for hook in hooks if isinstance(hook, _Bring)), None)
 
 
 def streamed_places(blocks: int, share: float) -> list[int]:
