@@ -12,7 +12,9 @@ import pytest
 
 from lora_foundry.domain.task import Task
 from lora_foundry.settings import Settings
-from lora_foundry.tasks.queues import Engine
+from lora_foundry.tasks import admission
+from lora_foundry.tasks.attempts import give_back_stranded
+from lora_foundry.tasks.queues import Engine, queue_of
 from lora_foundry.tasks.recovery import bury, heartbeat
 from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker
@@ -79,6 +81,45 @@ def test_a_worker_killed_between_the_tables_and_the_engine_loses_nothing(
     work(database_url, settings, scenario)
 
 
+def test_what_an_unknown_worker_took_out_of_a_queue_and_never_began_is_given_back(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that froze, was forgotten, woke, took an attempt and died before it was known again."""
+    monkeypatch.setattr(admission, "SWEEP", 0.5)
+
+    async def add() -> Task:
+        store = TaskStore(database_url)
+        await store.upgrade()
+        (task,) = await store.add(order("first", "sleep 0", max_retries=0))
+        await store.close()
+        return task
+
+    task = asyncio.run(add())
+    killed_at("worker.claim", database_url, settings)
+    execute(database_url, "DELETE FROM lora_foundry_executors")
+
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        done = await until(store, task, "completed", "failed")
+        assert (done.status, done.retries, attempts(settings, "first")) == ("completed", 0, 1)
+
+    work(database_url, settings, scenario)
+
+
+def test_an_attempt_taken_just_now_is_not_given_back(database_url: str) -> None:
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        await admission.admit(store, queues())
+        entry = queues().next(queue_of("gpu"), "w")
+        assert entry is not None
+        first = await give_back_stranded(store, queues())
+        assert first == {entry.lease}
+        assert (await store.get(entry.task_id)).lease == entry.lease, "the worker may be about to begin"
+        assert await give_back_stranded(store, queues(), first) == frozenset()
+        assert (await store.get(entry.task_id)).lease is None
+
+    run(database_url, scenario)
+
+
 def test_what_was_cancelled_in_the_queue_holds_up_nobody_and_leaves_it(
     database_url: str, settings: Settings
 ) -> None:
@@ -95,7 +136,7 @@ def test_what_was_cancelled_in_the_queue_holds_up_nobody_and_leaves_it(
         while execute(database_url, "SELECT * FROM lora_foundry_dropped"):
             await asyncio.sleep(0.05)
         engine = Engine(store.url)
-        assert await engine.live(leases) == set()
+        assert await engine.live(leases) == {}
         engine.close()
         assert {path.name for path in settings.datasets_dir.iterdir()} == {"busy", "last"}
 
@@ -126,10 +167,10 @@ def test_a_worker_that_froze_and_wakes_finds_its_attempt_as_it_was(database_url:
         (held,) = await admit(store, "frozen", {"gpu": 1})
         execute(database_url, "UPDATE lora_foundry_executors SET beat = 0")
         await bury(store, queues(), 60)
-        assert await queues().live([held.lease]) == {held.lease}
+        assert await queues().live([held.lease]) == {held.lease: True}
         assert await store.complete(held.task.id or 0, held.lease, {})
         await bury(store, queues(), 60)
-        assert await queues().live([held.lease]) == set()
+        assert await queues().live([held.lease]) == {}
 
     run(database_url, scenario)
 

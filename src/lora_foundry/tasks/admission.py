@@ -24,7 +24,7 @@ from lora_foundry.tasks.attempts import (
     Alone,
     claim,
     folder_is_taken,
-    give_back_unknown,
+    give_back_stranded,
     queue_attempts,
 )
 from lora_foundry.tasks.dependents import (
@@ -72,13 +72,15 @@ class Inbox:
     thousand ids are looked at again; and everything is, once a minute, for what people change by hand.
 
     left: more was written than one look takes in; the next one goes on with it. passed: rows read since the last sweep
-    that are another program's, or that nothing can be done with.
+    that are another program's, or that nothing can be done with. taken: attempts that had been taken out of a queue and
+    not begun at the last sweep.
     """
 
     seen: int = 0
     swept: float = -SWEEP
     left: bool = False
     passed: set[int] = field(default_factory=set)
+    taken: frozenset[str] = frozenset()
 
     def sweeps(self) -> bool:
         return time.monotonic() - self.swept >= SWEEP
@@ -96,7 +98,9 @@ async def admit(
     sweeps = inbox is None or inbox.sweeps()
     await take_in(store, inbox)
     if sweeps:
-        await give_back_unknown(store, queues)
+        taken = await give_back_stranded(store, queues, inbox.taken if inbox else frozenset())
+        if inbox:
+            inbox.taken = taken
     more = await queue_attempts(store, queues, alone)
     return more or (inbox is not None and inbox.left)
 

@@ -174,13 +174,21 @@ async def give_back(store: TaskStore, condition: sa.ColumnElement[bool]) -> None
         await store.wake(connection)
 
 
-async def give_back_unknown(store: TaskStore, queues: Queues) -> None:
-    """Gives back rows that should start next and whose attempts the engine does not know: it was told of none before the
-    worker died that queued them, or its tables were lost."""
+async def give_back_stranded(
+    store: TaskStore, queues: Queues, taken: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """Gives back rows that should start next and whose attempts nobody will begin. The engine does not know them: it was
+    told of none before the worker died that queued them, or its tables were lost. Or somebody took them out of a queue
+    and has not begun since: it died before it was known as a worker again, or could not read what it took.
+
+    taken: what was found taken out and not begun by the look before. Returns that of this one.
+    """
     queued = ours.c.lease.is_not(None) & ours.c.status.in_(WAITING)
     first = sa.select(ours.c.lease).where(queued).order_by(ours.c.priority, ours.c.id).limit(UNKNOWN)
     async with store.reading() as connection:
-        leases = (await connection.execute(first)).scalars().all()
-    unknown = sorted(set(leases) - await queues.live(leases)) if leases else []
-    if unknown:
-        await give_back(store, ours.c.lease.in_(unknown))
+        leases = set((await connection.execute(first)).scalars().all())
+    live = await queues.live(sorted(leases)) if leases else {}
+    begun_late = {lease for lease, is_taken in live.items() if is_taken}
+    if stranded := (leases - set(live)) | (begun_late & taken):
+        await give_back(store, ours.c.lease.in_(sorted(stranded)))
+    return frozenset(begun_late - stranded)

@@ -69,7 +69,7 @@ class Queues(Protocol):
 
     async def cancel(self, leases: Sequence[str]) -> None: ...
 
-    async def live(self, leases: Sequence[str]) -> set[str]: ...
+    async def live(self, leases: Sequence[str]) -> dict[str, bool]: ...
 
     async def held_by(self, worker: str) -> list[str]: ...
 
@@ -182,14 +182,14 @@ class Engine:
         for part in _parts(leases):
             await self._client.cancel_workflows_async(part)
 
-    async def live(self, leases: Sequence[str]) -> set[str]:
-        """Those of the attempts that are queued or run."""
-        found: set[str] = set()
+    async def live(self, leases: Sequence[str]) -> dict[str, bool]:
+        """Those of the attempts that are queued or run, and whether a worker has taken them out of the queue."""
+        found: dict[str, bool] = {}
         for part in _parts(leases):
             rows = await self._client.list_workflows_async(
                 workflow_ids=part, status=_LIVE, load_input=False, load_output=False
             )
-            found |= {row.workflow_id for row in rows}
+            found |= {row.workflow_id: row.status == "PENDING" for row in rows}
         return found
 
     async def held_by(self, worker: str) -> list[str]:
