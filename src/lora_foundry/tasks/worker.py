@@ -10,11 +10,9 @@ import logging
 import os
 import socket
 import time
-from asyncio.subprocess import Process
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -39,12 +37,16 @@ from lora_foundry.tasks.queues import Engine, queue_of
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
 from lora_foundry.tasks.schema import ours
+from lora_foundry.tasks.spare import Spare
 from lora_foundry.tasks.store import Failure, TaskStore
 
 logger = logging.getLogger(__name__)
 LOOK = 0.5
 PRUNE_EVERY = 3600.0
 KEPT = timedelta(days=1)  # the engine's own record of attempts that ended; the rows keep what matters
+SPARE_FOR = (
+    60.0  # seconds that a process waits for the next stage of its pipeline; it keeps some of the GPU's memory
+)
 LONGEST_TIMEOUT = 30 * 24 * 3600
 
 
@@ -95,7 +97,7 @@ class Worker:
         self._lanes = dict(options.lanes or lanes_for("all"))
         self._running: dict[str, Running] = {}
         self._telling: set[asyncio.Task[None]] = set()
-        self._spare: Process | None = None
+        self._spare = Spare(options.pipeline)
         self._wake = asyncio.Event()
         self._inbox = Inbox()
         self._engine = Engine(store.url)
@@ -131,7 +133,7 @@ class Worker:
                     await asyncio.wait_for(self._wake.wait(), self._poll)
         finally:
             await self._wind_up()
-            await self._drop_spare()
+            await self._spare.drop()
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
@@ -145,9 +147,10 @@ class Worker:
     async def _begin(self) -> None:
         if self._options.pipeline is not None:  # its imports take longer than all that we have to do here
             log = task_log(self._settings.home, 0)
-            self._spare = await start_process(
+            process = await start_process(
                 log, device_for("gpu", self._settings.device), self._options.preload
             )
+            await self._spare.keep(process, self._options.pipeline)
         await self._store.upgrade()
         await self._heartbeat_once()  # before the engine can give us anything
         lanes = {queue_of(lane): number for lane, number in self._lanes.items()}
@@ -193,9 +196,8 @@ class Worker:
             task_log(self._settings.home, number),
             lambda event: None,
             device_for(admitted.lane, self._settings.device),
-            self._spare,
+            await self._spare.take(admitted.lane, admitted.task.pipeline),
         )
-        self._spare = None
         if isinstance(earlier := admitted.task.progress, dict) and "done" in earlier:
             child.reached[str(earlier.get("stage"))] = int(earlier["done"])
         running = Running(admitted, child)
@@ -274,7 +276,7 @@ class Worker:
                 self._timing.patience,
                 task.timeout,
                 self._options.json_log,
-                keep=self._options.pipeline is not None,
+                keep=self._spare.suits(running.admitted.lane, task.pipeline),
             )
             return await self._start(running, job)
         except FoundryError as error:
@@ -295,7 +297,9 @@ class Worker:
         outcome = await running.child.run(job)
         if running.child.is_kept(job):
             # Given away: a look for cancelled rows that comes late finds this one's lease gone, and must not end it.
-            self._spare, running.child.process = running.child.process, None
+            assert running.child.process is not None
+            await self._spare.keep(running.child.process, running.admitted.task.pipeline)
+            running.child.process = None
         return outcome
 
     async def _finish(self, running: Running, outcome: Outcome) -> str:
@@ -354,6 +358,7 @@ class Worker:
             await asyncio.sleep(self._timing.heartbeat)
             try:
                 await self._heartbeat_once()
+                await self._spare.drop_old()
                 await self._tidy()
                 if time.monotonic() - pruned > PRUNE_EVERY:
                     await self._engine.prune(KEPT)
@@ -382,13 +387,9 @@ class Worker:
         lanes = "" if self._options.pipeline else ",".join(self._lanes)
         await recovery.heartbeat(self._store, self.name, lanes)
         self._last_heartbeat = time.monotonic()
-        for child in self._children():
-            child.write("heartbeat")
-
-    def _children(self) -> list[Child]:
-        """All that must hear the heartbeat: those at work, and one that waits for work."""
-        spare = Child(Path(os.devnull), lambda event: None, process=self._spare)
-        return [*(running.child for running in self._running.values()), spare]
+        for running in self._running.values():
+            running.child.write("heartbeat")
+        self._spare.write("heartbeat")
 
     async def _wind_up(self) -> None:
         """Asks children to come to a safe place and end, kills what is left, and hands it all back."""
@@ -408,10 +409,6 @@ class Worker:
         until = time.monotonic() + seconds
         while self._running and time.monotonic() < until:
             await asyncio.sleep(0.02)
-
-    async def _drop_spare(self) -> None:
-        if self._spare is not None:
-            await Child(Path(os.devnull), lambda event: None, process=self._spare).end()
 
 
 def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings:
