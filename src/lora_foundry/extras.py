@@ -19,6 +19,7 @@ EXTRAS = {
     "apprise": "apprise",
     "bitsandbytes": "cuda",
     "lycoris": "lycoris",
+    "mcp": "mcp",
     "pillow_heif": "heic",
     "pynvml": "cuda",
     "pytorch_optimizer": "optimizers",

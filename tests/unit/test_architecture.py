@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "lora_foundry"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("testing",),
     ("cli", "__main__"),
+    ("agents",),
     ("web",),
     ("compat", "doctor", "setup_job"),
     ("needs",),

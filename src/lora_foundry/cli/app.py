@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_foundry import __version__
+from lora_foundry.cli import agents as cli_agents
 from lora_foundry.cli import tasks as cli_tasks
 from lora_foundry.cli import web as cli_web
 from lora_foundry.cli import workflows as cli_workflows
@@ -300,6 +301,7 @@ def doctor(
 
 # In the order of the help: what a person does first stands first.
 app.command()(cli_web.serve)
+app.command()(cli_agents.mcp)
 app.command()(cli_tasks.worker)
 app.command()(cli_tasks.stats)
 app.add_typer(cli_tasks.tasks, name="tasks")

@@ -30,19 +30,12 @@ def create_app(
 ) -> FastAPI:
     """The API and the dashboard. Without a token it answers only under a loopback name. root: the path under which a proxy
     shows it, such as "/foundry"; trusted: the proxies whose headers are believed."""
-    site = _site(settings, token, root)
+    site = make_site(settings, token, root)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        make_folder(settings.home.expanduser())
-        await site.store.upgrade()
-        await empty_outdated(site)
-        yield
-        await site.hub.finish()
-        await site.trials.finish()
-        await site.setups.finish()
-        await site.redraws.finish()
-        await site.store.close()
+        async with opened(site):
+            yield
 
     app = FastAPI(
         title="lora-foundry",
@@ -67,7 +60,24 @@ def create_app(
     return app
 
 
-def _site(settings: Settings, token: str | None, root: str) -> Site:
+@asynccontextmanager
+async def opened(site: Site) -> AsyncIterator[None]:
+    """The site while it serves: its folder and tables are there, and at the end what it began is ended."""
+    make_folder(site.settings.home.expanduser())
+    await site.store.upgrade()
+    await empty_outdated(site)
+    try:
+        yield
+    finally:
+        await site.hub.finish()
+        await site.trials.finish()
+        await site.setups.finish()
+        await site.redraws.finish()
+        await site.store.close()
+
+
+def make_site(settings: Settings, token: str | None = None, root: str = "") -> Site:
+    """What the routes share; other doors to the same runs, such as the one for agents, are given one of their own."""
     store = TaskStore(settings.task_database)
 
     async def show(pipeline: Pipeline) -> BaseModel:

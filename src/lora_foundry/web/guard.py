@@ -23,9 +23,18 @@ from lora_foundry.web.sessions import COOKIE, GuessLimit, Sessions
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/login", "/api/v1/health", "/favicon.ico"})
 OPEN_FOLDER = "/static/"
+FOR_PROGRAMS = (
+    "/api/",
+    "/metrics",
+    "/mcp",
+)  # whoever asks for these without a token is told so, and sent to no page
 BODY_BYTES = 1_000_000
 # What may be larger: a reference picture with the form around it, and a part of somebody's own pictures.
-LARGE_BODIES = {"/api/v1/references": MOST_UPLOAD + 65_536, "/api/v1/uploads": (256 << 20) + 65_536}
+LARGE_BODIES = {
+    "/api/v1/references": MOST_UPLOAD + 65_536,
+    "/api/v1/uploads": (256 << 20) + 65_536,
+    "/mcp": MOST_UPLOAD * 4 // 3 + 65_536,  # a reference picture as base64
+}
 _TOO_LARGE = (
     "The request is too large: a reference picture may have 20 MiB, own pictures 256 MiB, anything else 1 MB."
 )
@@ -88,7 +97,7 @@ class Guard:
             if self._sessions.is_token(token.strip()):
                 return None
             self._limit.count(address)
-        elif not path.startswith("/api/") and scope["method"] in READS and path != "/metrics":
+        elif not path.startswith(FOR_PROGRAMS) and scope["method"] in READS:
             wanted = quote(f"{self._root}{path}")
             return RedirectResponse(f"{self._root}/login?next={wanted}", status_code=303)
         return problem(

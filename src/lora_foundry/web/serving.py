@@ -53,8 +53,8 @@ def run(
     """Serves until SIGINT or SIGTERM. Raises InputError for an address that is not free, and what the task database raises
     where it cannot be used."""
     root, networks = check_root(root), check_proxies(trusted)
-    asyncio.run(_prove_database(settings))
-    listening = _listen(host, port)
+    asyncio.run(prove_database(settings))
+    listening = listen(host, port)
     app = create_app(settings, token, root, networks)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE, server_header=False,
@@ -66,7 +66,7 @@ def run(
     asyncio.run(_both(server, listening, settings if with_worker else None))
 
 
-async def _prove_database(settings: Settings) -> None:
+async def prove_database(settings: Settings) -> None:
     """Makes or adopts the tables before anything listens, so that a database that cannot be used is one sentence."""
     store = TaskStore(settings.task_database)
     try:
@@ -97,7 +97,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises InputError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where a socket says that it is TCP; with it each answer takes 40 ms.
@@ -116,7 +116,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _both(server: uvicorn.Server, listening: socket.socket, settings: Settings | None) -> None:
-    worker = asyncio.create_task(_keep_worker(settings)) if settings is not None else None
+    worker = asyncio.create_task(keep_worker(settings)) if settings is not None else None
     try:
         await server.serve(sockets=[listening])
     finally:
@@ -126,13 +126,15 @@ async def _both(server: uvicorn.Server, listening: socket.socket, settings: Sett
                 await worker
 
 
-async def _keep_worker(settings: Settings) -> None:
-    """A worker in a process of its own, started again when it dies; cancelling ends it as SIGTERM does."""
+async def keep_worker(settings: Settings, output: int | None = None) -> None:
+    """A worker in a process of its own, started again when it dies; cancelling ends it as SIGTERM does. output: the
+    descriptor that it prints to, where this process's own is spoken for."""
     pause = FIRST_PAUSE
     while True:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lora_foundry", "worker", "--home", str(settings.home)),
             env=_environment(settings),
+            stdout=output,
             **own_group(),  # Ctrl-C is for this process, which then stops that one
         )
         try:

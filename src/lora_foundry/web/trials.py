@@ -83,6 +83,11 @@ class Trials:
             for each in listed(paths)
         ]
 
+    async def wait(self, trial: str, seconds: float) -> None:
+        """Returns when that trial is over, or after so many seconds; it goes on then."""
+        if task := self._running.get(trial):
+            await asyncio.wait([task], timeout=seconds)
+
     async def finish(self) -> None:
         """Ends what is under way, child and all."""
         tasks = list(self._running.values())

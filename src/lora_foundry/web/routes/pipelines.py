@@ -48,17 +48,24 @@ PAGES = (
 @router.post("", status_code=201)
 async def create(here: Here, asked: PipelineIn, response: Response) -> PipelineView:
     """Checks everything as a worker would, then puts a task for each stage into the table."""
+    made = await start(here, asked)
+    response.headers["location"] = here.root + address(made.id)
+    return await show(here, made)
+
+
+async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline:
+    """The pipeline that a client asked for, in the table. creator: the door that it came by."""
     request = await asyncio.to_thread(pipeline_request, here.settings, asked)
     run = await asyncio.to_thread(checked_run, here.settings, asked)
     await asyncio.to_thread(check_ahead, run, here.settings)
     if sources := await asyncio.to_thread(own_pictures, here.settings, asked):
         paths = RunPaths(run.dataset_dir, run.character.slug)
         await asyncio.to_thread(take_pictures, sources, paths)
+    request = request.model_copy(update={"creator": creator})
     made = await engine.submit(here.store, here.settings, request)
     if asked.upload is not None:
         await asyncio.to_thread(uploads.forget, here.settings, asked.upload)
-    response.headers["location"] = here.root + address(made.id)
-    return await show(here, made)
+    return made
 
 
 @router.get("")
