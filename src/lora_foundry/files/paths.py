@@ -159,6 +159,11 @@ class RunPaths:
         return self.training / "samples"
 
     @property
+    def sample_request(self) -> Path:
+        """Asks the running training for sample pictures."""
+        return self.training / SAMPLE_REQUEST
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation"
 
@@ -301,6 +306,7 @@ def training_sample(workdir: Path, step: int, number: int) -> Path:
 
 VERSIONS = "versions"
 ROUNDS = "rounds"
+SAMPLE_REQUEST = ".sample-now"  # asks a running training for its sample pictures; it takes the file away
 TRAINING_CONFIG = "config.json"
 TRAINING_LOG = "log.txt"
 TRAINING_LOSS = "loss.csv"

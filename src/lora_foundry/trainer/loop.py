@@ -65,9 +65,11 @@ class Loop:
             raise
 
     def _save_what_is_due(self, done: int, export: bool, checkpoint: bool) -> None:
-        """An export that is kept with its sample pictures, the validation loss, a checkpoint."""
+        """An export that is kept with its sample pictures, which can be asked for besides, the validation loss, a
+        checkpoint."""
         if export:
             self.exporter.keep(done)
+        if self.previews.take_request() or export:
             self.previews.draw(done)
         if export or checkpoint:
             self.previews.validate(done, self.log)

@@ -13,7 +13,7 @@ import torch
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.family import Batch, FamilyModel
 from lora_foundry.files import storage
-from lora_foundry.files.paths import VALIDATION_LOSS, training_sample
+from lora_foundry.files.paths import SAMPLE_REQUEST, VALIDATION_LOSS, training_sample
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.data import TrainingDataset, derive_seed
 from lora_foundry.trainer.logging import TrainingLog
@@ -56,6 +56,14 @@ class Previews:
         for path, image in zip(paths, images, strict=True):
             storage.write_aside(path, partial(image.save, format="PNG"))
         return paths
+
+    def take_request(self) -> bool:
+        """Whether somebody has asked for sample pictures; each request is taken once."""
+        request = self._job.workdir / SAMPLE_REQUEST
+        if not request.exists():
+            return False
+        storage.remove_file(request)
+        return True
 
     def validate(self, step: int, log: TrainingLog) -> None:
         """Writes the validation loss into validation.csv and the log, where pictures are held out."""

@@ -23,10 +23,12 @@ from lora_foundry.domain.publication import LoraCard, Publication
 from lora_foundry.domain.run import Run
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, require_model, write_model, write_text
+from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.train.step import collect_images
 from lora_foundry.web.app import create_app
+from tests.contract.test_store import execute
 from tests.contract.web.conftest import ELARA, IMAGES, paint_set
 
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -555,3 +557,21 @@ def test_every_answer_carries_the_headers_that_bind_a_browser(
         assert "script-src 'self'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert "access-control-allow-origin" not in headers
+
+
+def test_samples_are_asked_of_a_training_that_runs_and_has_prompts(
+    client: TestClient, pipeline: str, paths: RunPaths, settings: Settings
+) -> None:
+    assert client.post(f"{pipeline}/samples").status_code == 409
+    train = client.get(pipeline).json()["stages"][3]
+    database = f"sqlite:///{settings.home / 'tasks.db'}"
+    execute(database, f"UPDATE echo_tasks SET status = 'running' WHERE id = {train['task_id']}")
+    refused = client.post(f"{pipeline}/samples")
+    assert refused.status_code == 409
+    assert "sample_prompts" in refused.json()["detail"]
+    run = read_model(paths.run_file, Run)
+    assert run is not None
+    recipe = load_recipe("mini", ['train.sample_prompts=["{trigger}"]'])
+    write_model(paths.run_file, run.model_copy(update={"recipe": recipe}))
+    assert client.post(f"{pipeline}/samples").json() == {"samples": [], "asked": True, "refusal": ""}
+    assert paths.sample_request.is_file()

@@ -16,6 +16,7 @@ from lora_foundry.families._shared import devices
 from lora_foundry.families._shared.family import load_family
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.families._shared.parts import Parts
+from lora_foundry.files.paths import SAMPLE_REQUEST
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.images import read_tensor
 from lora_foundry.trainer.trainer import InProcessTrainer
@@ -170,3 +171,16 @@ class _Wrapped(torch.nn.Module):
 
     def forward(self, given: Tensor) -> Any:
         return self._call(given)
+
+
+def test_pictures_that_are_asked_for_come_once_after_the_next_steps(
+    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"saves": 0, "sample_steps": 1, "sample_prompts": ["{trigger}"]}
+    job = make_job(tmp_path, steps=4, checkpoint_every=2, **given)
+    request = job.workdir / SAMPLE_REQUEST
+    request.parent.mkdir(parents=True, exist_ok=True)
+    request.touch()
+    (picture,) = drawn(base, job)
+    assert picture.name < "step-0004-1.png"
+    assert not request.exists()

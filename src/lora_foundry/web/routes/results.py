@@ -15,14 +15,16 @@ from pydantic import BaseModel, Field
 from lora_foundry.domain.evaluation import Candidate, Evaluation, Scores
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.run import Run
 from lora_foundry.files.paths import TRAINING_LOSS, RunPaths
-from lora_foundry.files.storage import read_model
+from lora_foundry.files.storage import read_model, write_text
 from lora_foundry.stages._shared.loss_curve import read_losses
 from lora_foundry.stages.evaluate.choosing import candidate_name
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers
 from lora_foundry.web.dataset import picture_files
 from lora_foundry.web.loras import InstalledLora, installed_loras
+from lora_foundry.web.problems import ConflictError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.dataset import PICTURE, Size
 from lora_foundry.web.safe_files import safe_file
@@ -56,7 +58,12 @@ class Sample(BaseModel):
 
 
 class Samples(BaseModel):
+    """`asked`: some were asked for, and come after the next steps; `refusal`: why none can be asked for now, "" where they
+    can."""
+
     samples: list[Sample]
+    asked: bool = False
+    refusal: str = ""
 
 
 class Training(BaseModel):
@@ -121,9 +128,39 @@ def _losses(paths: RunPaths) -> list[tuple[int, float]]:
 @router.get("/pipelines/{pipeline}/samples")
 async def samples(here: Here, pipeline: str) -> Samples:
     """The pictures made while training, oldest first."""
+    return await asyncio.to_thread(_samples, here, await here.pipeline(pipeline))
+
+
+@router.post("/pipelines/{pipeline}/samples", status_code=202)
+async def ask_for_samples(here: Here, pipeline: str) -> Samples:
+    """Has the training that runs draw its sample prompts after its next steps. 409 where none runs, or it has no prompts."""
     found = await here.pipeline(pipeline)
-    files = await asyncio.to_thread(picture_files, here.folder(found).samples)
-    return Samples(samples=[_sample(found.id, path) for path in files])
+    if refusal := await asyncio.to_thread(_no_samples, here, found):
+        raise ConflictError(refusal)
+    await asyncio.to_thread(write_text, here.folder(found).sample_request, "")
+    return await asyncio.to_thread(_samples, here, found)
+
+
+def _samples(here: Site, pipeline: Pipeline) -> Samples:
+    paths = here.folder(pipeline)
+    refusal = _no_samples(here, pipeline)
+    return Samples(
+        samples=[_sample(pipeline.id, path) for path in picture_files(paths.samples)],
+        asked=not refusal and paths.sample_request.is_file(),
+        refusal=refusal,
+    )
+
+
+def _no_samples(here: Site, pipeline: Pipeline) -> str:
+    """Why a training draws none when it is asked; "" where it does."""
+    if not any(stage.stage == "train" and stage.status == "running" for stage in pipeline.stages):
+        return "No training runs; while one does, it can draw what it has learned so far."
+    run = read_model(here.folder(pipeline).run_file, Run)
+    if run is None or run.recipe.train.backend != "inprocess":
+        return "This training is done by another program, which draws when its own settings say."
+    if not run.recipe.train.sample_prompts:
+        return "This run has no sample prompts; the next one has if `train.sample_prompts` names some."
+    return ""
 
 
 def _sample(pipeline: str, path: Path) -> Sample:

@@ -99,8 +99,12 @@ async function showLoss() {
 }
 
 async function showSamples() {
-  const samples = (await getIfThere(pipelinePath("samples")))?.samples ?? [];
-  byId("samples-panel").hidden = !samples.length;
+  const { samples = [], asked = false, refusal = "" } = (await getIfThere(pipelinePath("samples"))) ?? {};
+  const training = run.stages.some((stage) => stage.stage === "train" && stage.status === "running");
+  byId("samples-panel").hidden = !samples.length && !training;
+  byId("sample-now").hidden = !training;
+  byId("sample-now").disabled = asked || refusal !== "";
+  sayRich(byId("samples-about"), asked ? "They are drawn after the next steps." : training ? refusal : "");
   const large = samples.map((sample) => ({ source: sample.url, title: `Step ${sample.step}`, text: sample.prompt }));
   sync(byId("samples"), samples, (sample) => sample.file, (sample) => el("li", { class: "fresh" },
     el("button", { type: "button" }, el("img", { loading: "lazy", src: sample.thumbnail, alt: `Sample at step ${sample.step}`, width: 104, height: 104 }))),
@@ -144,6 +148,7 @@ const refresh = coalesced(async () => {
 startChrome();
 byId("failure-again").addEventListener("click", () => again(() => post(pipelinePath("retry"), {})));
 byId("failure-change").addEventListener("click", () => again(() => retryRun(pipelineId, run.character.name)));
+byId("sample-now").addEventListener("click", () => post(pipelinePath("samples")).then(showSamples).catch(complain));
 byId("log-stage").addEventListener("change", () => {
   byId("log-stage").dataset.chosen = "true";
   showLog().catch(complain);
@@ -152,7 +157,8 @@ live(path("pipelines", pipelineId, "events"), {
   refresh,
   pipeline: (found) => {
     if (found.id !== pipelineId) return;
-    showRun(found);
-    details();
+    showRun({ waits_for: null, ...found }); // what it waited for may be over
+    if (run.stages.some((stage) => stage.stage === run.stage && stage.status !== "running")) refresh();
+    else details();
   },
 });
