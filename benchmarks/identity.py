@@ -37,6 +37,7 @@ from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
 from lora_foundry.mini import world
 from lora_foundry.mini.instruments import AttributeReader
+from lora_foundry.pipeline import generate
 from lora_foundry.ports import Trait
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
@@ -44,12 +45,11 @@ from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.evaluate import step as evaluate
 from lora_foundry.stages.evaluate.scoring import mean_share, shares_right
-from lora_foundry.stages.generate import step as generate
 from lora_foundry.stages.train import step as train
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 PROMPTS, SEEDS = 12, 2  # of the judge's exam; the pipeline's own is smaller
-SCORES = ("identity", "consistency", "adherence", "minutes")
+SCORES = ("identity", "consistency", "adherence", "leak", "minutes")
 VARIANTS = {
     "a": "the description alone, no LoRA",
     "b": "the original way: one round, its captions, last checkpoint",
@@ -57,6 +57,7 @@ VARIANTS = {
     "d": "+ pruned captions",
     "e": "+ chosen checkpoint and strength",
     "f": "+ rounds that settle in words what is open",
+    "g": "+ captions that look: the recipe's defaults",
 }
 # Alike for all variants: leaner than the shipped recipe, for a small machine. The judge is no instrument of the
 # pipeline: model.tagger is none.
@@ -70,13 +71,7 @@ UNCURATED = (
 )  # fmt: skip
 KEPT, PRUNED = ("caption.prune_identity=false",), ("caption.prune_identity=true",)
 CURATED = ("curate.identity=true", "curate.fill=0.5")
-ROUNDS = (
-    "generate.rounds=4",
-    "generate.round_images=16",
-    "generate.round_keep=0.5",
-    "generate.round_steps=0",
-    "generate.complete_description=true",
-)
+ONE_ROUND = ("generate.rounds=1", "generate.complete_description=false")  # else they are the recipe's
 SECOND_READER = Path(__file__).parents[1] / "mini_world" / "second_reader"
 
 
@@ -129,8 +124,7 @@ class Bench:
             output_name=self.subject.character.slug,
         )
         ports = RecipePorts(recipe, find_base("mini"), self.settings)
-        if recipe.generate.complete_description:
-            ports.captioners = (SecondEye(),)
+        ports.captioners = (SecondEye(),) if recipe.generate.complete_description else ()
         return run, ports
 
     def run(self, variant: str) -> dict[str, Any]:
@@ -145,27 +139,31 @@ class Bench:
         return dict(json.loads(path.read_text()))
 
     def _variant_a(self) -> dict[str, Any]:
-        run, ports = self.make("a", UNCURATED)
+        run, ports = self.make("a", (*UNCURATED, *ONE_ROUND))
         with Clock() as clock:
             images, records = self._exam(run, ports, None, self.subject.character.description)
         majority = self._majority("b")
-        return self._figures(images, records, majority, clock.seconds, 0.0)
+        figures = self._figures(images, records, majority, clock.seconds, 0.0)
+        return figures | {"leak": self._leak(run, ports, None, figures["target"])}  # what chance gives
 
     def _variant_b(self) -> dict[str, Any]:
-        return self._trained("b", (*UNCURATED, *KEPT), copy_of=None)
+        return self._trained("b", (*UNCURATED, *KEPT, *ONE_ROUND), copy_of=None)
 
     def _variant_c(self) -> dict[str, Any]:
-        return self._trained("c", (*CURATED, *KEPT), copy_of="b")
+        return self._trained("c", (*CURATED, *KEPT, *ONE_ROUND), copy_of="b")
 
     def _variant_d(self) -> dict[str, Any]:
-        return self._trained("d", (*CURATED, *PRUNED), copy_of="c")
+        return self._trained("d", (*CURATED, *PRUNED, *ONE_ROUND), copy_of="c")
 
     def _variant_e(self) -> dict[str, Any]:
         self.run("d")
-        return self._chosen("e", (*CURATED, *PRUNED), copy_of="d")
+        return self._chosen("e", (*CURATED, *PRUNED, *ONE_ROUND), copy_of="d")
 
     def _variant_f(self) -> dict[str, Any]:
-        return self._chosen("f", (*CURATED, *PRUNED, *ROUNDS), copy_of=None)
+        return self._chosen("f", (*CURATED, *PRUNED), copy_of=None)
+
+    def _variant_g(self) -> dict[str, Any]:
+        return self._chosen("g", (*CURATED, *PRUNED), copy_of=None)
 
     def _trained(self, variant: str, settings: Sequence[str], copy_of: str | None) -> dict[str, Any]:
         run, ports, seconds = self._dataset(variant, settings, copy_of)
@@ -173,7 +171,9 @@ class Bench:
             train.run(run, ports, quiet)
         lora = LoraUse(path=RunPaths(run.dataset_dir, run.character.slug).trained_lora)
         images, records = self._exam(run, ports, lora, run.character.trigger)
-        return self._figures(images, records, self._majority(variant), seconds + clock.seconds, seconds)
+        majority = self._majority(variant)
+        figures = self._figures(images, records, majority, seconds + clock.seconds, seconds)
+        return figures | {"leak": self._leak(run, ports, lora, figures["target"])}
 
     def _chosen(self, variant: str, settings: Sequence[str], copy_of: str | None) -> dict[str, Any]:
         run, ports, seconds = self._dataset(variant, settings, copy_of)
@@ -191,6 +191,7 @@ class Bench:
         for name, use in uses.items():
             images, records = self._exam(run, ports, use, run.character.trigger)
             rows[name] = self._figures(images, records, majority, seconds + clock.seconds, seconds)
+            rows[name]["leak"] = self._leak(run, ports, use, rows[name]["target"])
         chosen = {"step": scores.step, "strength": scores.strength}
         candidates = [each.model_dump(mode="json") for each in scores.candidates]
         metadata = require_model(paths.generation_metadata, GenerationMetadata, "generate")
@@ -212,10 +213,11 @@ class Bench:
                 shutil.copytree(self.folder / copy_of, aside)
                 aside.rename(run.dataset_dir)
         with Clock() as clock:
-            for stage in (generate, curate, caption):
-                stage.run(run, ports, quiet)
-                if stage is curate:
-                    ports.captioners = ()  # so that (f) differs from (e) in one thing
+            generate(run, ports, quiet)
+            curate.run(run, ports, quiet)
+            if variant != "g":
+                ports.captioners = ()  # so that (f) differs from (e) in one thing
+            caption.run(run, ports, quiet)
         return run, ports, before + clock.seconds
 
     def _exam(
@@ -234,6 +236,12 @@ class Bench:
         size = recipe.generate.batch_size
         batches = [requests[start : start + size] for start in range(0, len(requests), size)]
         return [made.image for made in ports.generator.generate(batches, lora)], records
+
+    def _leak(self, run: Run, ports: RecipePorts, lora: LoraUse | None, target: Mapping[str, str]) -> float:
+        """The identity of the same pictures where the prompt leaves the trigger out; lower is better."""
+        images, _ = self._exam(run, ports, lora, "")
+        wanted = [Trait(name, value) for name, value in target.items()]
+        return mean_share(shares_right([wanted] * len(images), self._judge.read(images))) or 0.0
 
     def _majority(self, variant: str) -> dict[str, str]:
         """The commonest value of each trait in the accepted pictures of a variant, as the judge reads them."""
@@ -323,10 +331,11 @@ def main() -> None:
     parser.add_argument(
         "--first", type=int, default=0, help="begin with this one of them, for several processes"
     )
-    parser.add_argument("--variants", default="".join(VARIANTS), help="which of abcdef")
+    parser.add_argument("--variants", default="".join(VARIANTS), help="which of abcdefg")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lora-foundry-identity")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further variant after so long")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--name", default="identity", help="of the file in benchmarks/results")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
     rng, started = random.Random(options.seed), time.perf_counter()
@@ -367,16 +376,17 @@ def report(
         spreads = {score: mean_of(rows, lambda row, s=score: float(row["spread"][s])) for score in SCORES[:3]}
         cells = [f"{figures[variant][score]:.3f} ±{spreads[score]:.3f}" for score in SCORES[:3]]
         split = [mean_of(rows, lambda row, s=part: float(row[s])) for part in ("described", "open")]
-        lines.append([f"({variant}) {VARIANTS[variant]}", *cells, *split, figures[variant]["minutes"]])
-    table(["variant", *SCORES[:3], "described", "open", "minutes"], lines)
-    chosen = [rows[variant] for rows in whole.values() for variant in "ef" if variant in rows]
+        rest = [figures[variant][each] for each in ("leak", "minutes")]
+        lines.append([f"({variant}) {VARIANTS[variant]}", *cells, *split, *rest])
+    table(["variant", *SCORES[:3], "described", "open", "leak", "minutes"], lines)
+    chosen = [rows[variant] for rows in whole.values() for variant in "efg" if variant in rows]
     better = sum(score(row) >= score(row["last"]) - 1e-9 for row in chosen)
     if chosen:
         print(
             f"the chosen checkpoint is at least the last one, as the judge sees it: {better} of {len(chosen)}"
         )
     finish(
-        "identity",
+        options.name,
         figures,
         {"seed": options.seed, "characters": len(whole), "settings": [*LEAN, *options.settings],
          "chosen_at_least_last": f"{better} of {len(chosen)}",

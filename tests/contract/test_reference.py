@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lora_foundry.backends.diffusers import DiffusersGenerator
+from lora_foundry.backends.mini_instruments import MiniTagger
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.files.images import read_record
+from lora_foundry.mini import PICTURE
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.generate import step as generate
@@ -35,7 +37,8 @@ REQUEST = ImageRequest(
 
 @pytest.fixture(scope="module")
 def generator() -> Iterator[DiffusersGenerator]:
-    made = DiffusersGenerator(find_base("mini"), load_recipe("mini").generate, "cpu")
+    recipe = load_recipe("mini", ["generate.reference_method=img2img"])
+    made = DiffusersGenerator(find_base("mini"), recipe.generate, "cpu")
     yield made
     made.close()
 
@@ -110,10 +113,35 @@ def test_an_ip_adapter_is_used_and_taken_off_again(generator: DiffusersGenerator
     prompted.close()
 
 
+def test_the_bundled_adapter_draws_the_person_of_the_picture_elsewhere() -> None:
+    """Another pose and place than the picture's, without a word of the person: hair, clothes and headphones come over."""
+    recipe = load_recipe("mini")
+    prompted = DiffusersGenerator(find_base("mini"), recipe.generate, "cpu")
+    prompt = "sitting casually, laughing happily, side view, urban environment, high quality, detailed, best quality"
+    asked = [
+        REQUEST.model_copy(update={"key": f"{place}", "seed": place, "prompt": prompt, "steps": 12})
+        for place in range(4)
+    ]
+    drawn, free = (
+        [made.image for made in prompted.generate([asked], reference=reference)]
+        for reference in (ReferenceUse(path=PICTURE, strength=1.0), None)
+    )
+    prompted.close()
+    shown = {"hair_color": "green hair", "outfit_color": "yellow", "accessory": "headphones"}
+
+    def right(pictures: list[Image.Image]) -> int:
+        seen = MiniTagger().read(pictures)
+        return sum(row.get(trait) == value for row in seen for trait, value in shown.items())
+
+    assert right(drawn) >= 9
+    assert right(free) <= 4
+    assert [row.get("background") for row in MiniTagger().read(drawn)].count("urban environment") >= 3
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["generate.reference_method=ip_adapter"], "needs the adapter's file"),
+        (["generate.reference_method=ip_adapter", "generate.ip_adapter=''"], "needs the adapter's file"),
         (
             ["generate.reference_method=ip_adapter", "generate.ip_adapter='nowhere.safetensors'"],
             "CLIP vision model",

@@ -177,3 +177,18 @@ def test_what_a_description_tells(description: str, told: set[str]) -> None:
 def test_a_taggers_own_spelling_and_empty_tags_are_borne() -> None:
     seen = [["white_shirt", "shirt", ""], ["white_shirt", "shirt", " "]]
     assert set(open_features("1girl", seen, 0.35)) == {"white_shirt"}
+
+
+@pytest.mark.parametrize(
+    ("described", "seen", "settled"),
+    [
+        ("1boy", ["red dress", "white dress", "pink dress", "green suit"], ("dress",)),
+        ("1boy, dress", ["red dress", "red dress", "pink dress"], ("red dress",)),
+        ("1boy", ["red dress", "red dress", "pink suit"], ("red dress",)),
+        ("1girl", ["red school uniform", "blue school uniform"], ("school uniform",)),
+    ],
+)
+def test_clothes_are_settled_before_their_colour(
+    described: str, seen: list[str], settled: tuple[str, ...]
+) -> None:
+    assert open_features(described, [[tag] for tag in seen], 0.35) == settled

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
+from lora_foundry.mini import MODEL_DIR
 from mini_world.captions import full_caption, sample_caption
 from mini_world.names import CHARACTERS, NAMES
 from mini_world.render import render, render_with_weight
@@ -18,6 +21,7 @@ from mini_world.scene import (
     sample_scene,
     value_of,
 )
+from mini_world.train_reference import Adapter, captions
 from mini_world.vocabulary import ATTRIBUTES, QUALITY_TAGS, SHOT, TRAITS, outfit_tag, tag
 
 # A change counts where a band moves by more than this; the smallest is an iris in a full body shot.
@@ -199,3 +203,38 @@ def test_weights_rise_over_face_and_accessory() -> None:
     assert weight.max() > 2.0
     _, behind = render_with_weight(replace(SHOT_OF_PERSON, view="back view"), 2)
     assert behind.sum() < weight.sum()
+
+
+def test_a_trained_adapter_is_written_as_the_library_reads_it() -> None:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_pretrained(MODEL_DIR / "unet")
+    adapter = Adapter(unet, 120).half().float()
+    parts = {
+        part: {
+            name.removeprefix(f"{part}."): value.float()
+            for name, value in adapter.published().items()
+            if name.startswith(f"{part}.")
+        }
+        for part in ("image_proj", "ip_adapter")
+    }
+    features = torch.randn(2, 69, 120)
+    read = unet._convert_ip_adapter_image_proj_to_diffusers(parts["image_proj"])
+    with torch.no_grad():
+        assert torch.allclose(read(features), adapter.resampler(features), atol=1e-4)
+    processors = unet._convert_ip_adapter_attn_to_diffusers([parts])
+    known = [each for name, each in processors.items() if name.endswith("attn2.processor")]
+    for one, other in zip(known, adapter.processors, strict=True):
+        assert torch.equal(one.to_v_ip[0].weight, other.to_v_ip[0].weight)
+
+
+def test_captions_beside_a_reference_tell_no_more_than_it_shows() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        person = sample_character(rng)
+        drawn, shown = sample_scene(rng, person), sample_scene(rng, person)
+        told, meant = (set(text.split(", ")) for text in captions(drawn, shown, rng))
+        assert told <= meant
+        if not is_visible(shown, "eye_color"):
+            assert len([text for text in meant if text.endswith(" eyes")]) <= len(
+                [text for text in told if text.endswith(" eyes")]
+            )

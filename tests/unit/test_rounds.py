@@ -22,7 +22,8 @@ from lora_foundry.ports import FloatArray, TrainingJob
 from lora_foundry.stages.curate import step as curate
 from tests.painted import PaintedGenerator, PaintedPorts, make_run, quiet, tree
 
-SETTINGS = ("generate.images=8", "generate.rounds=3", "generate.round_keep=0.5", "curate.identity=false")
+SETTINGS = ("generate.images=8", "generate.rounds=3", "generate.round_images=0", "generate.round_keep=0.5",
+            "generate.round_steps=150", "generate.complete_description=false", "curate.identity=false")  # fmt: skip
 
 
 class Painter(PaintedGenerator):

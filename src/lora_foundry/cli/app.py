@@ -36,6 +36,7 @@ _err = Console(stderr=True, highlight=False)
 
 DEMO_NAME = "Elara"
 DEMO_DESCRIPTION = "1girl, pink hair, twintails, green eyes, pale skin, blue dress, crown"
+PICTURE_NAME = "Mira"
 
 Home = Annotated[
     Path | None,
@@ -191,6 +192,13 @@ def create(
 
 @app.command()
 def demo(
+    from_picture: Annotated[
+        bool,
+        typer.Option(
+            "--from-picture",
+            help="Begin with one picture and no word of description: the model draws its character in other poses and places.",
+        ),
+    ] = False,
     home: Home = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -198,9 +206,13 @@ def demo(
 ) -> None:
     """The whole pipeline on the bundled miniature model: a few minutes on two CPU cores, nothing to download."""
     from lora_foundry.cli.create import Wanted, create_here
+    from lora_foundry.mini import PICTURE
 
     with _errors(as_json):
-        wanted = Wanted.of(DEMO_NAME, DEMO_DESCRIPTION, recipe="mini", settings=settings or [])
+        if from_picture:
+            wanted = Wanted.of(PICTURE_NAME, "", recipe="mini", settings=settings or [], reference=PICTURE)
+        else:
+            wanted = Wanted.of(DEMO_NAME, DEMO_DESCRIPTION, recipe="mini", settings=settings or [])
         create_here(wanted, home, as_json, quiet)
 
 

@@ -16,6 +16,7 @@ from lora_foundry.domain.tags import (
     same,
     topics,
     topics_of,
+    without_color,
     without_contradictions,
 )
 
@@ -76,8 +77,10 @@ def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]
 
 def open_features(description: str, seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
     """What pictures of a character settle of what its description leaves open: of each feature the value that most of
-    them have, where it is that of two pictures and of `share` of those that show the feature at all. Extras (glasses,
+    them have, where it is that of two pictures and of `share` of those that show the feature at all. A "red dress" is seen
+    as a dress, too: where pictures agree on the dress and not on its colour, the dress is settled. Extras (glasses,
     a hat) are settled together only if they are seen together."""
+    seen = [[each for tag in tags for each in (tag, *without_color(tag))] for tags in seen]
     counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags))
     shown = Counter(topic for tags in seen for topic in {topic for tag in tags for topic in topics(tag)})
     settled, words = topics_of(description), set(description.lower().replace(",", " ").split())

@@ -46,13 +46,18 @@ class Run(BaseModel):
         """Whether any picture is drawn for the set."""
         return self.source != "own"
 
+    @property
+    def _is_told(self) -> bool:
+        """Whether anything says who is to be drawn: words, or a picture."""
+        return bool(self.character.description) or self.character.reference_image is not None
+
     @model_validator(mode="after")
     def _can_begin(self) -> Self:
         """Raises InputError where the pictures are to come from something that is not there."""
-        if self.draws and not self.character.description:
+        if self.draws and not self._is_told:
             raise InputError(
-                'The description is empty; describe the character, as in "1girl, brown hair, armor", or train on your '
-                "own pictures with --pictures."
+                'The description is empty; describe the character, as in "1girl, brown hair, armor", give a picture of '
+                "it with --reference, or train on your own pictures with --pictures."
             )
         if self.source == "reference" and self.character.reference_image is None:
             raise InputError(

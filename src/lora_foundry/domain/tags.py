@@ -123,6 +123,12 @@ def topics(tag: str) -> set[str]:
     return {last} if last in _ACCESSORIES or plain.endswith(_ENDINGS) else set()
 
 
+def without_color(tag: str) -> tuple[str, ...]:
+    """Clothes of one colour as those clothes alone: "red dress" as "dress"; nothing for any other tag."""
+    first, _, rest = booru(tag).partition(" ")
+    return (rest,) if rest and first in _COLORS and topics(tag) == CLOTHES else ()
+
+
 def is_extra(tag: str) -> bool:
     """Whether a tag is of something that not everybody has: glasses, a hat, cat ears."""
     return bool(topics(tag) - _EVERYBODYS)

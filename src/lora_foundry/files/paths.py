@@ -66,6 +66,11 @@ class RunPaths:
         return self.root / "reference.png"
 
     @property
+    def reference_in_set(self) -> Path:
+        """The same as a picture of the set: of all of them it is the one that surely shows the character."""
+        return self.images / f"{self.slug}_reference.png"
+
+    @property
     def rounds(self) -> Path:
         """The sets before the last, where a recipe asks for several rounds."""
         return self.root / ROUNDS

@@ -69,8 +69,9 @@ class SetPicture:
     """One picture of the set.
 
     name: its path below images/, with slashes; how every record and page calls it. generated: made here, by the plan;
-    crop: cut here from an own picture; any other file is its owner's and is never moved or changed. captions: the files
-    that hold its caption, the one that counts first. target: where a caption is written. repeats: what its folder's name
+    crop: cut here from an own picture; reference: the character's reference image, put in here by a run that draws after
+    it; any other file is its owner's and is never moved or changed. captions: the files that hold its caption, the one
+    that counts first. target: where a caption is written. repeats: what its folder's name
     asks for (10_elara); 0 where it asks for none.
     """
 
@@ -82,11 +83,12 @@ class SetPicture:
     mask: Path | None = None
     repeats: int = 0
     crop: Crop | None = None
+    reference: bool = False
 
     @property
     def own(self) -> bool:
-        """Whether a person brought it."""
-        return not self.generated and self.crop is None
+        """Whether a person put it here."""
+        return not self.generated and self.crop is None and not self.reference
 
     @property
     def caption(self) -> Path | None:
@@ -241,6 +243,13 @@ class _Walk:
             self.masks[place] = _names(place)
         return self.masks[place]
 
+    def is_reference(self, path: Path) -> bool:
+        """Whether it is the run's reference image itself; one that somebody has changed is theirs."""
+        paths = self.paths
+        if paths is None or path != paths.reference_in_set or not paths.reference.is_file():
+            return False
+        return readable_hash(path) == readable_hash(paths.reference)
+
     def is_generated(self, path: Path) -> bool:
         if self.paths is None or not has_planned_name(path, self.paths):
             return False
@@ -318,6 +327,7 @@ def _add(path: Path, beside: _Folder, repeats: int, walk: _Walk) -> None:
             mask=_mask(path, beside, walk),
             repeats=repeats,
             crop=walk.crops.get(name),
+            reference=walk.is_reference(path),
         )
     )
 

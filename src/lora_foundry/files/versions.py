@@ -87,13 +87,14 @@ def make_room(paths: RunPaths, run: Run) -> None:
 
 
 def _remove_drawn(paths: RunPaths) -> set[Path]:
-    """Removes the pictures that were drawn or cut, with their captions; returns what is a person's and stays: the folders
-    of their pictures and masks, and which of these they have thrown out. Nothing where no file of theirs is there."""
+    """Removes the pictures that were drawn, cut or taken for a reference, with their captions; returns what is a person's
+    and stays: the folders of their pictures and masks, and which of these they have thrown out. Nothing where no file of
+    theirs is there."""
     listed = list_set(paths)
     if not listed.own and not listed.left_out:
         return set()
     for picture in listed.pictures:
-        if picture.generated or was_cut(picture):
+        if picture.generated or picture.reference or was_cut(picture):
             masks = [picture.mask] if picture.crop and picture.mask else []
             for file in (picture.path, *picture.captions, *masks):
                 remove_file(file)

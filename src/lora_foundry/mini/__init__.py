@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 
 MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
+PICTURE: Path = Path(__file__).resolve().parent / "mira.png"
+"""One picture of somebody of this world, for trying what becomes of a single picture."""
 _WORLD_FILE = Path(__file__).resolve().parent / "world.json"
 
 
@@ -43,4 +45,4 @@ def world() -> World:
     )
 
 
-__all__ = ["MODEL_DIR", "World", "world"]
+__all__ = ["MODEL_DIR", "PICTURE", "World", "world"]

@@ -40,7 +40,7 @@ def _networks() -> Any:
     return networks
 
 
-def _load(folder: Path, build: str, device: str) -> tuple[Any, dict[str, Any]]:
+def load_network(folder: Path, build: str, device: str) -> tuple[Any, dict[str, Any]]:
     """Build the named network from a folder's config.json and fill it from its safetensors file."""
     from safetensors.torch import load_file
 
@@ -54,7 +54,7 @@ def _load(folder: Path, build: str, device: str) -> tuple[Any, dict[str, Any]]:
     return network.to(device).eval(), config
 
 
-def _batches(images: Sequence[Image.Image], size: int, device: str) -> list[torch.Tensor]:
+def batches_of(images: Sequence[Image.Image], size: int, device: str) -> list[torch.Tensor]:
     """Pictures as float tensors in [-1, 1], brought to the network's size, a batch at a time."""
     import torch
     from PIL import Image as PILImage
@@ -87,7 +87,7 @@ class AttributeReader:
     @classmethod
     def load(cls, device: str = "cpu", folder: Path | None = None) -> AttributeReader:
         """The reader that ships with the model, or one from another folder."""
-        network, config = _load(folder or MODEL_DIR / "reader", "AttributeNetwork", device)
+        network, config = load_network(folder or MODEL_DIR / "reader", "AttributeNetwork", device)
         values = {name: tuple(tags) for name, tags in config["attributes"].items()}
         return cls(network, values, int(config["image_size"]), device)
 
@@ -97,7 +97,7 @@ class AttributeReader:
 
         parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.values}
         with torch.inference_mode():
-            for batch in _batches(images, self._size, self._device):
+            for batch in batches_of(images, self._size, self._device):
                 for name, logits in self._network(batch).items():
                     chances = torch.softmax(logits.float(), dim=1).cpu().numpy()
                     parts[name].append(cast("NDArray[np.float32]", chances))
@@ -134,7 +134,7 @@ class ImageEncoder:
     @classmethod
     def load(cls, device: str = "cpu", folder: Path | None = None) -> ImageEncoder:
         """The encoder that ships with the model, or one from another folder."""
-        network, config = _load(folder or MODEL_DIR / "encoder", "EmbeddingNetwork", device)
+        network, config = load_network(folder or MODEL_DIR / "encoder", "EmbeddingNetwork", device)
         return cls(network, int(config["image_size"]), int(config["dimension"]), device)
 
     def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
@@ -143,6 +143,6 @@ class ImageEncoder:
 
         rows: list[NDArray[np.float32]] = []
         with torch.inference_mode():
-            for batch in _batches(images, self._size, self._device):
+            for batch in batches_of(images, self._size, self._device):
                 rows.append(cast("NDArray[np.float32]", self._network(batch).float().cpu().numpy()))
         return np.concatenate(rows) if rows else np.zeros((0, self.dimension), np.float32)

@@ -81,7 +81,7 @@ class GenerateSection(Section):
         False,
         description="Between two sets, look at that cluster and add to the description what it leaves open, such as "
         "the colour of the eyes: the value that most have, at least `caption.identity_share` of those that show any. "
-        "Needs `caption.look`.",
+        "What a reference image shows is added before the first. Needs `caption.look`.",
     )
     reference_method: Literal["img2img", "ip_adapter"] = Field(
         "img2img",
@@ -93,10 +93,10 @@ class GenerateSection(Section):
         description="How closely a reference image is followed: an IP-Adapter's scale; image-to-image denoises "
         "the remaining share.",
     )
-    ip_adapter: Annotated[str, LocalPath("models")] = Field(
+    ip_adapter: Annotated[str, LocalPath("models", names="mini")] = Field(
         "",
         description="The IP-Adapter's .safetensors file, with its CLIP vision model in `image_encoder/` beside it "
-        "or one folder up.",
+        "or one folder up; `mini` is the bundled model's own.",
     )
     prefix: str = Field("", description="Words before the description in every prompt.")
     suffix: str = Field(description="Quality words after the shot in every prompt.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import InputError
 from lora_foundry.families._shared.drawing import Guide, read_reference
+from lora_foundry.families._shared.inspect import BUNDLED
 from lora_foundry.families._shared.loading import quiet_libraries
 
 # The library is untyped.
@@ -48,30 +50,25 @@ class ImagePrompt(Guide):
     def __init__(self, pipeline: Any, use: ReferenceUse, file: Path) -> None:
         super().__init__(pipeline, use)
         self._image = read_reference(use.path)
-        encoder = _beside(file, "image_encoder")
         try:
-            weights = load_file(file)
-            state = {
-                part: {
-                    name.removeprefix(f"{part}."): tensor
-                    for name, tensor in weights.items()
-                    if name.startswith(f"{part}.")
-                }
-                for part in ("image_proj", "ip_adapter")
-            }
             with quiet_libraries():
-                from transformers import CLIPVisionModelWithProjection
-
-                vision = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True)
-                vision.to(pipeline.unet.device, pipeline.unet.dtype)
-                pipeline.register_modules(image_encoder=vision, feature_extractor=_processor(vision))
-                pipeline.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
+                self._see(pipeline, file)
+                _load_adapter(pipeline, file)
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"generate.ip_adapter = {str(file)!r} does not fit this base: {reason}"
             ) from error
         pipeline.set_ip_adapter_scale(use.strength)
+
+    def _see(self, pipeline: Any, file: Path) -> None:
+        """Gives the pipeline the vision model that the adapter was trained with."""
+        from transformers import CLIPVisionModelWithProjection
+
+        encoder = _beside(file, "image_encoder")
+        vision = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True)
+        vision.to(pipeline.unet.device, pipeline.unet.dtype)
+        pipeline.register_modules(image_encoder=vision, feature_extractor=_processor(vision))
 
     def denoise(self, **options: Any) -> Any:
         count = len(options["latents"])
@@ -80,6 +77,41 @@ class ImagePrompt(Guide):
     def close(self) -> None:
         with quiet_libraries():
             self._pipeline.unload_ip_adapter()
+
+
+class BundledImagePrompt(ImagePrompt):
+    """The miniature model's own adapter, which sees with the bundled encoder instead of CLIP."""
+
+    def __init__(self, pipeline: Any, use: ReferenceUse) -> None:
+        from lora_foundry.mini.vision import ADAPTER
+
+        super().__init__(pipeline, use, ADAPTER)
+
+    def _see(self, pipeline: Any, file: Path) -> None:
+        from lora_foundry.mini.vision import ImageFeatures
+
+        eye = ImageFeatures()
+        # (2, 1, rows, width): no picture, for the guidance's unconditional half, and the reference.
+        both = torch.stack([eye.nothing(), eye.of([self._image])])
+        self._features = both.to(pipeline.unet.device, pipeline.unet.dtype)
+
+    def denoise(self, **options: Any) -> Any:
+        count = len(options["latents"])
+        return self._pipeline(ip_adapter_image_embeds=[self._features.expand(-1, count, -1, -1)], **options)
+
+
+def _load_adapter(pipeline: Any, file: Path) -> None:
+    """Puts an adapter's weights on a pipeline. Raises what the library raises for those that do not fit."""
+    weights = load_file(file)
+    state = {
+        part: {
+            name.removeprefix(f"{part}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"{part}.")
+        }
+        for part in ("image_proj", "ip_adapter")
+    }
+    pipeline.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
 
 
 def make_guide(pipeline: Any, use: ReferenceUse, section: GenerateSection) -> Guide:
@@ -91,6 +123,8 @@ def make_guide(pipeline: Any, use: ReferenceUse, section: GenerateSection) -> Gu
             "generate.reference_method = 'ip_adapter' needs the adapter's file in generate.ip_adapter, "
             "such as ip-adapter_sd15.safetensors; or choose 'img2img'."
         )
+    if section.ip_adapter == BUNDLED:
+        return BundledImagePrompt(pipeline, use)
     return ImagePrompt(pipeline, use, Path(section.ip_adapter).expanduser())
 
 

@@ -16,17 +16,17 @@ from lora_foundry.domain.picture_plan import PicturePlan, plan_pictures
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import BackendError, StageError
 from lora_foundry.files.hashing import file_hash
-from lora_foundry.files.images import load_picture, read_picture, read_record, save_picture
+from lora_foundry.files.images import load_picture, read_record, save_picture
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import write_aside
 from lora_foundry.ports import GeneratedImage, Generator, Ports
+from lora_foundry.stages._shared.reference import take_in_reference, told_by_reference
 
 _WRITERS = 4  # pictures of a batch written side by side; packing one takes a tenth of a second and more
 
 
 class GenerationContext(NamedTuple):
     """What a set's pictures are drawn with: the generator, and what is put on it. A LoRA is called by `trigger`;
-    `rounds` are the rounds that led to it, `completed` is what they added to the description."""
+    `rounds` are the rounds that led to it, `completed` is what they and the reference add to the description."""
 
     generator: Generator
     lora: LoraUse | None = None
@@ -76,19 +76,19 @@ class ShotAttempt(NamedTuple):
 
 
 def start_context(run: Run, ports: Ports) -> GenerationContext:
-    """The generator with the character's reference image, if it has one, taken into the run's folder.
+    """The generator with the character's reference image, if it has one, taken into the run's folder, and with what that
+    tells of the character where the description is to be completed.
 
     Raises InputError for a reference that is no picture.
     """
-    given = run.character.reference_image
-    if given is None:
-        return GenerationContext(ports.generator)
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    # The file may have gone since it was taken in.
-    picture = read_picture(given if given.exists() or not paths.reference.exists() else paths.reference)
-    write_aside(paths.reference, lambda aside: picture.save(aside, format="PNG"))
+    if not take_in_reference(run, paths):
+        return GenerationContext(ports.generator)
     reference = ReferenceUse(path=paths.reference, strength=run.recipe.generate.reference_strength)
-    return GenerationContext(ports.generator, reference=reference, notes=_reference_note(reference))
+    told = told_by_reference(run, ports) if run.recipe.generate.complete_description else ()
+    return GenerationContext(
+        ports.generator, reference=reference, notes=_reference_note(reference), completed=told
+    )
 
 
 def _reference_note(reference: ReferenceUse | None) -> str:

@@ -26,6 +26,7 @@ from lora_foundry.files.training_set import SetPicture, TrainingSet, list_set, r
 from lora_foundry.measures import Grey, thumbnail
 from lora_foundry.ports import FloatArray, Ports, ProgressCallback, Tagger, Trait
 from lora_foundry.stages._shared.drawing import load_made
+from lora_foundry.stages._shared.reference import told_by_reference
 from lora_foundry.stages._shared.report import write_report
 from lora_foundry.stages.evaluate.before_after import draw_before_after
 from lora_foundry.stages.evaluate.choosing import (
@@ -195,6 +196,7 @@ def _metrics(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMet
     """The instruments, and the training set as they see it. Few of its pictures are in memory at once. A copy of a crop is
     a copy, but what the character looks like is told by whole pictures, so that sets with and without crops compare."""
     rules, embedder = run.recipe.curate, ports.embedder
+    features = (*run.character.tags, *told_by_reference(run, ports))
     rows: list[FloatArray] = []
     small: list[Grey] = []
     for start in range(0, len(training_set.pictures), _AT_ONCE):
@@ -205,7 +207,7 @@ def _metrics(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMet
         if embedder is not None and shown:
             rows.append(embedder.embed(shown))
     return EvaluationMetrics(
-        traits=ports.tagger.understand(run.character.tags) if ports.tagger else [],
+        traits=ports.tagger.understand(features) if ports.tagger else [],
         tagger=ports.tagger,
         embedder=embedder,
         own=np.concatenate(rows) if rows else None,
@@ -267,6 +269,8 @@ def _fingerprint(run: Run, training_set: TrainingSet, lora: TrainedLora, model: 
         recipe.curate.min_sharpness,
         recipe.seed,
         run.character,
+        # What tells the traits of a reference image.
+        recipe.caption.look if run.character.reference_image is not None else (),
         lora.sha256,
         [each.sha256 for each in lora.saved],
         [(picture.name, readable_hash(picture.path)) for picture in training_set.pictures],
@@ -286,7 +290,7 @@ def _note(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
             "Identity and adherence were not measured: the recipe names no instrument that reads traits "
             "(model.tagger = none)."
         )
-    if not run.character.description:
+    if not run.character.description and not traits:
         return (
             "There is no description to compare with, so identity is the likeness to the training pictures, as a "
             "share of what they reach among themselves."

@@ -26,6 +26,7 @@ from lora_foundry.stages._shared.drawing import (
     record_of,
     start_context,
 )
+from lora_foundry.stages._shared.reference import put_reference_in_set
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -49,6 +50,7 @@ def run(
     for folder in (paths.root, paths.images):
         remove_leftovers(folder)
     _refuse_own_files(paths, plan, known)
+    put_reference_in_set(paths, wanted=context.reference is not None)
     _set_aside_others(paths, plan, finished is not None, progress)
     done = {index for index in range(total) if _is_done(paths, plan, index, finished is not None)}
     if finished is not None and len(done) == total:
@@ -96,7 +98,7 @@ def take_own(run: Run, progress: ProgressCallback) -> GenerationMetadata:
     remove_leftovers(make_folder(paths.images))
     aside = paths.previous_images()
     for picture in list_set(paths).pictures:
-        if picture.generated:
+        if picture.generated or picture.reference:
             move_picture(paths, picture.path, aside / picture.path.name)
     present = read_set(paths)
     if not present.own:
