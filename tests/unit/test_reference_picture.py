@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lora_foundry import pipeline
+from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord, TaggingResults
 from lora_foundry.domain.run import Run
@@ -103,6 +104,19 @@ def test_what_the_reference_shows_completes_the_description_before_anything_is_d
     prompt = record.request.prompt
     assert prompt.startswith("1girl, blue hair, purple eyes, yellow hoodie, ")
     assert "green hair" not in prompt, "what was said in words counts"
+
+
+def test_the_trigger_stands_for_all_that_the_description_was_completed_with(tmp_path: Path) -> None:
+    """An accessory as well, which captions name where nobody said that it is the character's."""
+    run = after(make_run(tmp_path / "set", *FEW), plain(tmp_path, "red"), "")
+    ports = PaintedPorts()
+    ports.captioner, ports.captioners = PlanCaptioner(), (Eye("bob cut", "crown", "purple eyes"),)
+    made = pipeline.generate(run, ports, quiet)
+    assert {"bob cut", "crown"} <= set(made.completed)
+    curate.run(run, ports, quiet)
+    for each in caption.run(run, ports, quiet).captions:
+        assert each.text.startswith("elara, ")
+        assert not {"bob cut", "crown", "purple eyes"} & set(each.text.split(", "))
 
 
 def test_a_picture_needs_no_words_and_neither_is_nobody(tmp_path: Path) -> None:

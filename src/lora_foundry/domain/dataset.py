@@ -134,7 +134,8 @@ class Round(BaseModel):
 
 
 class GenerationMetadata(BaseModel):
-    """generation_metadata.json: written last by the generate stage, so its existence means done."""
+    """generation_metadata.json: written last by the generate stage, so its existence means done. completed: what the
+    reference image and the rounds added to the description, in every prompt of the set."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -147,6 +148,7 @@ class GenerationMetadata(BaseModel):
     fingerprint: str
     pictures: tuple[PictureRecord, ...]
     rounds: tuple[Round, ...] = ()
+    completed: tuple[str, ...] = ()
     seconds: float
 
 

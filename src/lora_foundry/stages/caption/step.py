@@ -67,7 +67,9 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
     described = ports.captioner.describe(character, pictures, paths.images)
     seen = _seen(ports, character, pictures, paths)
     common = own_features(list(seen.values()), section.identity_share) if any(seen.values()) else ()
-    pruned = pruned_tags(character, section, common)
+    # Every prompt of the set said what the description was completed with: it is the character's like the description,
+    # a hat as well, which nobody could tell by looking.
+    pruned = pruned_tags(character, section, (*metadata.completed, *common))
     texts = {
         picture.file: compose(character, picture, tags, section, seen[picture.file], pruned)
         for picture, tags in zip(pictures, described, strict=True)

@@ -83,6 +83,7 @@ def run(
             for index in range(total)
         ),
         rounds=context.rounds,
+        completed=context.completed,
         seconds=round(perf_counter() - started, 3),
     )
     write_model(paths.generation_metadata, result)
