@@ -198,10 +198,19 @@ def _payload(request: PipelineRequest, stage: str, uuid: str, pipeline: str) -> 
 
 async def recent_pipelines(store: TaskStore, *, limit: int = 50) -> list[Pipeline]:
     """The newest pipelines first."""
+    return await pipelines_of(store, await recent_ids(store, limit=limit))
+
+
+async def recent_ids(store: TaskStore, *, limit: int) -> list[str]:
+    """The ids of the newest pipelines first, without what is in their rows."""
     newest = sa.select(ours.c.pipeline).where(ours.c.pipeline.is_not(None)).group_by(ours.c.pipeline)
     newest = newest.order_by(sa.func.max(ours.c.id).desc()).limit(limit)
     async with store.reading() as connection:
-        names = (await connection.execute(newest)).scalars().all()
+        return [str(each) for each in (await connection.execute(newest)).scalars()]
+
+
+async def pipelines_of(store: TaskStore, names: Sequence[str]) -> list[Pipeline]:
+    """The pipelines of these ids, in their order; one that is gone is left out."""
     rows: dict[str, list[Task]] = {}
     for row in await store.where(ours.c.pipeline.in_(names)):
         rows.setdefault(row.pipeline or "", []).append(row)

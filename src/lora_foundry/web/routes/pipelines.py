@@ -80,17 +80,19 @@ async def list_pipelines(
 ) -> PipelinePage:
     """The newest first, MOST_LISTED at most."""
     hidden = await asyncio.to_thread(here.hidden)
-    listed = await engine.recent_pipelines(here.store, limit=MOST_LISTED)
-    found = [each for each in listed if each.id not in hidden]
-    here.estimates.learn(found)
-    wanted = [each for each in found if _fits(each, status, q.strip().lower())]
-    ids = [each.id for each in wanted]
+    ids = [each for each in await engine.recent_ids(here.store, limit=MOST_LISTED) if each not in hidden]
+    words = q.strip().lower()
+    if status is not None or words:  # only these need what stands in all rows
+        listed = await engine.pipelines_of(here.store, ids)
+        ids = [each.id for each in listed if _fits(each, status, words)]
     start = ids.index(cursor) + 1 if cursor in ids else 0
-    page = wanted[start : start + limit]
+    page = await engine.pipelines_of(here.store, ids[start : start + limit])
+    if start == 0:
+        here.estimates.learn(page)
     return PipelinePage(
         pipelines=[await show(here, each) for each in page],
-        total=len(wanted),
-        next_cursor=page[-1].id if start + limit < len(wanted) else None,
+        total=len(ids),
+        next_cursor=page[-1].id if page and start + limit < len(ids) else None,
     )
 
 
