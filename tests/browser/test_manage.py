@@ -159,3 +159,36 @@ def test_the_dashboard_works_below_a_path(
         expect(page.locator("#runs li")).to_have_count(2)
     finally:
         server.stop()
+
+
+def test_pictures_are_selected_by_a_rectangle(run: str, open_page: Callable[..., Page]) -> None:
+    page = settled(open_page(f"{run}/dataset"))
+    page.locator("#set li").first.scroll_into_view_if_needed()
+    first, second = (page.locator("#set li").nth(index).bounding_box() for index in (0, 1))
+    assert first is not None
+    assert second is not None
+    gap = (first["x"] + first["width"] + second["x"]) / 2
+    page.mouse.move(gap, first["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(gap + 60, first["y"] + 60, steps=3)
+    expect(page.locator(".lasso")).to_be_visible()
+    page.mouse.up()
+    expect(page.locator("#selected")).to_have_text("1 picture selected")
+    expect(page.locator("#set li").nth(1)).to_have_class("tile selected")
+    expect(page.locator(".lasso")).to_have_count(0)
+    assert serious(page) == []
+
+
+def test_a_dataset_is_deleted_and_brought_back(
+    server: Server, run: str, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{run}/dataset"))
+    before = captions(server)
+    page.get_by_role("button", name="Delete the dataset").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete the dataset").click()
+    expect(page.locator("#done")).to_contain_text("is in the bin")
+    expect(page.locator("#set li")).to_have_count(0)
+    assert captions(server) == {}
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.locator("#set li").first).to_be_visible()
+    assert captions(server) == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -16,6 +18,7 @@ from lora_foundry.files.importing import take_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.settings import Settings
 from lora_foundry.tasks import arranging
 from lora_foundry.tasks import pipelines as engine
 from lora_foundry.tasks.pipelines import Pipeline
@@ -198,14 +201,21 @@ async def _waits_for(here: Site, view: PipelineView) -> str | None:
     fitting = [each.name for each in await workers(here.store) if now.lane in each.lanes.split(",")]
     if not fitting:
         return (
-            f"No worker is running for {now.stage}. Start one with `lora-foundry worker`, or start this server with "
-            "--with-worker."
+            f"No worker is running for {now.stage}. Start one in a terminal with `lora-foundry worker{_home(here)}`, or "
+            "start this server with `--with-worker`; the run goes on by itself then."
         )
     if now.status == TaskStatus.RETRYING and now.error:
         return f"The last attempt failed and is made again soon: {now.error}"
     busy = await here.store.recent(status=TaskStatus.RUNNING, limit=500)
     before = next((task.name for task in busy if task.worker in fitting), None)
     return f"Waits until {before} has ended." if before else "A worker takes it in a moment."
+
+
+def _home(here: Site) -> str:
+    """What a command needs to find this server's home: nothing for the usual one."""
+    home = here.settings.home.expanduser().absolute()
+    usual = Settings.model_fields["home"].get_default(call_default_factory=True)
+    return "" if home == Path(usual).expanduser().absolute() else f" --home {shlex.quote(str(home))}"
 
 
 def _fits(pipeline: Pipeline, status: TaskStatus | None, words: str) -> bool:

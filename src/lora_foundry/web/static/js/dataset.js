@@ -2,18 +2,21 @@
 // brought back, drawn again; every change can be undone.
 
 import { byId, el, say, shown, sync, tell } from "./dom.js";
-import { get, getIfThere, page, path, pipelineId, pipelinePath, post, put } from "./api.js";
+import { get, getIfThere, page, path, pipelineId, pipelinePath, post, put, remove } from "./api.js";
 import { startChrome } from "./chrome.js";
+import { confirm, offerUndo } from "./confirm.js";
 import { startKeys, startTools } from "./dataset_tools.js";
 import { plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
+import { startLasso } from "./lasso.js";
 import { coalesced, live } from "./live.js";
-import { retryRun } from "./retry.js";
+import { isOver, retryRun } from "./retry.js";
 
 let dataset = { images: [], tags: [], near_duplicates: [], undo: null, redraw: null };
 const onlyTags = new Set();
 const selected = new Set();
 let redrawn = "";
+let over = false; // the run has ended: its set may be deleted
 
 const done = (text) => tell(byId("done"), text, "good");
 const words = (picture) => (picture.shot ?? []).filter(Boolean).join(", ") || picture.file;
@@ -75,6 +78,7 @@ function drawTools(listed) {
   byId("select-shown").disabled = !listed.some((picture) => !selected.has(picture.file));
   byId("select-none").hidden = !selected.size;
   say(byId("selected"), selected.size ? `${plural(selected.size, "picture")} selected` : "");
+  byId("delete-set").hidden = !dataset.images.length || !over;
   byId("undo").hidden = !dataset.undo;
   say(byId("undo"), dataset.undo ? `Undo: ${dataset.undo}` : "");
 }
@@ -217,6 +221,7 @@ function drawTwins() {
 const refresh = coalesced(async () => {
   const [run, found] = await Promise.all([get(pipelinePath()), getIfThere(pipelinePath("dataset"))]);
   showHead(run, refresh);
+  over = isOver(run);
   if (found) dataset = found;
   draw();
   tellRedraw(dataset.redraw);
@@ -232,6 +237,22 @@ byId("all").addEventListener("click", () => {
 });
 byId("select-shown").addEventListener("click", () => { visible().forEach((picture) => selected.add(picture.file)); draw(); });
 byId("select-none").addEventListener("click", () => { selected.clear(); draw(); });
+byId("delete-set").addEventListener("click", async () => {
+  const what = "Its pictures, captions and what was found of them go to the bin, and can be restored for 30 days. The LoRA and the results stay.";
+  try {
+    if (!await confirm(`Delete the dataset of ${byId("name").textContent}?`, what, "Delete the dataset")) return;
+    const entry = await remove(pipelinePath("dataset"));
+    await refresh();
+    offerUndo(byId("done"), entry, refresh, complain);
+  } catch (problem) {
+    complain(problem);
+  }
+});
+startLasso(byId("set"), (files, kept) => {
+  if (!kept) selected.clear();
+  files.forEach((file) => selected.add(file));
+  draw();
+});
 byId("words").addEventListener("input", draw);
 byId("rule").addEventListener("change", draw);
 startTools({ scope, scopeWords, selected, done, refresh });

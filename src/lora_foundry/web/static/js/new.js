@@ -23,7 +23,7 @@ let family = "";
 
 async function showRecipe(name) {
   recipe = await get(path("recipes", name));
-  say(byId("recipe-about"), `${plural(recipe.images, "picture")} of ${recipe.width} × ${recipe.height}, ${plural(recipe.steps, "training step")}.`);
+  aboutRecipe();
   controls = recipe.sections.flatMap((section) => section.fields).filter((field) => field.path !== "seed").map(control);
   const basic = controls.filter(({ field }) => field.basic);
   byId("basic").replaceChildren(...basic.map(({ node }) => node));
@@ -39,6 +39,12 @@ async function showRecipe(name) {
   search();
   hideUnused();
   showChanges();
+}
+
+/** How many pictures are drawn means nothing to somebody who brings them. */
+function aboutRecipe() {
+  const drawn = form.door.value === "pictures" ? "" : `${plural(recipe.images, "picture")} of ${recipe.width} × ${recipe.height}, `;
+  say(byId("recipe-about"), `${drawn}${plural(recipe.steps, "training step")}.`);
 }
 
 /** Opens the groups that have a setting of these words, and hides the others. */
@@ -120,6 +126,7 @@ function showDoor() {
   byId("reference-shown").hidden = door !== "reference" || !form.reference.files.length;
   form.description.required = door !== "pictures";
   hideUnused();
+  if (recipe) aboutRecipe();
   shown();
 }
 
