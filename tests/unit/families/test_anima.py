@@ -3,6 +3,7 @@ said of its files. The library's transformer asks torchvision to enlarge a mask 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,27 +15,15 @@ from diffusers.models.transformers import transformer_cosmos
 from torch.nn import functional
 from transformers import BatchEncoding
 
-from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.domain.dataset import ImageRequest
-from lora_foundry.domain.sections import GenerateSection
-from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
 from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.anima.prompts import AnimaPrompts
+from tests.unit.families.drawn import CPU, PROMPTS, check_distilled_is_refused, check_pictures
 from tests.unit.trainer import tiny_qwen
 from tests.unit.trainer.conftest import short_section
-
-CPU = torch.device("cpu")
-PROMPTS = ("elara, running", "elara")
-
-
-def request(prompt: str, cfg: float = 3.0) -> ImageRequest:
-    return ImageRequest(
-        key=prompt, prompt=prompt, negative="blurred", seed=3, width=64, height=96, steps=2, cfg=cfg, sampler="euler",
-        scheduler="normal",
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +76,7 @@ def test_the_loss_is_that_of_the_librarys_pipeline_and_scheduler(base: Base, mod
     assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-5)
 
 
-def drawn(base: Base, *requests: ImageRequest) -> list[Any]:
-    generator = DiffusersGenerator(base, GenerateSection(width=64, height=64, suffix="", negative=""), "cpu")
-    return [np.asarray(each.image, dtype=float) for each in generator.generate([requests])]
-
-
-def by_the_library(modular: Any, wanted: ImageRequest) -> Any:
+def the_librarys(modular: Any, wanted: ImageRequest) -> Any:
     from diffusers.guiders import ClassifierFreeGuidance
 
     with quiet_libraries():
@@ -105,13 +89,7 @@ def by_the_library(modular: Any, wanted: ImageRequest) -> Any:
 
 
 def test_pictures_are_the_librarys_side_by_side_too(base: Base, modular: Any) -> None:
-    wanted = [request(prompt) for prompt in PROMPTS]
-    made = drawn(base, *wanted)
-    for picture, each in zip(made, wanted, strict=True):
-        assert np.abs(picture - by_the_library(modular, each)).max() <= 1
-    assert np.abs(made[0] - made[1]).max() > 2
-    plain = request("elara", cfg=1.0)
-    assert np.abs(drawn(base, plain)[0] - by_the_library(modular, plain)).max() <= 1
+    check_pictures(base, partial(the_librarys, modular))
 
 
 @torch.no_grad()
@@ -152,7 +130,4 @@ def test_a_prompt_of_no_words_is_what_the_library_makes_of_it(base: Base, modula
 
 
 def test_the_distilled_model_is_not_trained_as_it_is(tmp_path: Path) -> None:
-    base = find_base(str(tiny_qwen.anima_folder(tmp_path, distilled=True)))
-    assert base.distilled
-    with pytest.raises(InputError, match=r"distilled .*model\.train_base.*train\.training_adapter"):
-        load_family(base, short_section(), CPU)
+    check_distilled_is_refused(tiny_qwen.anima_folder(tmp_path, distilled=True))

@@ -10,22 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_foundry.backends.diffusers import DiffusersGenerator
-from lora_foundry.domain.dataset import ImageRequest, ReferenceUse
-from lora_foundry.domain.sections import GenerateSection
-from lora_foundry.errors import InputError
+from lora_foundry.domain.dataset import ReferenceUse
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
-from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
+from lora_foundry.families._shared.loading import load_pipeline
+from tests.unit.families.drawn import CPU, by_the_library, check_distilled_is_refused, drawn, request
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
 
-CPU = torch.device("cpu")
-REQUEST = ImageRequest(
-    key="1", prompt="elara, running", negative="", seed=3, width=64, height=96, steps=2, cfg=3.0, sampler="euler",
-    scheduler="normal",
-)  # fmt: skip
+REQUEST = request("elara, running", negative="")
 
 
 @pytest.fixture(scope="module")
@@ -68,36 +62,22 @@ def test_the_loss_is_that_of_the_librarys_pipeline_and_scheduler(base: Base, pip
     assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-5)
 
 
-def drawn(base: Base, reference: ReferenceUse | None = None) -> Any:
-    generator = DiffusersGenerator(base, GenerateSection(width=64, height=64, suffix="", negative=""), "cpu")
-    picture = next(iter(generator.generate([[REQUEST]], None, reference)))
-    return np.asarray(picture.image, dtype=float)
-
-
-def by_the_library(pipeline: Any, **given: Any) -> Any:
-    with quiet_libraries():
-        image = pipeline(
-            prompt=REQUEST.prompt, width=REQUEST.width, height=REQUEST.height, num_inference_steps=REQUEST.steps,
-            guidance_scale=REQUEST.cfg, generator=torch.Generator().manual_seed(REQUEST.seed), **given,
-        ).images[0]  # fmt: skip
-    return np.asarray(image, dtype=float)
+def the_librarys(pipeline: Any, **given: Any) -> Any:
+    return by_the_library(pipeline, REQUEST, guidance_scale=REQUEST.cfg, **given)
 
 
 def test_a_picture_is_the_librarys(base: Base, pipeline: Any) -> None:
-    assert np.abs(drawn(base) - by_the_library(pipeline)).max() <= 1
+    assert np.abs(drawn(base, REQUEST)[0] - the_librarys(pipeline)).max() <= 1
 
 
 def test_a_reference_is_edited_as_the_library_does_it(base: Base, pipeline: Any, tmp_path: Path) -> None:
     path = tmp_path / "reference.png"
     Image.effect_noise((96, 64), 60).convert("RGB").save(path)
-    edited = drawn(base, ReferenceUse(path=path, strength=0.5))
+    (edited,) = drawn(base, REQUEST, reference=ReferenceUse(path=path, strength=0.5))
     with Image.open(path) as image:
-        assert np.abs(edited - by_the_library(pipeline, image=[image.convert("RGB")])).max() <= 1
-    assert np.abs(edited - drawn(base)).max() > 2
+        assert np.abs(edited - the_librarys(pipeline, image=[image.convert("RGB")])).max() <= 1
+    assert np.abs(edited - drawn(base, REQUEST)[0]).max() > 2
 
 
 def test_the_distilled_model_is_not_trained_as_it_is(tmp_path: Path) -> None:
-    base = find_base(str(tiny_bases.klein_folder(tmp_path, distilled=True)))
-    assert base.distilled
-    with pytest.raises(InputError, match=r"distilled .*model\.train_base.*train\.training_adapter"):
-        load_family(base, short_section(), CPU)
+    check_distilled_is_refused(tiny_bases.klein_folder(tmp_path, distilled=True))

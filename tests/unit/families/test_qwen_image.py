@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lora_foundry.backends.diffusers import DiffusersGenerator
 from lora_foundry.domain.dataset import ImageRequest
-from lora_foundry.domain.sections import GenerateSection
-from lora_foundry.errors import InputError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.families._shared.inspect import find_base
-from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
+from lora_foundry.families._shared.loading import load_pipeline
+from tests.unit.families.drawn import (
+    CPU,
+    PROMPTS,
+    by_the_library,
+    check_distilled_is_refused,
+    check_pictures,
+    normalised_latents,
+)
 from tests.unit.trainer import tiny_qwen
 from tests.unit.trainer.conftest import short_section
-
-CPU = torch.device("cpu")
-PROMPTS = ("elara, running", "elara")
-
-
-def request(prompt: str, cfg: float = 3.0) -> ImageRequest:
-    return ImageRequest(
-        key=prompt, prompt=prompt, negative="blurred", seed=3, width=64, height=96, steps=2, cfg=cfg, sampler="euler",
-        scheduler="normal",
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +41,7 @@ def test_the_loss_is_that_of_the_librarys_pipeline_and_scheduler(base: Base, pip
     model = load_family(base, short_section(), CPU)
     pixels = torch.rand(2, 3, 64, 96) * 2 - 1
     latents = model.encode_images(pixels)
-    config = pipeline.vae.config
-    mean, spread = (
-        torch.tensor(each).view(1, -1, 1, 1, 1) for each in (config.latents_mean, config.latents_std)
-    )
-    theirs = (pipeline.vae.encode(pixels.unsqueeze(2)).latent_dist.mean - mean) / spread
-    assert torch.allclose(latents, theirs.squeeze(2), atol=1e-5)
+    assert torch.allclose(latents, normalised_latents(pipeline.vae, pixels), atol=1e-5)
 
     embeds, mask = pipeline.encode_prompt(list(PROMPTS), device="cpu")
     condition = model.stack(model.encode_captions(PROMPTS))
@@ -76,34 +66,14 @@ def test_the_loss_is_that_of_the_librarys_pipeline_and_scheduler(base: Base, pip
     assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-5)
 
 
-def drawn(base: Base, *requests: ImageRequest) -> list[Any]:
-    generator = DiffusersGenerator(base, GenerateSection(width=64, height=64, suffix="", negative=""), "cpu")
-    return [np.asarray(each.image, dtype=float) for each in generator.generate([requests])]
-
-
-def by_the_library(pipeline: Any, wanted: ImageRequest) -> Any:
-    with quiet_libraries():
-        image = pipeline(
-            prompt=wanted.prompt, negative_prompt=wanted.negative, width=wanted.width, height=wanted.height,
-            num_inference_steps=wanted.steps, true_cfg_scale=wanted.cfg,
-            generator=torch.Generator().manual_seed(wanted.seed),
-        ).images[0]  # fmt: skip
-    return np.asarray(image, dtype=float)
+def the_librarys(pipeline: Any, wanted: ImageRequest) -> Any:
+    return by_the_library(pipeline, wanted, negative_prompt=wanted.negative, true_cfg_scale=wanted.cfg)
 
 
 def test_pictures_are_the_librarys_side_by_side_too(base: Base, pipeline: Any) -> None:
     """Prompts of unlike length are computed together, the shorter one filled up."""
-    wanted = [request(prompt) for prompt in PROMPTS]
-    made = drawn(base, *wanted)
-    for picture, each in zip(made, wanted, strict=True):
-        assert np.abs(picture - by_the_library(pipeline, each)).max() <= 1
-    assert np.abs(made[0] - made[1]).max() > 2
-    plain = request("elara", cfg=1.0)
-    assert np.abs(drawn(base, plain)[0] - by_the_library(pipeline, plain)).max() <= 1
+    check_pictures(base, partial(the_librarys, pipeline))
 
 
 def test_the_distilled_model_is_not_trained_as_it_is(tmp_path: Path) -> None:
-    base = find_base(str(tiny_qwen.qwen_image_folder(tmp_path, distilled=True)))
-    assert base.distilled
-    with pytest.raises(InputError, match=r"distilled .*model\.train_base.*train\.training_adapter"):
-        load_family(base, short_section(), CPU)
+    check_distilled_is_refused(tiny_qwen.qwen_image_folder(tmp_path, distilled=True))

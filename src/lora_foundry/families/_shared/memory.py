@@ -39,6 +39,7 @@ _MOMENTS = {
 }  # bytes of optimizer state a trained number, where it is not AdamW's two fp32
 RUNTIME = 900 * MIB  # CUDA's context, its libraries' workspaces, and the allocator's gaps
 _TEXT_CONFIGURATIONS = "text_encoder*/config.json"
+_PIXELS = 16  # the side of a transformer's token
 _UNKNOWN = 6_000_000_000  # weights of a base whose configuration cannot be read here
 
 
@@ -48,6 +49,15 @@ class Kept(NamedTuple):
 
     whole: int
     checkpointed: int
+
+
+def kept_by_tokens(resolution: int, words: int, channels: int, bytes_each: tuple[float, float]) -> Kept:
+    """What a transformer keeps of a picture of `resolution` squared, with a token to every 16 by 16 pixels, and of a caption
+    that takes as much as `words` of them. channels: those of all layers together. bytes_each: a token and a channel, with
+    all activations kept, and with gradient checkpointing."""
+    size = ((resolution // _PIXELS) ** 2 + words) * channels
+    whole, checkpointed = bytes_each
+    return Kept(int(whole * size), int(checkpointed * size))
 
 
 class Footprint(NamedTuple):

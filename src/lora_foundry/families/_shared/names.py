@@ -40,6 +40,20 @@ def clip_forms(part: str, path: str) -> Iterable[str]:
     return (f"text_model.{path}",) if part.startswith("text_encoder") else ()
 
 
+def layer_paths(tensors: Iterable[str], mark: str, prefixes: tuple[str, ...]) -> Iterator[str]:
+    """The paths of the layers in a family's own file, without any of the `prefixes`; of a file without a tensor whose name
+    ends as the `mark` does, none, since it is another family's."""
+    names = list(tensors)
+    if not any(name.endswith(mark) for name in names):
+        return
+    for name in names:
+        if name.endswith(".weight"):
+            path = name.removesuffix(".weight")
+            for prefix in prefixes:
+                path = path.removeprefix(prefix)
+            yield path
+
+
 def comfyui_names(family: str, tensors: Iterable[str]) -> Iterable[str]:
     """The names of LoRA modules that ComfyUI derives for a family from the tensors of its own file, beside those it
     derives for every family from the tensors' names themselves."""

@@ -127,6 +127,26 @@ class PromptEncoder:
         return {"prompt_embeds": text[: len(conditions)], "negative_prompt_embeds": text[len(conditions) :]}
 
 
+class OfOneLength:
+    """What families share whose prompts are filled up where they are encoded, and are all of one length."""
+
+    @staticmethod
+    def stack(conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        """All are of one length."""
+        return stack_conditions(conditions, empty)
+
+    def arguments(
+        self,
+        conditions: Sequence[Condition],
+        negatives: Sequence[Condition],
+        empty: Condition | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "prompt_embeds": torch.stack([condition["text"] for condition in conditions]),
+            "negative_prompt_embeds": torch.stack([condition["text"] for condition in negatives]),
+        }
+
+
 def cut(tokenizer: Any, text: str, window: int, weighted: bool) -> Windows:
     """A text in windows of full length, each with its start, end and padding; at least one. weighted: it is a prompt,
     whose brackets weigh words and whose BREAK begins a window."""

@@ -96,3 +96,10 @@ class ChatPrompts:
             "prompt_embeds": [condition["text"] for condition in conditions],
             "negative_prompt_embeds": [condition["text"] for condition in negatives],
         }
+
+
+class WithLengths:
+    """What the models of families share whose captions keep their lengths, which the network is told."""
+
+    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
+        return ChatPrompts.stack(conditions)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_foundry.families._shared.memory import Kept
+from lora_foundry.families._shared.memory import Kept, kept_by_tokens
 
-# Bytes a token, a channel and a layer, with a LoRA on every attention and feed-forward layer: counted on the meta device.
-_WHOLE, _CHECKPOINTED = 62.9, 4.8
+# Bytes a token, a channel and a layer, with a LoRA on every attention and feed-forward layer: counted on the meta
+# device, with all activations kept and with gradient checkpointing.
+_BYTES = 62.9, 4.8
 _TEXT_TOKENS = 95  # what the 512 of the words, which are only looked at, take in tokens of the picture
-_PIXELS = 16  # a token's side
 
 
 def kept(config: Mapping[str, Any], resolution: int) -> Kept:
     """What one picture of `resolution` squared takes with its caption."""
-    tokens = (resolution // _PIXELS) ** 2 + _TEXT_TOKENS
-    size = tokens * config["num_attention_heads"] * config["attention_head_dim"] * config["num_layers"]
-    return Kept(int(_WHOLE * size), int(_CHECKPOINTED * size))
+    channels = config["num_attention_heads"] * config["attention_head_dim"] * config["num_layers"]
+    return kept_by_tokens(resolution, _TEXT_TOKENS, channels, _BYTES)

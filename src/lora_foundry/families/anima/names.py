@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.names import layer_paths
 from lora_foundry.families._shared.targets import PEFT, Target, transformer_targets
 
 FILE_FORMAT = PEFT
@@ -48,15 +49,8 @@ def _own_path(path: str) -> str:
 
 def comfyui_names(tensors: Iterable[str]) -> Iterator[str]:
     """Of an Anima file: its own names, in both forms that ComfyUI knows."""
-    names = list(tensors)
-    if not any(name.endswith(_MARK) for name in names):
-        return
-    for name in names:
-        if name.endswith(".weight"):
-            path = name.removesuffix(".weight")
-            for prefix in _PREFIXES:
-                path = path.removeprefix(prefix)
-            yield from (f"diffusion_model.{path}", f"lora_unet_{path.replace('.', '_')}")
+    for path in layer_paths(tensors, _MARK, _PREFIXES):
+        yield from (f"diffusion_model.{path}", f"lora_unet_{path.replace('.', '_')}")
 
 
 def other_forms(part: str, path: str) -> Iterable[str]:

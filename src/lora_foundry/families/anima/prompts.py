@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.prompts import Condition, stack_conditions
+from lora_foundry.families._shared.prompts import Condition, OfOneLength
 from lora_foundry.families._shared.syntax import Weighted, parse_weights, plain_text
 
 _LONGEST = 512
@@ -21,7 +21,7 @@ def make_prompts(pipeline: Any, base: Base) -> AnimaPrompts:
     return AnimaPrompts(pipeline)
 
 
-class AnimaPrompts:
+class AnimaPrompts(OfOneLength):
     """`text` is (512, width)."""
 
     def __init__(self, pipeline: Any) -> None:
@@ -67,19 +67,3 @@ class AnimaPrompts:
         ids = [token for tokens, _ in own for token in tokens][: _LONGEST - 1]
         weights = [weight for tokens, weight in own for _ in tokens][: _LONGEST - 1]
         return [*ids, self._t5.eos_token_id], [*weights, 1.0]
-
-    @staticmethod
-    def stack(conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
-        """All are of one length."""
-        return stack_conditions(conditions, empty)
-
-    def arguments(
-        self,
-        conditions: Sequence[Condition],
-        negatives: Sequence[Condition],
-        empty: Condition | None = None,
-    ) -> dict[str, Any]:
-        return {
-            "prompt_embeds": torch.stack([condition["text"] for condition in conditions]),
-            "negative_prompt_embeds": torch.stack([condition["text"] for condition in negatives]),
-        }

@@ -3,14 +3,13 @@ transformer was trained with the padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.prompts import Condition, stack_conditions
+from lora_foundry.families._shared.prompts import OfOneLength
 from lora_foundry.families._shared.qwen import ChatPrompts
 
 _LAYERS = (9, 18, 27)
@@ -21,7 +20,7 @@ def make_prompts(pipeline: Any, base: Base) -> KleinPrompts:
     return KleinPrompts(pipeline.tokenizer, pipeline.text_encoder)
 
 
-class KleinPrompts(ChatPrompts):
+class KleinPrompts(OfOneLength, ChatPrompts):
     """`text` is (512, 3 x width)."""
 
     def _encode(self, text: str) -> Tensor:
@@ -35,19 +34,3 @@ class KleinPrompts(ChatPrompts):
             output_hidden_states=True, use_cache=False,
         )  # fmt: skip
         return torch.cat([answer.hidden_states[layer][0] for layer in _LAYERS], dim=-1)
-
-    @staticmethod
-    def stack(conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
-        """All are of one length."""
-        return stack_conditions(conditions, empty)
-
-    def arguments(
-        self,
-        conditions: Sequence[Condition],
-        negatives: Sequence[Condition],
-        empty: Condition | None = None,
-    ) -> dict[str, Any]:
-        return {
-            "prompt_embeds": torch.stack([condition["text"] for condition in conditions]),
-            "negative_prompt_embeds": torch.stack([condition["text"] for condition in negatives]),
-        }

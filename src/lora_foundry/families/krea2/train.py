@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.patches import SIDE, PatchModel, pack, unpack
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.qwen import ChatPrompts, lengths_mask
+from lora_foundry.families._shared.qwen import WithLengths, lengths_mask
 
 
 def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
@@ -20,14 +18,10 @@ def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
     return Model(base, settings, device)
 
 
-class Model(PatchModel):
+class Model(WithLengths, PatchModel):
     """A Krea 2 base in the shape that the trainer wants (`FamilyModel`)."""
 
     words = "Krea 2"
-
-    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
-        """Captions keep their lengths, which the network is told."""
-        return ChatPrompts.stack(conditions)
 
     def _predict(self, noised: Tensor, levels: Tensor, condition: Condition) -> Tensor:
         high, wide = noised.shape[-2:]

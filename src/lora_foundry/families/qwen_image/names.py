@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.names import layer_paths
 from lora_foundry.families._shared.targets import PEFT, Target, transformer_targets
 
 FILE_FORMAT = PEFT
@@ -34,12 +35,5 @@ def export_name(target: Target) -> str:
 
 def comfyui_names(tensors: Iterable[str]) -> Iterator[str]:
     """Of a Qwen-Image file: its own names, by each of the prefixes that ComfyUI knows."""
-    names = list(tensors)
-    if not any(name.endswith(_MARK) for name in names):
-        return
-    for name in names:
-        if name.endswith(".weight"):
-            path = name.removesuffix(".weight")
-            for prefix in _PREFIXES:
-                path = path.removeprefix(prefix)
-            yield from (f"transformer.{path}", "lycoris_" + path.replace(".", "_"), path)
+    for path in layer_paths(tensors, _MARK, _PREFIXES):
+        yield from (f"transformer.{path}", "lycoris_" + path.replace(".", "_"), path)

@@ -3,8 +3,6 @@ and answers with the direction towards the picture, both the other way round fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.flow import FlowModel
 from lora_foundry.families._shared.prompts import Condition
-from lora_foundry.families._shared.qwen import ChatPrompts
+from lora_foundry.families._shared.qwen import WithLengths
 
 
 def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
@@ -21,14 +19,10 @@ def load(base: Base, settings: TrainSection, device: torch.device) -> Model:
     return Model(base, settings, device)
 
 
-class Model(FlowModel):
+class Model(WithLengths, FlowModel):
     """A Z-Image base in the shape that the trainer wants (`FamilyModel`)."""
 
     words = "Z-Image"
-
-    def stack(self, conditions: Sequence[Condition], empty: Condition | None = None) -> Condition:
-        """Captions keep their lengths, which the network is told."""
-        return ChatPrompts.stack(conditions)
 
     def _predict(self, noised: Tensor, levels: Tensor, condition: Condition) -> Tensor:
         texts = [
