@@ -17,6 +17,7 @@ const DOORS = {
 };
 const form = byId("new");
 let recipe = null;
+let listed = null; // settles when the first recipe is shown with all that belongs to it
 let controls = [];
 let bases = [];
 let family = "";
@@ -136,6 +137,7 @@ function hideUnused() {
 }
 
 async function start() {
+  if (!recipe) await listed; // Start was faster than the recipes
   const body = { ...asked(), trigger: form.trigger.value.trim() };
   if (!body.name) throw new Error("Give the character a name first.");
   if (form.door.value === "pictures") body.upload = await uploadedId();
@@ -246,4 +248,4 @@ function complain(problem) {
   byId("message").scrollIntoView({ block: "center" });
 }
 
-listRecipes(new URLSearchParams(location.search).get("recipe")).catch(complain);
+listed = listRecipes(new URLSearchParams(location.search).get("recipe")).catch(complain);
