@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compat", "doctor", "setup_job"),
     ("needs",),
     ("stage_job", "trial_job", "redraw_job", "memory_job"),
-    ("api",),
+    ("api", "hubs"),
     ("composition",),
     ("backends", "tasks", "trainer"),
     ("stages", "pipeline"),

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lora_foundry import __version__
 from lora_foundry.cli import agents as cli_agents
+from lora_foundry.cli import publish as cli_publish
 from lora_foundry.cli import tasks as cli_tasks
 from lora_foundry.cli import web as cli_web
 from lora_foundry.cli import workflows as cli_workflows
@@ -312,6 +313,7 @@ def doctor(
 
 
 # In the order of the help: what a person does first stands first.
+app.command()(cli_publish.publish)
 app.command()(cli_web.serve)
 app.command()(cli_agents.mcp)
 app.command()(cli_tasks.worker)
