@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_foundry.errors import BackendError, FoundryError, InputError
