@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is not named as exported
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils._validators import validate_repo_id
@@ -68,7 +69,7 @@ def _in_words(repository: str, again: str) -> Iterator[None]:
         raise InputError(
             "HF_HUB_OFFLINE forbids every request to the hub; unset it to publish there."
         ) from error
-    except OSError as error:
+    except (HTTPError, OSError) as error:
         raise BackendError(
             f"The hub cannot be reached ({error}); look at the network, then {again}."
         ) from error
