@@ -31,8 +31,8 @@ def needed_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def shareable_recipe(recipe: Recipe) -> Recipe:
     """The recipe without what only its owner's machine and eyes should see: folders become empty, files keep their bare
-    names (sections.base.LocalPath says which fields may hold either), and prompts that were written for a look at the
-    training are left out."""
+    names (sections.base.LocalPath says which fields may hold either), and pictures, whose names are a person's own, and
+    prompts that were written for a look at the training are left out."""
     return _shareable(recipe)
 
 
@@ -49,9 +49,11 @@ def _shareable(model: Model) -> Model:
             changes[name] = _shareable(value)
             continue
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("private"):
+        marks = [mark for mark in field.metadata if isinstance(mark, LocalPath)]
+        private = isinstance(extra, dict) and extra.get("private")
+        if private or any(mark.place == "pictures" for mark in marks):
             changes[name] = type(value)()
-        elif any(isinstance(mark, LocalPath) for mark in field.metadata):
+        elif marks:
             listed = isinstance(value, tuple)
             changes[name] = tuple(map(bare_name, value)) if listed else bare_name(value)
     return model.model_copy(update=changes)

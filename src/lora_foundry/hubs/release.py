@@ -12,7 +12,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from lora_foundry.domain.evaluation import Evaluation, Scores
 from lora_foundry.domain.publication import Publication
-from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.sharing import bare_name, shareable_recipe
 from lora_foundry.errors import InputError
@@ -90,14 +89,9 @@ def gather(settings: Settings, name: str) -> Release:
         licence=model.licence,
         description="" if minimal else run.character.description,
         scores=None if minimal else found.scores,
-        recipe="" if minimal else recipe_toml(_without_references(shareable_recipe(run.recipe))),
+        recipe="" if minimal else recipe_toml(shareable_recipe(run.recipe)),
         pictures=_pictures(paths, found, minimal),
     )
-
-
-def _without_references(recipe: Recipe) -> Recipe:
-    """The recipe without the names of reference pictures, which may be a person's."""
-    return recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"references": ()})})
 
 
 def _pictures(paths: RunPaths, found: Evaluation, minimal: bool) -> tuple[ReleasePicture, ...]:
