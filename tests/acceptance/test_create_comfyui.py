@@ -51,7 +51,8 @@ def test_one_picture_becomes_a_published_lora_through_an_edit_workflow(
     assert (result.status, result.published) == ("completed", True)
 
     made = sorted((result.dataset_dir / "images").glob("*.png"))
-    assert len(made) == len({path.read_bytes() for path in made}) == 6
+    assert len(made) == len({path.read_bytes() for path in made}) == 7
+    assert [path.name for path in made if "reference" in path.name] == ["elara_reference.png"], "itself, too"
     for path in made:
         assert path.with_suffix(".txt").read_text().startswith("elara")
     drawn = [row["prompt"][2] for row in stub._history.values()]

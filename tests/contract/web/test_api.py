@@ -392,7 +392,9 @@ def test_results_say_what_is_there(client: TestClient, pipeline: str, paths: Run
     assert found["pairs"] == []
     assert client.get(f"{pipeline}/loss").json() == {"points": [[1, 0.5], [2, 0.4]], "next": 2}
     assert client.get(f"{pipeline}/loss?after=1").json()["points"] == [[2, 0.4]]
-    assert client.get(f"{pipeline}/samples").json() == {"samples": []}
+    samples = client.get(f"{pipeline}/samples").json()
+    assert (samples["samples"], samples["asked"]) == ([], False)
+    assert samples["refusal"].startswith("No training runs")
     problem(client.get(f"{pipeline}/report.html"), 404)
     problem(client.get(f"{pipeline}/lora"), 404)
     write_text(paths.report, f"<p>{HOSTILE}</p>")
