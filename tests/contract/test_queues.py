@@ -19,7 +19,7 @@ from lora_foundry.tasks.recovery import bury, heartbeat
 from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker
 from tests.contract.taking import admit, queues
-from tests.contract.test_store import ALL, execute, generation, one, run
+from tests.contract.test_store import ALL, execute, generation, one, opened, run
 from tests.contract.test_worker import attempts, order, until, work
 
 KILLED = """
@@ -53,20 +53,20 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home")
 
 
+async def added(url: str) -> Task:
+    """A task that waits in the tables, and no worker that knows of it."""
+    async with opened(url) as store:
+        (task,) = await store.add(order("first", "sleep 0", max_retries=0))
+        return task
+
+
 @pytest.mark.parametrize("place", ["queues.Engine.put", "worker.claim"])
 def test_a_worker_killed_between_the_tables_and_the_engine_loses_nothing(
     place: str, database_url: str, settings: Settings
 ) -> None:
     """Before the attempt is queued, and after it was taken out of the queue."""
 
-    async def add() -> Task:
-        store = TaskStore(database_url)
-        await store.upgrade()
-        (task,) = await store.add(order("first", "sleep 0", max_retries=0))
-        await store.close()
-        return task
-
-    task = asyncio.run(add())
+    task = asyncio.run(added(database_url))
     killed_at(place, database_url, settings)
     (left,) = execute(database_url, "SELECT status, lease FROM lora_foundry_tasks")
     together = "postgresql" in database_url and place == "queues.Engine.put"
@@ -87,14 +87,7 @@ def test_what_an_unknown_worker_took_out_of_a_queue_and_never_began_is_given_bac
     """One that froze, was forgotten, woke, took an attempt and died before it was known again."""
     monkeypatch.setattr(admission, "SWEEP", 0.5)
 
-    async def add() -> Task:
-        store = TaskStore(database_url)
-        await store.upgrade()
-        (task,) = await store.add(order("first", "sleep 0", max_retries=0))
-        await store.close()
-        return task
-
-    task = asyncio.run(add())
+    task = asyncio.run(added(database_url))
     killed_at("worker.claim", database_url, settings)
     execute(database_url, "DELETE FROM lora_foundry_executors")
 

@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is not named as exported
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+# Of whichever HTTP library this version of the client uses: only the client knows which, and names it without exporting it.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
 from huggingface_hub.utils._validators import validate_repo_id
 
 from lora_foundry.errors import BackendError, FoundryError, InputError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lora_foundry.domain.publication import Publication
@@ -175,7 +176,7 @@ def test_a_run_whose_lora_is_being_tried_is_not_deleted(
 ) -> None:
     trial = new_trial("elara", "", 1.0, (1,))
     write_model(paths.trial(trial.id).result, trial)
-    site = client.app.state.site  # type: ignore[attr-defined]
+    site = cast(FastAPI, client.app).state.site
     site.trials._running[trial.id] = None
     assert client.delete(ended).status_code == 409
     site.trials._running.clear()

@@ -41,7 +41,7 @@ class AnimaPipeline(DiffusionPipeline, AnimaLoraLoaderMixin):
         transformer: Any,
     ) -> None:
         super().__init__()
-        self.register_modules(  # type: ignore[no-untyped-call]
+        self.register_modules(  # type: ignore[no-untyped-call]  # diffusers gives it no types
             scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, t5_tokenizer=t5_tokenizer,
             text_conditioner=text_conditioner, transformer=transformer,
         )  # fmt: skip
@@ -82,7 +82,7 @@ class AnimaPipeline(DiffusionPipeline, AnimaLoraLoaderMixin):
             plain = original(drawn.to(self.vae.dtype), self.vae.config).unsqueeze(FRAMES)
             pixels = self.vae.decode(plain, return_dict=False)[0].squeeze(FRAMES)
             drawn = self.image_processor.postprocess(pixels, output_type=output_type)
-        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
+        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]  # diffusers gives it no types
         return Drawn(drawn)
 
     def _denoised(self, latents: Tensor, asked: list[Tensor], steps: int, guidance: float) -> Tensor:
