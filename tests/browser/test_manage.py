@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PATIENCE, Server, settled
+from tests.browser.conftest import NARROW, PATIENCE, Server, settled
 from tests.homes import ELARA, SMALL, Homes
 
 expect.set_options(timeout=PATIENCE)
@@ -192,3 +193,66 @@ def test_a_dataset_is_deleted_and_brought_back(
     page.get_by_role("button", name="Undo", exact=True).click()
     expect(page.locator("#set li").first).to_be_visible()
     assert captions(server) == before
+
+
+def test_a_picture_is_cropped_with_mouse_keys_and_numbers(
+    server: Server, run: str, open_page: Callable[..., Page]
+) -> None:
+    images = server.home / "datasets" / "Elara" / "images"
+    whole, before = (images / "elara_001.png").read_bytes(), captions(server)
+    page = settled(open_page(f"{run}/dataset"))
+    page.get_by_role("button", name="Crop elara_001.png").click()
+    box = page.locator(".crop-box")
+    expect(box).to_be_focused()
+    stage = page.locator(".crop-stage").bounding_box()
+    assert stage is not None
+    page.mouse.move(stage["x"] + 1, stage["y"] + 1)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 4, steps=3)
+    page.mouse.up()
+    width, height = page.get_by_label("Width"), page.get_by_label("Height")
+    assert (int(width.input_value()), int(height.input_value())) == (32, 16)
+    page.get_by_label("Shape").select_option("1")
+    assert width.input_value() == height.input_value()
+    box.press("ArrowRight")
+    assert page.get_by_label("Left", exact=True).input_value() == "1"
+    box.press("Shift+ArrowDown")
+    assert width.input_value() == height.input_value()
+    page.get_by_label("Width").fill("40")
+    page.get_by_label("Left", exact=True).fill("900")
+    page.keyboard.press("Tab")
+    assert page.get_by_label("Left", exact=True).input_value() == "24", "the part stays within the picture"
+    assert serious(page) == []
+    page.get_by_role("dialog").get_by_role("button", name="Crop").click()
+    expect(page.locator("#done")).to_contain_text("elara_001.crop.png is in the place of elara_001.png")
+    expect(page.locator("#out")).to_contain_text("elara_001.png")
+    with Image.open(images / "elara_001.crop.png") as made:
+        assert made.size == (40, 40)
+    assert captions(server)["elara_001.crop.txt"] == before["elara_001.txt"]
+    assert (images / "elara_001.png").read_bytes() == whole
+    page.get_by_role("button", name="Undo: cropped elara_001.png").click()
+    expect(page.get_by_label("Select elara_001.png")).to_be_visible()
+    assert captions(server) == before
+
+
+def test_a_picture_is_cropped_with_a_finger(server: Server, run: str, open_page: Callable[..., Page]) -> None:
+    page = settled(open_page(f"{run}/dataset", viewport=NARROW, has_touch=True))
+    page.get_by_role("button", name="Crop elara_002.png").tap()
+    corner = page.locator(".crop-corner.right.bottom").bounding_box()
+    stage = page.locator(".crop-stage").bounding_box()
+    assert corner is not None
+    assert stage is not None
+    x, y = corner["x"] + corner["width"] / 2, corner["y"] + corner["height"] / 2
+    finger = page.context.new_cdp_session(page)
+    for kind, place in (
+        ("touchStart", (x, y)),
+        ("touchMove", (x - 9, y)),
+        ("touchMove", (x - stage["width"] / 4, y)),
+    ):
+        points = [{"x": place[0], "y": place[1]}]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert abs(int(page.get_by_label("Width").input_value()) - 35) <= 1, "51 of 64 pixels, less a quarter"
+    page.get_by_role("dialog").get_by_role("button", name="Go back").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert not (server.home / "datasets" / "Elara" / "images" / "elara_002.crop.png").exists()

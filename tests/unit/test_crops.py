@@ -22,12 +22,14 @@ from lora_foundry.files.images import read_alpha, read_picture
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model, write_model
 from lora_foundry.files.training_set import list_set, read_set
+from lora_foundry.files.versions import make_room
 from lora_foundry.ports import Box, TrainingImage
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
 from lora_foundry.stages.curate.crops import frame
 from lora_foundry.stages.train.step import collect_images
+from lora_foundry.web.cropping import Area, crop_picture
 from tests.painted import PaintedPorts, make_run, paint, quiet
 from tests.unit.test_own_pictures import OwnPorts
 
@@ -264,3 +266,42 @@ def test_a_caption_of_a_crop_that_a_person_has_written_stays(tmp_path: Path) -> 
         "one.png": "plan",
         "one.face.png": "edited",
     }
+
+
+def test_what_a_person_cut_takes_the_place_of_their_picture_in_every_stage(tmp_path: Path) -> None:
+    run, paths = crop_run(tmp_path, 'dataset.crops=["face"]')
+    for name in ("one", "two"):
+        portrait(paths.images / f"{name}.png")
+    (paths.images / "two.txt").write_text("zoë, waving, full body")
+    train(run, paths)
+    for name in ("one.png", "two.png"):
+        picture = list_set(paths).find(name)
+        assert picture is not None
+        assert crop_picture(paths, picture, Area(30, 20, 100, 120)) == name.replace(".png", ".crop.png")
+    expected = {"one.crop.png", "one.face.png", "two.crop.png", "two.face.png"}
+    assert set(train(run, paths)) == expected, "those of the detector stay beside it"
+    trained = train(run, paths)
+    assert set(trained) == expected
+    assert trained["two.crop.png"].caption == f"{run.character.trigger}, zoë, waving, full body"
+    tagged = {
+        each.file: each for each in require_model(paths.tagging_results, TaggingResults, "caption").captions
+    }
+    assert tagged["one.crop.png"].source == "plan", (
+        "its caption came from the captioner, so it follows the recipe"
+    )
+    for name in ("one.png", "two.png"):
+        (paths.images / name).unlink()  # the owner keeps the parts alone
+    assert {"one.crop.png", "two.crop.png"} <= {each.name for each in read_set(paths).pictures}
+
+
+def test_a_run_that_replaces_another_keeps_what_a_person_cut_of_their_own(tmp_path: Path) -> None:
+    run, paths = crop_run(tmp_path, 'dataset.crops=["face"]')
+    portrait(paths.images / "one.png")
+    train(run, paths)
+    write_model(paths.run_file, run.model_copy(update={"version": 1}))
+    picture = list_set(paths).find("one.png")
+    assert picture is not None
+    crop_picture(paths, picture, Area(30, 20, 100, 120))
+    make_room(paths, run.model_copy(update={"version": 2, "replaces": True}))
+    assert {path.name for path in paths.images.glob("*.png")} == {"one.png", "one.crop.png"}
+    assert [each.name for each in read_set(paths).pictures] == ["one.crop.png"]

@@ -60,18 +60,23 @@ class PictureRecord(BaseModel):
 
 
 class Crop(BaseModel):
-    """A copy of a person's own picture, cut to a framing. `source` is the picture's name in the set; the box is left, top,
-    right and bottom in its pixels; mask_sha256 is empty where it has no mask. sha256: of the file as it was cut here, empty
-    until it was."""
+    """A part of a picture of the set, copied. `source` is the picture's name in the set; the box is left, top, right and
+    bottom in its pixels; mask_sha256 is empty where it has no mask. sha256: of the file as it was cut here, empty until it
+    was. framing: None where a person drew the box; such a crop takes the place of its source, the others stand beside it."""
 
     model_config = ConfigDict(frozen=True)
 
     source: str
     source_sha256: str
-    framing: Framing
+    framing: Framing | None
     box: tuple[int, int, int, int]
     mask_sha256: str = ""
     sha256: str = ""
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person drew the box."""
+        return self.framing is None
 
     def same_cut(self, other: Crop) -> bool:
         """Whether both are cut from the same, in the same way."""

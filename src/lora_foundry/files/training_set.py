@@ -69,7 +69,7 @@ class SetPicture:
     """One picture of the set.
 
     name: its path below images/, with slashes; how every record and page calls it. generated: made here, by the plan;
-    crop: cut here from an own picture; reference: the character's reference image, put in here by a run that draws after
+    crop: cut here from another picture; reference: the character's reference image, put in here by a run that draws after
     it; any other file is its owner's and is never moved or changed. captions: the files that hold its caption, the one
     that counts first. target: where a caption is written. repeats: what its folder's name
     asks for (10_elara); 0 where it asks for none.
@@ -149,12 +149,27 @@ def read_set(paths: RunPaths, excluded: bool = False) -> TrainingSet:
             out.append(LeftOut(picture.name, "unreadable", fault))
         else:
             kept.append(picture)
+    for crop in [picture for picture in kept if picture.crop and picture.crop.by_hand]:
+        if not _is_of_its_source(crop, listing, paths):
+            kept.remove(crop)
+            out.append(LeftOut(crop.name, "excluded", "the picture that it was cut from was drawn anew"))
     present = {picture.name for picture in kept}
+    present |= {picture.crop.source for picture in kept if picture.crop and picture.crop.by_hand}
     alone = [picture for picture in kept if picture.crop and picture.crop.source not in present]
     for crop in alone:  # of a picture that was thrown out or has gone
         kept.remove(crop)
         out.append(LeftOut(crop.name, "excluded", "the picture that it was cut from is not in the set"))
     return TrainingSet(tuple(kept), tuple(out))
+
+
+def _is_of_its_source(picture: SetPicture, listing: TrainingSet, paths: RunPaths) -> bool:
+    """Whether what a person cut a crop from is still the drawing that they saw. A person's own picture may go: what they
+    cut from it is theirs."""
+    crop = picture.crop
+    if crop is None or not has_planned_name(paths.images / crop.source, paths):
+        return True
+    source = listing.find(crop.source)
+    return source is not None and readable_hash(source.path) == crop.source_sha256
 
 
 def is_excluded(exclusions: Exclusions, picture: SetPicture) -> bool:

@@ -88,13 +88,15 @@ def make_room(paths: RunPaths, run: Run) -> None:
 
 def _remove_drawn(paths: RunPaths) -> set[Path]:
     """Removes the pictures that were drawn, cut or taken for a reference, with their captions; returns what is a person's
-    and stays: the folders of their pictures and masks, and which of these they have thrown out. Nothing where no file of
-    theirs is there."""
+    and stays: the folders of their pictures and masks, and which of these they have thrown out. What they cut themselves from
+    a picture of theirs is theirs. Nothing where no file of theirs is there."""
     listed = list_set(paths)
     if not listed.own and not listed.left_out:
         return set()
+    own = {picture.name for picture in listed.own}
     for picture in listed.pictures:
-        if picture.generated or picture.reference or was_cut(picture):
+        by_hand = picture.crop is not None and picture.crop.by_hand and picture.crop.source in own
+        if picture.generated or picture.reference or (was_cut(picture) and not by_hand):
             masks = [picture.mask] if picture.crop and picture.mask else []
             for file in (picture.path, *picture.captions, *masks):
                 remove_file(file)

@@ -137,16 +137,26 @@ def pictures_of(paths: RunPaths, looks: Looks, records: SetRecords) -> list[SetP
     found = []
     for folder in (paths.images, paths.rejected):
         listed_set = list_set(paths) if folder == paths.images else pictures_in(folder)
+        alone = _crops_left_out(paths, listed_set)
         for picture in listed_set.pictures:
             look = looks.at(picture.path)
             if look is not None:
                 verdict = verdicts.get(f"{folder.name}/{picture.name}")
-                found.append(
-                    _picture(
-                        picture, look, verdict, records, written.get(picture.name), folder == paths.rejected
-                    )
+                shown = _picture(
+                    picture, look, verdict, records, written.get(picture.name), folder == paths.rejected
                 )
+                if shown.status == "included" and picture.name in alone:
+                    shown.status, shown.reason = "excluded", alone[picture.name]
+                found.append(shown)
     return found
+
+
+def _crops_left_out(paths: RunPaths, listed: files.TrainingSet) -> dict[str, str]:
+    """The crops that are not trained on, since what they were cut from is not, and why."""
+    crops = {picture.name for picture in listed.pictures if picture.crop}
+    if not crops:
+        return {}
+    return {each.name: each.reason for each in files.read_set(paths).left_out if each.name in crops}
 
 
 def picture_files(folder: Path) -> list[Path]:

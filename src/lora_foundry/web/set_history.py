@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_foundry.domain.dataset import Crops, TaggingResults
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
 from lora_foundry.errors import StorageError
 from lora_foundry.files.paths import RunPaths
@@ -23,7 +24,7 @@ from lora_foundry.files.storage import (
     write_model,
     write_text,
 )
-from lora_foundry.files.training_set import list_set
+from lora_foundry.files.training_set import SetPicture, list_set, was_cut
 from lora_foundry.web.dataset import caption_of, read_exclusions
 from lora_foundry.web.problems import ConflictError
 
@@ -50,7 +51,7 @@ class Mark(BaseModel):
 
 class SetStep(BaseModel):
     """One change. `words`: what was done, for people; `picture`: the file that was drawn again, whose earlier picture lies in
-    the step's folder."""
+    the step's folder; `added`: the picture that was cut from another."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,20 +61,21 @@ class SetStep(BaseModel):
     captions: dict[str, Caption] = {}
     marks: dict[str, Mark] = {}
     picture: str = ""
+    added: str = ""
 
 
 @contextmanager
-def recorded(paths: RunPaths, words: str) -> Iterator[None]:
-    """Writes down what changes in the block, where anything does."""
+def recorded(paths: RunPaths, words: str, added: str = "") -> Iterator[None]:
+    """Writes down what changes in the block, where anything does. `added`: the name of the crop that it makes."""
     captions, marks = _captions(paths), read_exclusions(paths).files
     try:
         yield
     finally:  # what was broken off half way can be undone as well
-        _record(paths, words, captions, marks)
+        _record(paths, words, captions, marks, added if (paths.images / added).is_file() else "")
 
 
 def _record(
-    paths: RunPaths, words: str, captions: dict[str, str | None], marks: dict[str, Exclusion]
+    paths: RunPaths, words: str, captions: dict[str, str | None], marks: dict[str, Exclusion], added: str
 ) -> None:
     now, marked = _captions(paths), read_exclusions(paths).files
     step = _step(
@@ -88,8 +90,9 @@ def _record(
             for name in marks | marked
             if marks.get(name) != marked.get(name)
         },
+        added=added,
     )
-    if step.captions or step.marks:
+    if step.captions or step.marks or step.added:
         _keep(paths, step)
 
 
@@ -136,6 +139,8 @@ def undo(paths: RunPaths) -> SetStep:
         raise ConflictError(
             f"What is left out was changed by another program since, so this step ({step.words}) stays."
         )
+    if step.added and step.added in listed:
+        _remove_crop(paths, step, listed[step.added])
     for name, caption in step.captions.items():
         if name in listed:
             target = listed[name].target
@@ -161,10 +166,39 @@ def _step(
     captions: dict[str, Caption] | None = None,
     marks: dict[str, Mark] | None = None,
     picture: str = "",
+    added: str = "",
 ) -> SetStep:
     now = datetime.now(UTC)
     name = f"{now:%Y%m%d-%H%M%S-%f}-{secrets.token_hex(2)}"
-    return SetStep(id=name, at=now, words=words, captions=captions or {}, marks=marks or {}, picture=picture)
+    return SetStep(
+        id=name,
+        at=now,
+        words=words,
+        captions=captions or {},
+        marks=marks or {},
+        picture=picture,
+        added=added,
+    )
+
+
+def _remove_crop(paths: RunPaths, step: SetStep, picture: SetPicture) -> None:
+    """The crop that a step made, and what belongs to it. Raises ConflictError where another program has changed it."""
+    if picture.crop is None or not was_cut(picture):
+        _drop(paths, step)
+        raise ConflictError(
+            f"{picture.name} was changed by another program since, so this step ({step.words}) stays."
+        )
+    for file in (picture.path, *picture.captions, *([picture.mask] if picture.mask else [])):
+        remove_file(file)
+    crops = read_model(paths.crops, Crops) or Crops()
+    write_model(
+        paths.crops,
+        Crops(files={name: crop for name, crop in crops.files.items() if name != picture.name}),
+    )
+    tagged = read_model(paths.tagging_results, TaggingResults)
+    if tagged is not None and any(each.file == picture.name for each in tagged.captions):
+        kept = tuple(each for each in tagged.captions if each.file != picture.name)
+        write_model(paths.tagging_results, tagged.model_copy(update={"captions": kept}))
 
 
 def _captions(paths: RunPaths) -> dict[str, str | None]:

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import requests
 from fastapi.testclient import TestClient
+from PIL import Image
 
+from lora_foundry.domain.dataset import Crops
 from lora_foundry.errors import StorageError
 from lora_foundry.files.images import read_record
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.storage import require_model
+from lora_foundry.files.training_set import list_set, read_set
 from lora_foundry.settings import Settings
 from lora_foundry.web import set_history
 from tests.contract.web.conftest import serving
@@ -168,3 +172,90 @@ def test_a_change_that_was_broken_off_can_be_undone(paths: RunPaths) -> None:
         broken_off()
     set_history.undo(paths)
     assert captions(paths) == before
+
+
+HALF = {"left": 8, "top": 4, "width": 32, "height": 40}
+
+
+def test_a_crop_takes_the_place_of_a_picture_with_caption_and_mask_and_is_undone(
+    client: TestClient, base: str, paths: RunPaths
+) -> None:
+    picture, before = paths.image(0), captions(paths)
+    whole = picture.read_bytes()
+    paths.masks.mkdir()
+    with Image.open(picture) as image:
+        image.convert("L").resize((128, 128)).save(paths.masks / picture.name)
+    client.post(f"{base}/exclude", json={"files": ["elara_002.png"]})
+    made = client.post(f"{base}/elara_001.png/crop", json=HALF)
+    assert made.status_code == 201, made.text
+    assert (made.json()["file"], made.json()["cut_from"]) == ("elara_001.crop.png", "elara_001.png")
+    assert (made.json()["width"], made.json()["height"]) == (32, 40)
+    assert made.json()["caption"] == before["elara_001.txt"].strip()
+    assert picture.read_bytes() == whole, "the picture itself was changed"
+    with Image.open(paths.masks / "elara_001.crop.png") as mask:
+        assert mask.size == (64, 80)
+    assert [each.name for each in read_set(paths).pictures] == [
+        "elara_001.crop.png",
+        "elara_003.png",
+        "elara_004.png",
+    ]
+    assert client.post(f"{base}/undo").json() == {"words": "cropped elara_001.png"}
+    assert captions(paths) == before
+    assert [each.name for each in list_set(paths).pictures if "crop" in each.name] == []
+    assert list(paths.masks.iterdir()) == [paths.masks / picture.name]
+    assert client.get(base).json()["counts"] == {"included": 3, "excluded": 1, "rejected": 1}
+
+
+def test_a_crop_of_a_crop_is_known_by_the_first_picture(
+    client: TestClient, base: str, paths: RunPaths
+) -> None:
+    client.post(f"{base}/elara_001.png/crop", json=HALF)
+    again = client.post(
+        f"{base}/elara_001.crop.png/crop", json={"left": 1, "top": 2, "width": 20, "height": 20}
+    )
+    assert (again.json()["file"], again.json()["cut_from"]) == ("elara_001.crop-2.png", "elara_001.png")
+    crops = require_model(paths.crops, Crops, "curate").files
+    assert crops["elara_001.crop-2.png"].box == (9, 6, 29, 26)
+    names = [each.name for each in read_set(paths).pictures]
+    assert "elara_001.crop-2.png" in names
+    assert "elara_001.crop.png" not in names
+    client.post(f"{base}/undo")
+    assert "elara_001.crop.png" in [each.name for each in read_set(paths).pictures]
+
+
+def test_a_crop_of_a_drawing_that_was_made_anew_is_left_out_and_says_why(
+    client: TestClient, base: str, paths: RunPaths
+) -> None:
+    client.post(f"{base}/elara_001.png/crop", json=HALF)
+    Image.new("RGB", (64, 64), "red").save(paths.image(0))
+    shown = {each["file"]: each for each in client.get(base).json()["images"]}
+    assert shown["elara_001.png"]["status"] == "included"
+    assert shown["elara_001.crop.png"]["status"] == "excluded"
+    assert "drawn anew" in shown["elara_001.crop.png"]["reason"]
+    assert "elara_001.crop.png" not in [each.name for each in read_set(paths).pictures]
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        {"left": 40, "top": 0, "width": 32, "height": 32},
+        {"left": 0, "top": 0, "width": 64, "height": 64},
+        {"left": 0, "top": 0, "width": 4, "height": 64},
+        {"left": -1, "top": 0, "width": 32, "height": 32},
+        {"left": 0, "top": 0, "width": 10**9, "height": 32},
+    ],
+)
+def test_a_part_that_is_none_of_the_picture_is_refused_and_nothing_is_left_behind(
+    client: TestClient, base: str, paths: RunPaths, area: dict[str, int]
+) -> None:
+    refused = client.post(f"{base}/elara_001.png/crop", json=area)
+    assert refused.status_code == 422
+    assert list_set(paths).find("elara_001.crop.png") is None
+    assert client.get(base).json()["undo"] is None
+
+
+def test_a_crop_whose_file_was_changed_since_stays(client: TestClient, base: str, paths: RunPaths) -> None:
+    client.post(f"{base}/elara_001.png/crop", json=HALF)
+    Image.new("RGB", (32, 40), "red").save(paths.images / "elara_001.crop.png")
+    assert client.post(f"{base}/undo").status_code == 409
+    assert (paths.images / "elara_001.crop.png").is_file()

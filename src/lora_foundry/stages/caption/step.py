@@ -22,6 +22,7 @@ from lora_foundry.domain.dataset import (
 )
 from lora_foundry.domain.run import ProgressEvent, Run, fingerprint
 from lora_foundry.domain.sections import CaptionSection
+from lora_foundry.domain.shots import Shot
 from lora_foundry.domain.tags import booru
 from lora_foundry.errors import InputError, StageError
 from lora_foundry.files.hashing import readable_hash
@@ -74,8 +75,8 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
         picture.file: compose(character, picture, tags, section, seen[picture.file], pruned)
         for picture, tags in zip(pictures, described, strict=True)
     }
-    texts |= _of_crops(files, texts, _known(paths, earlier, texts))
-    ours = Written(hashes=_known(paths, earlier, texts))
+    texts |= _of_crops(files, texts, _known(paths, earlier, texts, files))
+    ours = Written(hashes=_known(paths, earlier, texts, files))
     write_model(paths.captions_journal, ours)  # before any of them is written
     remove_leftovers(paths.images)
     captions = []
@@ -109,17 +110,26 @@ def _records(
                 "again."
             )
     drawn = {picture.file for picture in metadata.pictures}
+    shots = {picture.file: picture.shot for picture in metadata.pictures}
     own = [
         own_record(
             name,
             readable_hash(picture.path),
             metadata.model,
-            FRAMED[picture.crop.framing] if picture.crop else NOTHING_ASKED,
+            _shot(picture, shots),
         )
         for name, picture in files.items()
         if name not in drawn
     ]
     return [*metadata.pictures, *own]
+
+
+def _shot(picture: SetPicture, drawn: Mapping[str, Shot]) -> Shot:
+    """What is known of a picture that was not drawn: of a crop its framing, or what was asked for its source."""
+    if picture.crop is None:
+        return NOTHING_ASKED
+    framing = picture.crop.framing
+    return drawn.get(picture.crop.source, NOTHING_ASKED) if framing is None else FRAMED[framing]
 
 
 def _former(earlier: TaggingResults | None, trigger: str) -> tuple[str, ...]:
@@ -149,11 +159,16 @@ def pruned_tags(character: Character, section: CaptionSection, common: Sequence[
 
 
 def _known(
-    paths: RunPaths, earlier: TaggingResults | None, texts: Mapping[str, str]
+    paths: RunPaths, earlier: TaggingResults | None, texts: Mapping[str, str], files: Mapping[str, SetPicture]
 ) -> dict[str, tuple[str, ...]]:
-    """The hashes of each picture's captions that are this stage's own, the one to be written last."""
+    """The hashes of each picture's captions that are this stage's own, the one to be written last. What a person cut came
+    with the caption of its source."""
     journal = read_model(paths.captions_journal, Written) or Written()
     known = {each.file: (each.written,) for each in earlier.captions if each.written} if earlier else {}
+    for file in texts:
+        crop = files[file].crop
+        if crop is not None and crop.by_hand and crop.source in known:
+            known.setdefault(file, known[crop.source])
     return {
         file: tuple(dict.fromkeys((*known.get(file, ()), *journal.hashes.get(file, ()), hash_of(text))))
         for file, text in texts.items()
@@ -163,14 +178,15 @@ def _known(
 def _of_crops(
     files: Mapping[str, SetPicture], texts: Mapping[str, str], ours: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """The captions of crops whose originals have a person's: those words, under the crop's framing."""
+    """The captions of crops whose originals have a person's: those words, under the crop's framing where it has one."""
     found = {}
     for name in texts:
         crop = files[name].crop
         if crop is not None and crop.source in files:
             written = _written_by_hand(files[crop.source], ours[crop.source])
             if written is not None:
-                found[name] = framed(written[1], FRAMED[crop.framing].angle)
+                words, framing = written[1], crop.framing
+                found[name] = words if framing is None else framed(words, FRAMED[framing].angle)
     return found
 
 

@@ -5,21 +5,19 @@ cut from. Whoever changes a copy has made it their own: it is neither written ov
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from lora_foundry.domain.curation import Verdict
 from lora_foundry.domain.dataset import Crop, Crops
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.sections.dataset import Framing
+from lora_foundry.files.cropping import cut
 from lora_foundry.files.hashing import file_hash, readable_hash
-from lora_foundry.files.images import picture_size, read_brightness, read_layers
+from lora_foundry.files.images import picture_size
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import read_model, write_bytes, write_model
-from lora_foundry.files.training_set import SetPicture, list_set, mask_place, move_picture, was_cut
+from lora_foundry.files.storage import read_model, write_model
+from lora_foundry.files.training_set import SetPicture, list_set, move_picture, was_cut
 from lora_foundry.ports import ProgressCallback
 
 # Width and height of a framing, and how much of it lies above the face; all in sides of the face.
@@ -43,6 +41,7 @@ def cut_crops(run: Run, paths: RunPaths, own: Sequence[Verdict], progress: Progr
         file = picture.path.relative_to(paths.root).as_posix()
         if picture.own and file in faces:
             plan.add(picture, faces[file], framings, least)
+    plan.keep_what_people_cut(listed)
     if plan.files != known.files:
         write_model(paths.crops, Crops(files={**known.files, **plan.files}))
         _move_aside(
@@ -50,7 +49,7 @@ def cut_crops(run: Run, paths: RunPaths, own: Sequence[Verdict], progress: Progr
         )
         todo = [(name, crop) for name, crop in plan.files.items() if not crop.sha256]
         for number, (name, crop) in enumerate(todo, 1):
-            plan.files[name] = _cut(paths, listed[crop.source], name, crop)
+            plan.files[name] = cut(paths, listed[crop.source], name, crop)
             progress(_event(number, len(todo), f"cut {name}", paths.images / name))
         write_model(paths.crops, Crops(files=plan.files))
     if framings and faces:
@@ -100,6 +99,15 @@ class _Plan:
                 self._reasons[_SMALL] += 1
             else:
                 self._place(picture, framing, box)
+
+    def keep_what_people_cut(self, listed: Container[str]) -> None:
+        """Crops that a person made stay, and beside them those of the same picture, which they took out of the set."""
+        by_hand = {name: crop for name, crop in self._known.items() if crop.by_hand and name in listed}
+        sources = {crop.source for crop in by_hand.values()}
+        beside = {
+            name: crop for name, crop in self._known.items() if crop.source in sources and name in listed
+        }
+        self.files = {**by_hand, **beside, **self.files}
 
     def _place(self, picture: SetPicture, framing: Framing, box: tuple[int, int, int, int]) -> None:
         crop = Crop(
@@ -152,23 +160,3 @@ def _names(source: str, framing: Framing) -> Iterator[str]:
     while True:
         yield f"{stem}.{framing}-{number}.png"
         number += 1
-
-
-def _cut(paths: RunPaths, source: SetPicture, name: str, crop: Crop) -> Crop:
-    """Cuts one crop, with its mask where the original has one."""
-    target = paths.images / name
-    if source.mask is not None:
-        mask, size = read_brightness(source.mask), picture_size(source.path)
-        across, down = mask.width / size[0], mask.height / size[1]
-        left, top, right, bottom = crop.box
-        place = (round(left * across), round(top * down), round(right * across), round(bottom * down))
-        write_bytes(mask_place(target, paths), _png(mask.crop(place)))
-    data = _png(read_layers(source.path).crop(crop.box))
-    write_bytes(target, data)
-    return crop.model_copy(update={"sha256": file_hash(target)})
-
-
-def _png(image: Image.Image) -> bytes:
-    out = BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()

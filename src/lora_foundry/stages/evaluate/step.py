@@ -203,7 +203,11 @@ def _metrics(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMet
         pictures = training_set.pictures[start : start + _AT_ONCE]
         images = [_load(picture) for picture in pictures]
         small += [thumbnail(image).ravel() for image in images]
-        shown = [image for picture, image in zip(pictures, images, strict=True) if picture.crop is None]
+        shown = [
+            image
+            for picture, image in zip(pictures, images, strict=True)
+            if picture.crop is None or picture.crop.by_hand
+        ]
         if embedder is not None and shown:
             rows.append(embedder.embed(shown))
     return EvaluationMetrics(

@@ -102,7 +102,7 @@ def take_own(run: Run, progress: ProgressCallback) -> GenerationMetadata:
         if picture.generated or picture.reference:
             move_picture(paths, picture.path, aside / picture.path.name)
     present = read_set(paths)
-    if not present.own:
+    if not present.own and not any(each.crop and each.crop.by_hand for each in present.pictures):
         left = "; ".join(f"{each.name}: {each.reason}" for each in present.left_out[:3])
         raise InputError(
             f"There is no picture to train on in {paths.images}; put some there, or give a folder with --pictures."

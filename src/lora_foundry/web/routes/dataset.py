@@ -16,6 +16,7 @@ from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers, set_history
 from lora_foundry.web import dataset as sets
 from lora_foundry.web.busy import refuse_while_busy
+from lora_foundry.web.cropping import Area, crop_picture
 from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import BUSY, NotFoundError
@@ -80,6 +81,15 @@ class ChosenIn(RequestModel):
 
     files: list[Annotated[str, Field(max_length=300)]] = Field(min_length=1, max_length=2000)
     reason: str = Field(default="", max_length=500)
+
+
+class CropIn(RequestModel):
+    """A part of the picture, in pixels from its upper left corner, as `width` and `height` in `GET /dataset` count them."""
+
+    left: int = Field(ge=0, le=100_000)
+    top: int = Field(ge=0, le=100_000)
+    width: int = Field(ge=1, le=100_000)
+    height: int = Field(ge=1, le=100_000)
 
 
 class Undone(BaseModel):
@@ -241,7 +251,8 @@ async def restore_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChange
 
 @router.post("/dataset/undo")
 async def undo(here: Here, pipeline: str) -> Undone:
-    """Takes the newest change back: captions, tags, exclusions, a picture that was drawn again; 409 where there is none."""
+    """Takes the newest change back: captions, tags, exclusions, a crop, a picture that was drawn again. 409 where there is
+    none."""
     paths = await _paths(here, pipeline)
     async with here.edits:
         step = await asyncio.to_thread(set_history.undo, paths)
@@ -259,6 +270,17 @@ async def redraw(here: Here, pipeline: str, file: str) -> Redraw:
         raise NotFoundError("This run has not begun yet; there is no picture to draw again.")
     await refuse_while_busy(here)
     return here.redraws.start(here.settings, found.id, run, paths, file)
+
+
+@router.post("/dataset/{file:path}/crop", status_code=201)
+async def crop(here: Here, pipeline: str, file: str, asked: CropIn) -> ShownPicture:
+    """Puts a part of a picture in its place: a copy, under the same caption and with that part of its mask. The whole one
+    stays where it is and is left out."""
+    paths = await _paths(here, pipeline)
+    async with here.edits:
+        found = sets.in_set(paths, file)
+        name = await asyncio.to_thread(crop_picture, paths, found, Area(**asked.model_dump()))
+    return await _one(here, pipeline, paths, name)
 
 
 @router.post("/dataset/{file:path}/exclude")

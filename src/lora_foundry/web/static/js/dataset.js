@@ -5,6 +5,7 @@ import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, getIfThere, page, path, pipelineId, pipelinePath, post, put, remove } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { confirm, offerUndo } from "./confirm.js";
+import { crop } from "./crop.js";
 import { startKeys, startTools } from "./dataset_tools.js";
 import { plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
@@ -137,7 +138,9 @@ function makeTile(each) {
   } } });
   return el("li", { class: "tile" }, picture(), el("div", { class: "body" },
     el("div", { class: "row small" }, choose, el("span", { class: "soft name" }), el("span", { class: "soft edited" })), el("p", { class: "small warn why" }), text,
-    el("div", { class: "row between" }, save, each.seed === null || each.own ? null : el("button", {
+    el("div", { class: "row" }, save, el("button", {
+      type: "button", class: "quiet", "aria-label": `Crop ${each.file}`, on: { click: () => cropped(each.file).catch(complain) },
+    }, "Crop"), each.seed === null || each.own ? null : el("button", {
       type: "button", class: "quiet", "aria-label": `Draw ${each.file} again with another seed`, on: { click: () => post(pipelinePath("dataset", each.file, "redraw")).then(refresh).catch(complain) },
     }, "New seed"), el("button", {
       type: "button", class: "quiet danger", "aria-label": `Exclude ${each.file}`, on: { click: () => change("exclude", each.file) },
@@ -181,6 +184,14 @@ async function showTheirs(file, text) {
   if (theirs === text.dataset.stored) return;
   text.dataset.stored = theirs;
   complain(new Error(`Somebody has changed the caption of ${file} meanwhile; it now is: ${theirs} (Save again to replace it, or press Escape in the field to keep it.)`));
+}
+
+async function cropped(file) {
+  const area = await crop(dataset.images.find((each) => each.file === file));
+  if (!area) return;
+  const made = await post(pipelinePath("dataset", file, "crop"), area);
+  done(`${made.file} is in the place of ${file}, which stays as it is and is left out.`);
+  refresh();
 }
 
 async function change(what, file) {

@@ -40,7 +40,7 @@ export function startTools({ scope, scopeWords, selected, done, refresh }) {
 
 const TYPED = "input:not([type=checkbox]), textarea, select";
 
-/** j and k go from picture to picture, x selects, e excludes, n draws anew, u undoes, / goes to the words. */
+/** j and k go from picture to picture, x selects, e excludes, c crops, n draws anew, u undoes, / goes to the words. */
 export function startKeys({ undo }) {
   const tiles = () => [...byId("set").children];
   const here = () => tiles().findIndex((tile) => tile.contains(document.activeElement));
@@ -56,7 +56,7 @@ export function startKeys({ undo }) {
     tiles()[next]?.querySelector("button").focus();
     tiles()[next]?.scrollIntoView({ block: "nearest" });
   };
-  const keys = { j: () => go(1), k: () => go(-1), x: () => press("input[type=checkbox]"), e: () => press(".danger"), n: () => press("[aria-label^=Draw]"), u: undo, "/": () => byId("words").focus() };
+  const keys = { j: () => go(1), k: () => go(-1), x: () => press("input[type=checkbox]"), e: () => press(".danger"), c: () => press("[aria-label^=Crop]"), n: () => press("[aria-label^=Draw]"), u: undo, "/": () => byId("words").focus() };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches(TYPED) || document.querySelector("dialog[open]")) return;
     const act = keys[event.key];
