@@ -13,6 +13,7 @@
         ├── BackendError          a generator, tagger or trainer stopped working
         ├── StageError            a stage ended without its result
         ├── FolderBusyError       another process still holds the run's folder
+        ├── TakenOverError        another host has begun the stage anew, so this attempt's work does not count
         └── StopRequested         the run was asked to stop at the next safe place, and did
 
 A message is one sentence or two: what happened, where, and what to do next. `exit_code` is the CLI's.
@@ -81,6 +82,10 @@ class StageError(RetryableError):
 
 class FolderBusyError(RetryableError):
     """Another process holds the run's folder, such as one on a host that froze. Waiting for it counts as no attempt."""
+
+
+class TakenOverError(RetryableError):
+    """Another host has begun the stage anew since; what this attempt makes is not stored."""
 
 
 class StopRequested(RetryableError):

@@ -20,6 +20,7 @@ EXTRAS = {
     "bitsandbytes": "cuda",
     "lycoris": "lycoris",
     "mcp": "mcp",
+    "obstore": "storage",
     "pillow_heif": "heic",
     "pynvml": "cuda",
     "pytorch_optimizer": "optimizers",

@@ -104,6 +104,12 @@ class Settings(BaseSettings):
         description="Database that holds the task table: `sqlite:///PATH` or `postgresql://user:password@host/name`. "
         "Default: `<home>/tasks.db`.",
     )
+    storage: str | None = Field(
+        default=None,
+        description="Object store that workers share instead of a folder: `s3://bucket/prefix`, `gs://...`, `az://...` or "
+        "`file:///folder`, the same on every host. Credentials are read where the cloud's own tools read them. Needs the "
+        "extra `storage` and a PostgreSQL for all. Default: none; hosts that share the work share a folder.",
+    )
     redis_url: str | None = Field(
         default=None,
         description="Redis whose lists `echo_tasks:1` to `echo_tasks:5` wake workers up sooner. Default: none; "

@@ -20,6 +20,9 @@ from lora_foundry.files.locks import FolderLock, claim
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder
 from lora_foundry.pipeline import Stage
+from lora_foundry.remote.keeper import Keeper, RunStorage
+from lora_foundry.remote.manifests import Fence
+from lora_foundry.remote.objects import ObjectStore
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.logs import speak_of
 
@@ -30,11 +33,12 @@ PRELOAD = ("lora_foundry.stage_job", "torch")  # what every pipeline needs and t
 
 
 class StageWork(BaseModel):
-    """All that a child needs to know."""
+    """All that a child needs to know. attempt: which one it is, where hosts share a storage and no folder."""
 
     run: Run
     stages: tuple[str, ...]
     settings: Settings
+    attempt: Fence | None = None
 
 
 def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -43,8 +47,11 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     paths = RunPaths(job.run.dataset_dir, job.run.character.slug)
     make_folder(job.run.dataset_dir)
     base = recipe_base(job.run.recipe, job.settings.model_folders)
+    keeper = _keeper(job)
 
     def progress(event: ProgressEvent) -> None:
+        if keeper is not None:
+            keeper.look()
         tell({"progress": event.model_dump(mode="json")})
 
     def begins(stage: Stage) -> None:
@@ -56,14 +63,26 @@ def run(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
 
     with ExitStack() as stack:
         stack.push(_wait_for(paths.lock))
-        claim(paths, job.run)
+        if keeper is None:
+            claim(paths, job.run)
+        else:
+            stack.enter_context(keeper)
         seconds = do_stages(job.run, base, job.settings, progress, finished, begins=begins, names=job.stages)
+    moved = {} if keeper is None else {"storage": keeper.traffic.model_dump()}
     return {
         "stages": {name: {"seconds": taken} for name, taken in seconds.items()},
         "dataset_dir": str(job.run.dataset_dir),
         "output_name": job.run.output_name,
         "lora_dir": str(job.run.lora_dir),
+        **moved,
     }
+
+
+def _keeper(job: StageWork) -> Keeper | None:
+    """Who stores what the stages make, where hosts share a storage."""
+    if not job.settings.storage or job.attempt is None:
+        return None
+    return Keeper(RunStorage(ObjectStore(job.settings.storage), job.run, job.settings), job.attempt)
 
 
 def _wait_for(lock: Path) -> FolderLock:

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("api", "hubs"),
     ("composition",),
     ("backends", "tasks", "trainer"),
+    ("remote",),
     ("stages", "pipeline"),
     ("mini",),
     (

@@ -33,6 +33,11 @@ class RunPaths:
         return self.root / ".lock"
 
     @property
+    def stored(self) -> Path:
+        """With which state of the storage the folder was in step last; there only where there is a storage."""
+        return self.root / ".stored.json"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

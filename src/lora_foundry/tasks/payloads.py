@@ -142,9 +142,9 @@ class Work:
     run: Run
     stages: tuple[str, ...]
 
-    def job(self, settings: Settings) -> dict[str, Any]:
-        """The same as JSON-like values, for the process that does it."""
-        plain = {"run": self.run.model_dump(mode="json"), "stages": list(self.stages)}
+    def job(self, settings: Settings, attempt: dict[str, str] | None = None) -> dict[str, Any]:
+        """The same as JSON-like values, for the process that does it. attempt: which one it is."""
+        plain = {"run": self.run.model_dump(mode="json"), "stages": list(self.stages), "attempt": attempt}
         return plain | {"settings": settings.for_child()}
 
 

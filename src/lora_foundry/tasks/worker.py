@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -272,7 +272,7 @@ class Worker:
             work = await asyncio.to_thread(place, kind, task.payload, run, self._settings)
             job = Job(
                 self._options.entry,
-                work.job(settings_for(self._settings, child.environment)),
+                work.job(settings_for(self._settings, child.environment), _named(running.admitted)),
                 self._timing.patience,
                 task.timeout,
                 self._options.json_log,
@@ -409,6 +409,12 @@ class Worker:
         until = time.monotonic() + seconds
         while self._running and time.monotonic() < until:
             await asyncio.sleep(0.02)
+
+
+def _named(admitted: Admitted) -> dict[str, str]:
+    """An attempt's name, and when it began by the database's clock."""
+    begun = admitted.task.started_at or datetime.min
+    return {"at": begun.replace(tzinfo=UTC).isoformat(), "lease": admitted.lease}
 
 
 def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings:
