@@ -28,7 +28,8 @@ LIMIT = 5.0
 CLOSES, HANGS = "folder read-only", "child frozen (kill -STOP)"
 NEEDS_ROOT = {"disk full", "disk full, task database on it"}  # a small file system of its own
 DISK_MIB = 96
-SETTINGS = ("train.backend=failing", "generate.images=6", "generate.steps=4", "train.steps=12", "train.batch_size=2",
+SETTINGS = ("train.backend=failing", "generate.rounds=1", "generate.complete_description=false",
+            "generate.images=6", "generate.steps=4", "train.steps=12", "train.batch_size=2",
             "train.rank=4", "train.checkpoint_every=4", "train.saves=2")  # fmt: skip
 ENTRY_POINT = "[lora_foundry.trainer]\nfailing = failing_trainer:FailingTrainer\n"
 

@@ -16,6 +16,7 @@ from PIL import Image
 from lora_foundry import Character, Foundry
 from lora_foundry.api import CreateResult
 from lora_foundry.domain.lora import TrainedLora
+from lora_foundry.files.images import read_record
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model
 from tests.commands import Commands, Done
@@ -191,6 +192,21 @@ def test_recipes_and_doctor_answer(command: Callable[..., Done]) -> None:
 
 def test_a_run_tells_of_all_its_stages_in_their_order(homes: Homes) -> None:
     assert homes.seen == ["generate", "curate", "caption", "train", "evaluate", "publish"]
+
+
+def test_one_picture_becomes_a_lora_without_a_word(home: Path) -> None:
+    done = lora_foundry(home, "demo", "--from-picture", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["status"], result["trigger"]) == ("completed", "mira")
+    assert 0 <= result["scores"]["identity_after"] <= 1
+    paths = RunPaths(home / "datasets" / "Mira", "mira")
+    drawn = [read_record(file) for file in sorted(paths.images.glob("mira_0*.png"))]
+    assert len(drawn) >= 4
+    assert all(
+        record is not None and record.request.prompt.startswith("1girl, ") for record in drawn
+    )  # what it shows
+    assert [file.name for file in paths.images.glob("*_reference*.png")], "the picture itself is in the set"
 
 
 def test_the_python_api_works_in_an_event_loop(homes: Homes, home: Path, elara: Character) -> None:

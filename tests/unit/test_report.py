@@ -22,7 +22,7 @@ from lora_foundry.files.storage import make_folder, write_model, write_text
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.stages._shared.loss_curve import HEIGHT, WIDTH, draw_loss, read_losses
 from lora_foundry.stages._shared.report import recipe_text, write_report
-from lora_foundry.stages.evaluate.before_after import draw_before_after, enlarge, spread
+from lora_foundry.stages.evaluate.before_after import draw_before_after, enlarge, made_from, spread
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
@@ -185,6 +185,22 @@ def test_the_grid_is_a_picture_of_both_rows(tmp_path: Path, name: str, count: in
         column = {grid.getpixel((240, y)) for y in range(grid.height)}
         assert grid.width == 164 + min(count, 6) * 202 - 10
     assert {(0, 0, 0), (255, 255, 255)} <= column
+
+
+@pytest.mark.parametrize(
+    ("character", "words"),
+    [
+        (Character(name="Mira", description="1girl, red hair"), "trained on pictures of: 1girl, red hair"),
+        (
+            Character(name="Mira", reference_image=Path("mira.png")),
+            "trained on pictures drawn from one of the character",
+        ),
+        (Character(name="Mira"), "trained on own pictures"),
+        (Character(name="Mira", description="花"), ""),
+    ],
+)
+def test_the_grid_says_what_the_person_brought(character: Character, words: str) -> None:
+    assert made_from(character) == words
 
 
 def test_the_columns_are_spread_and_pictures_keep_their_shape() -> None:

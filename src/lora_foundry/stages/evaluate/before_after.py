@@ -62,9 +62,16 @@ def _write_head(draw: ImageDraw.ImageDraw, character: Character, width: int) -> 
     drawn = draw.textlength(trigger, font=_font(24))
     note = "the trigger word alone, same prompts and seeds" if trigger[0] == "“" else "same prompts and seeds"
     draw.text((MARGIN + drawn + 14, 29), note, fill=_SOFT, font=_font(15), anchor="lm")
-    if _has_letters(character.description):
-        words = _fit(draw, f"trained on pictures of: {character.description}", width)
-        draw.text((MARGIN, 53), words, fill=_SOFT, font=_font(14), anchor="lm")
+    draw.text((MARGIN, 53), _fit(draw, made_from(character), width), fill=_SOFT, font=_font(14), anchor="lm")
+
+
+def made_from(character: Character) -> str:
+    """What the person brought, in a line; empty where the font lacks its letters."""
+    given = [f"pictures of: {character.description}"] if character.description.strip() else []
+    if character.reference_image is not None:
+        given.append("pictures drawn from one of the character")
+    words = f"trained on {', '.join(given) or 'own pictures'}"
+    return words if _has_letters(words) else ""
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
