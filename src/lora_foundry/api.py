@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from lora_foundry.announcements import of_failure, of_finish
 from lora_foundry.composition import check_ahead, do_stages, notifier_of
 from lora_foundry.domain.assessment import Assessment
+from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character, file_name
-from lora_foundry.domain.evaluation import Evaluation, Scores
+from lora_foundry.domain.evaluation import CastScores, Evaluation, Scores
 from lora_foundry.domain.news import News
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
@@ -59,6 +60,7 @@ class CreateResult(BaseModel):
     trigger: str
     scores: Scores
     assessment: Assessment
+    cast: CastScores | None = None
     seconds: dict[str, float]
 
 
@@ -96,24 +98,59 @@ class Foundry:
         run, base = self.prepare(
             character, recipe, settings=settings, seed=seed, output_name=output_name, own=bool(pictures)
         )
-        paths = RunPaths(run.dataset_dir, character.slug)
-        told = _told(notifier_of(self.settings), character.name, paths)
+        return self._run(run, base, again, {run.dataset_dir: pictures}, progress, finished)
+
+    def _run(
+        self,
+        run: Run,
+        base: Base,
+        again: Again,
+        own: Mapping[Path, Sequence[Path]],
+        progress: ProgressCallback,
+        finished: Callable[[Stage, BaseModel, float], None],
+    ) -> CreateResult:
+        """The stages of a run that was prepared. own: the pictures that were brought for a character, by its folder."""
+        paths = RunPaths(run.dataset_dir, run.character.slug)
+        told = _told(notifier_of(self.settings), run.character.name, paths)
         check_writable(run.dataset_dir, run.lora_dir)
         make_folder(run.dataset_dir)
         with FolderLock(paths.lock), told:
             run = numbered(run, again)
             claim(paths, run)
-            for left in import_pictures(pictures, paths).left_out:
-                progress(
-                    ProgressEvent(
-                        stage="generate", done=0, total=0, message=f"left out: {left.name}: {left.reason}"
-                    )
-                )
+            for each in run.member_runs:
+                place = RunPaths(each.dataset_dir, each.character.slug)
+                for left in import_pictures(own[each.dataset_dir], place).left_out:
+                    message = f"left out: {left.name}: {left.reason}"
+                    progress(ProgressEvent(stage="generate", done=0, total=0, message=message))
             try:
                 seconds = do_stages(run, base, self.settings, progress, finished)
             except (OSError, RuntimeError, MemoryError, ImportError) as error:
                 raise as_ours(error) from error
         return result_of(run, seconds)
+
+    def create_cast(  # noqa: PLR0913 - all but two are options by name
+        self,
+        name: str,
+        members: Sequence[Character],
+        recipe: str | Recipe | None = None,
+        *,
+        settings: Iterable[str] = (),
+        seed: int | None = None,
+        output_name: str | None = None,
+        again: Again = "new",
+        pictures: Mapping[str, Sequence[Path]] | None = None,
+        progress: ProgressCallback = lambda event: None,
+        finished: Callable[[Stage, BaseModel, float], None] = lambda stage, result, seconds: None,
+    ) -> CreateResult:
+        """The same for two to six characters in one LoRA called `name`: each gets a set of its own, drawn or, where
+        `pictures` names folders for it, brought; one training takes them all. Raises InputError, as `create` does."""
+        own = pictures or {}
+        told = [Member(character=each, source="own" if own.get(each.name) else "auto") for each in members]
+        run, base = self.prepare(
+            Character(name=name), recipe, settings=settings, seed=seed, output_name=output_name, members=told
+        )
+        sources = {each.dataset_dir: own.get(each.character.name, ()) for each in run.member_runs}
+        return self._run(run, base, again, sources, progress, finished)
 
     async def acreate(
         self, character: Character, recipe: str | Recipe | None = None, **options: Any
@@ -130,9 +167,10 @@ class Foundry:
         seed: int | None = None,
         output_name: str | None = None,
         own: bool = False,
+        members: Sequence[Member] = (),
     ) -> tuple[Run, Base]:
         """Checks every input and says where the run will work, without writing anything. `own`: a recipe that leaves
-        open where its pictures come from trains on own ones."""
+        open where its pictures come from trains on own ones. `members`: see `create_cast`."""
         changes = [*settings, *([] if seed is None else [f"seed={seed}"])]
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe or self.settings.recipe, changes, self.settings.recipe_folders)
@@ -151,6 +189,7 @@ class Foundry:
             dataset_dir=self.settings.datasets_dir / character.name,
             lora_dir=self.settings.loras_dir,
             output_name=file_name(output_name or f"{character.slug}_{recipe.name}"),
+            members=tuple(members),
         )
         check_ahead(run, self.settings)
         return run, base
@@ -199,8 +238,9 @@ def result_of(run: Run, seconds: dict[str, float]) -> CreateResult:
         lora_path=publication.lora,
         report_path=paths.report,
         dataset_dir=run.dataset_dir,
-        trigger=run.character.trigger,
+        trigger=run.trigger,
         scores=evaluation.scores,
         assessment=evaluation.assessment,
+        cast=evaluation.cast,
         seconds=seconds,
     )

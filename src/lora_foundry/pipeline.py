@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, cast
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny
 
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.errors import did_you_mean
@@ -47,9 +48,10 @@ class Stage:
 
     def load(self) -> StageFunction:
         """The stage's function; imported now, so that a command line which runs none starts fast."""
-        if self.name in _LOOPS:
-            return _LOOPS[self.name]
-        return cast(StageFunction, import_module(f"lora_foundry.stages.{self.name}.step").run)
+        function = _LOOPS.get(self.name)
+        if function is None:
+            function = cast(StageFunction, import_module(f"lora_foundry.stages.{self.name}.step").run)
+        return partial(for_each_member, function) if self.name in _OF_EACH_MEMBER else function
 
 
 PIPELINE: tuple[Stage, ...] = (
@@ -88,12 +90,13 @@ def generate(run: Run, ports: Ports, progress: ProgressCallback) -> GenerationMe
 def evaluate(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     """The scores of the LoRA. Where the recipe asks for more identity than was found, and allows it, the training goes
     on for half as many steps more, and what it leaves is measured again."""
-    from lora_foundry.stages.evaluate import step
+    from lora_foundry.stages.evaluate import cast, step
     from lora_foundry.stages.train import step as train
 
     section = run.recipe.evaluate
+    measure = cast.run if run.members else step.run
     while True:
-        scores = step.run(run, ports, progress)
+        scores = measure(run, ports, progress)
         found = scores.identity_of(scores.after)
         if found is None or found >= section.min_identity or not section.more_training:
             return scores
@@ -105,7 +108,30 @@ def evaluate(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         train.run(run, ports, lambda event: progress(event.model_copy(update={"stage": "evaluate"})))
 
 
+class MemberResults(BaseModel):
+    """What a stage left for each member of a cast, by name."""
+
+    members: dict[str, SerializeAsAny[BaseModel]]
+
+
+def for_each_member(stage: StageFunction, run: Run, ports: Ports, progress: ProgressCallback) -> BaseModel:
+    """A stage that works on one character's set: of a cast it works on one after another."""
+    if not run.members:
+        return stage(run, ports, progress)
+    results: dict[str, BaseModel] = {}
+    for member in run.member_runs:
+        name = member.character.name
+
+        def tell(event: ProgressEvent, name: str = name) -> None:
+            message = f"{name}: {event.message}" if event.message else name
+            progress(event.model_copy(update={"message": message}))
+
+        results[name] = stage(member, ports, tell)
+    return MemberResults(members=results)
+
+
 _LOOPS: dict[str, StageFunction] = {"generate": generate, "evaluate": evaluate}
+_OF_EACH_MEMBER = {"generate", "curate", "caption"}
 
 
 STAGE_NAMES = tuple(stage.name for stage in PIPELINE)

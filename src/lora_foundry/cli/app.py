@@ -126,8 +126,9 @@ def _common(
 @app.command()
 def create(
     name: Annotated[
-        str, typer.Argument(help="The character's name; becomes folder, file names and trigger word.")
-    ],
+        str | None,
+        typer.Argument(help="The character's name; becomes folder, file names and trigger word."),
+    ] = None,
     description: Annotated[
         str,
         typer.Option(
@@ -145,6 +146,14 @@ def create(
         Path | None,
         typer.Option(
             help="A picture of the character, which the others are to resemble; see generate.reference_*."
+        ),
+    ] = None,
+    cast: Annotated[
+        Path | None,
+        typer.Option(
+            help="A TOML file with two to six characters that one LoRA is to draw, each from words, a picture or own "
+            "pictures; in place of a name.",
+            metavar="FILE",
         ),
     ] = None,
     recipe: RecipeOption = None,
@@ -170,21 +179,33 @@ def create(
     """Make a character's pictures, or take your own, train its LoRA, measure and install it. Run it again to go on after
     a stop."""
     from lora_foundry.cli.create import Wanted, create_here, submit_only
+    from lora_foundry.errors import InputError
 
     with _errors(as_json):
-        wanted = Wanted.of(
-            name,
-            description,
-            tags,
-            trigger,
-            recipe,
-            settings or [],
-            seed,
-            output_name,
-            reference,
-            again,
-            pictures or [],
-        )
+        if cast is not None:
+            if name or description or tags or trigger or reference or pictures:
+                raise InputError(
+                    "A cast's file names its characters; give nothing but --cast FILE and the settings beside it."
+                )
+            wanted = Wanted.of_cast(cast, recipe, settings or [], seed, output_name, again)
+        elif name is None:
+            raise InputError(
+                'Give the character a name, as in: lora-foundry create "Elara" -d "...", or a cast with --cast FILE.'
+            )
+        else:
+            wanted = Wanted.of(
+                name,
+                description,
+                tags,
+                trigger,
+                recipe,
+                settings or [],
+                seed,
+                output_name,
+                reference,
+                again,
+                pictures or [],
+            )
         if detach:
             submit_only(wanted, home, as_json)
         else:

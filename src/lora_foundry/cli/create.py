@@ -15,14 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from lora_foundry.api import CreateResult, Foundry, check_writable, result_of
+from lora_foundry.cli.cast import AskedCast, read_cast
 from lora_foundry.cli.tasks import settings_of, with_store
 from lora_foundry.composition import notifier_of
+from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import BackendError, FoundryError, InputError, error_of
 from lora_foundry.families._shared.inspect import recipe_base
-from lora_foundry.files.importing import Imported, take_pictures
+from lora_foundry.files.importing import Imported, take_all_pictures, take_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import write_bytes
 from lora_foundry.files.versions import folder_of
@@ -47,6 +49,22 @@ class Wanted:
     output_name: str | None
     again: Again | None = None
     pictures: tuple[Path, ...] = ()
+    cast: AskedCast | None = None
+
+    @classmethod
+    def of_cast(
+        cls,
+        file: Path,
+        recipe: str | None,
+        settings: Sequence[str],
+        seed: int | None,
+        output_name: str | None,
+        again: Again | None,
+    ) -> Wanted:
+        """From a cast's file, whose name is the LoRA's. Raises InputError."""
+        cast = read_cast(file)
+        changes = (*settings, *(() if seed is None else (f"seed={seed}",)))
+        return cls(Character(name=cast.name), recipe, changes, output_name, again, cast=cast)
 
     @classmethod
     def of(
@@ -88,15 +106,27 @@ class Wanted:
         if self.pictures and recipe.dataset.source == "auto":
             wanted = replace(self, changes=(*self.changes, "dataset.source=own"))
         run, _ = Foundry(settings=settings).prepare(
-            wanted.character, wanted.recipe, settings=wanted.changes, output_name=wanted.output_name
+            wanted.character,
+            wanted.recipe,
+            settings=wanted.changes,
+            output_name=wanted.output_name,
+            members=self.cast.members if self.cast else (),
         )
         return wanted, run
 
     def take_pictures(self, run: Run) -> Imported | None:
         """Copies the own pictures into the run's set, where its workers find them. Raises InputError, StorageError."""
-        if not self.pictures:
-            return None
-        return take_pictures(self.pictures, RunPaths(run.dataset_dir, run.character.slug))
+        paths = RunPaths(run.dataset_dir, run.character.slug)
+        if self.cast is not None and self.cast.pictures:
+            return take_all_pictures(
+                [
+                    (self.cast.pictures[each.character.name], RunPaths(each.dataset_dir, each.character.slug))
+                    for each in run.member_runs
+                    if each.character.name in self.cast.pictures
+                ],
+                paths,
+            )
+        return take_pictures(self.pictures, paths) if self.pictures else None
 
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""
@@ -114,7 +144,17 @@ class Wanted:
             output_name=self.output_name,
             reference_image=None if given is None else str(_kept(settings, given)),
             again=self.again or "new",
+            members=tuple(_portable(settings, each) for each in self.cast.members) if self.cast else (),
         )
+
+
+def _portable(settings: Settings, member: Member) -> Member:
+    """A member of a cast with its reference image where workers may read it."""
+    character = member.character
+    if character.reference_image is None:
+        return member
+    kept = _kept(settings, character.reference_image)
+    return member.model_copy(update={"character": character.model_copy(update={"reference_image": kept})})
 
 
 def _kept(settings: Settings, picture: Path) -> Path:
@@ -175,7 +215,7 @@ def decided(wanted: Wanted, settings: Settings, asks: bool) -> PipelineRequest:
 
 def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -> None:
     """Puts the rows into the table and stays until the LoRA is published. Raises what the failed stage raised."""
-    from lora_foundry.cli.terminal import RunDisplay, print_result, print_use
+    from lora_foundry.cli.terminal import RunDisplay, print_cast, print_result, print_use
 
     settings = settings_of(home)
     wanted, run = wanted.prepare(settings)
@@ -213,6 +253,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
         print(result.model_dump_json())
     else:
         print_result(_out, result)
+        print_cast(_out, result)
         print_use(_out, result, recipe_base(run.recipe, settings.model_folders))
 
 

@@ -99,6 +99,26 @@ def print_result(console: Console, result: CreateResult) -> None:
     console.print(f"report: {escape(str(result.report_path))}", soft_wrap=True)
 
 
+def print_cast(console: Console, result: CreateResult) -> None:
+    """Of several characters in one LoRA: a row a trigger word, a column what its pictures show of each character."""
+    if result.cast is None:
+        return
+    members = result.cast.members
+    table = Table("the trigger of", *(f"shows {each.name}" for each in members), box=None, pad_edge=False)
+    for called in members:
+        row = [called.name]
+        for shown in members:
+            bleed = result.cast.bleed_of(called.name, shown.name)
+            own = f"[bold]{_share(called.identity_after)}[/bold] ({_share(called.identity_before)})"
+            other = f"{bleed.share:.2f} ({bleed.chance:.2f})" if bleed else _share(None)
+            row.append(own if called is shown else other)
+        table.add_row(*row)
+    console.print(
+        "\nin brackets: without the LoRA. A trigger should show its own character and no other's traits:"
+    )
+    console.print(table)
+
+
 def print_use(console: Console, result: CreateResult, base: Base) -> None:
     """How to draw with the LoRA: in ComfyUI and, where one line of diffusers loads the base, in Python."""
     if not result.published or result.lora_path is None:

@@ -23,6 +23,14 @@ class Assessment(BaseModel):
     next_step: str = ""
 
 
+class BleedFound(NamedTuple):
+    """Of a cast the pair that is least kept apart: how much of `shown` the trigger of `called` brings, above chance."""
+
+    called: str
+    shown: str
+    above_chance: float
+
+
 class Found(NamedTuple):
     """What was measured, shares from 0 to 1. identity: with the LoRA and its trigger; before: without the LoRA;
     without_trigger: with the LoRA and without the trigger."""
@@ -34,6 +42,7 @@ class Found(NamedTuple):
     adherence_before: float | None = None
     memorised: float | None = None
     sound: float | None = None
+    bleed: BleedFound | None = None
 
 
 def assess(found: Found) -> Assessment:
@@ -81,6 +90,13 @@ def _too_much(found: Found, said: str) -> Assessment | None:
             level="weak",
             reason=f"{found.memorised:.0%} of its pictures are nearly training pictures",
             next_step="take an earlier checkpoint, or train on more and more different pictures",
+        )
+    if found.bleed is not None and found.bleed.above_chance > 2 * CLEAR:
+        return Assessment(
+            level="weak",
+            reason=f"{said}, but the trigger of {found.bleed.called} brings {found.bleed.above_chance:.0%} of "
+            f"{found.bleed.shown}, too",
+            next_step="train longer, describe what tells them apart, or train each character alone",
         )
     without, identity = found.without_trigger or 0.0, found.identity or 0.0
     if without > identity - CLEAR and without > (found.before or 0.0) + CLEAR:

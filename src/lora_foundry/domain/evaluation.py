@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
-from lora_foundry.domain.assessment import Assessment, Found, assess
+from lora_foundry.domain.assessment import Assessment, BleedFound, Found, assess
 from lora_foundry.domain.shots import Shot
 
 # Where a field has a second alias, files of earlier versions call it that.
-Side = Literal["before", "after", "without_trigger", "last", "choice"]
+Side = Literal["before", "after", "without_trigger", "before_without_trigger", "last", "choice"]
 
 
 class EvaluationPicture(BaseModel):
@@ -111,6 +111,60 @@ class Candidate(BaseModel):
     score: float = 0.0
 
 
+class Bleed(BaseModel):
+    """How much of another character a trigger word brings: of the traits in which the two differ, the mean share of
+    pictures that show the other's value. chance: the same without the LoRA."""
+
+    model_config = ConfigDict(frozen=True)
+
+    called: str
+    shown: str
+    share: float
+    chance: float
+
+
+class MemberScores(BaseModel):
+    """What was measured of one character of a cast, as `Scores` has it. traits: what the tagger understood of its
+    description."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    trigger: str
+    traits: dict[str, str] = {}
+    identity_before: float | None = None
+    identity_after: float | None = None
+    identity_without_trigger: float | None = None
+    adherence_after: float | None = None
+
+
+class CastScores(BaseModel):
+    """Of a LoRA that draws several characters. bleed: of every trigger into every other character; none where no tagger
+    reads traits. drift: how much worse prompts without any trigger are followed with the LoRA than without it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    members: tuple[MemberScores, ...]
+    bleed: tuple[Bleed, ...] = ()
+    drift: float | None = None
+
+    @property
+    def mean_bleed(self) -> float | None:
+        """Mean over all ordered pairs, above chance; None where nothing was measured."""
+        if not self.bleed:
+            return None
+        return round(sum(each.share - each.chance for each in self.bleed) / len(self.bleed), 4)
+
+    @property
+    def worst_bleed(self) -> Bleed | None:
+        """The pair whose triggers are least kept apart."""
+        return max(self.bleed, key=lambda each: each.share - each.chance, default=None)
+
+    def bleed_of(self, called: str, shown: str) -> Bleed | None:
+        """What the trigger of one brings of the other; None for a pair that differs in nothing that was read."""
+        return next((each for each in self.bleed if (each.called, each.shown) == (called, shown)), None)
+
+
 class Evaluation(BaseModel):
     """scores.json: written last by the evaluate stage, so its existence means done.
 
@@ -120,7 +174,8 @@ class Evaluation(BaseModel):
     each picture of the training set is to the mean of the others. note: why scores are None; empty where all
     were measured. step, strength: what was chosen among `candidates`; lora_sha256: of evaluation/lora.safetensors,
     which is that checkpoint with what was found in its metadata; trained_sha256: of the training's result.
-    overfit_from: the first later step at which the score had fallen, or pictures of the training set came back.
+    overfit_from: the first later step at which the score had fallen, or pictures of the training set came back. cast: of
+    several characters in one LoRA, each with its own figures; the rows are their means.
     """
 
     model_config = ConfigDict(frozen=True, validate_by_name=True)
@@ -142,6 +197,7 @@ class Evaluation(BaseModel):
     held_out: int
     own_likeness: float | None = Field(None, validation_alias=AliasChoices("own_likeness", "self_similarity"))
     note: str = ""
+    cast: CastScores | None = None
     fingerprint: str
     seconds: float
 
@@ -165,6 +221,7 @@ class Evaluation(BaseModel):
                 adherence_before=before.adherence,
                 memorised=after.memorised,
                 sound=after.sound,
+                bleed=worst_of(self.cast),
             )
         )
 
@@ -201,6 +258,14 @@ class Evaluation(BaseModel):
             )
 
         return min(self.after.pictures, key=misses)
+
+
+def worst_of(cast: CastScores | None) -> BleedFound | None:
+    """What the assessment says of the pair that is least kept apart; None for one character."""
+    worst = cast.worst_bleed if cast else None
+    if worst is None:
+        return None
+    return BleedFound(worst.called, worst.shown, round(worst.share - worst.chance, 4))
 
 
 def own_share(likeness: float | None, own: float | None) -> float | None:

@@ -64,7 +64,7 @@ def evaluation_prompts(
     and takes the first seed of each prompt; so does "choice", with seeds of its own."""
     made, seeds = recipe.generate, recipe.evaluate.seeds
     own = "choice-" if side == "choice" else ""
-    trigger = "" if side == "without_trigger" else character.trigger
+    trigger = "" if "without_trigger" in side else character.trigger
     return [
         PictureRecord(
             file=f"{place + 1:03d}_{number + 1}.png",
@@ -79,7 +79,7 @@ def evaluation_prompts(
             guidance_rescale=made.guidance_rescale,
         )
         for place, shot in enumerate(shots)
-        for number in range(1 if side in ("without_trigger", "choice") else seeds)
+        for number in range(1 if "without_trigger" in side or side == "choice" else seeds)
     ]
 
 

@@ -86,7 +86,7 @@ class LoraCard(BaseModel):
             "base_model": self.base_names[0],
             "preview_url": preview.as_posix(),
             "from_civitai": False,
-            "civitai": {"trainedWords": [self.trigger]},
+            "civitai": {"trainedWords": self.trigger.split(", ")},
             "tags": ["character"],
             "modelDescription": self.description,
             "usage_tips": json.dumps({"strength": self.strength}),

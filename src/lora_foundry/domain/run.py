@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lora_foundry.domain.cast import Member, check_members
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.sections.dataset import Source
@@ -18,6 +19,7 @@ from lora_foundry.errors import InputError
 # What becomes of a character of that name that was asked for with other words or settings: it is kept as an earlier
 # version, the run goes on in it, or it is replaced. The very same request always goes on.
 Again = Literal["new", "continue", "replace"]
+MEMBERS = "members"  # below a cast's folder, a folder for each character
 
 
 class Run(BaseModel):
@@ -32,6 +34,45 @@ class Run(BaseModel):
     output_name: str
     version: int = Field(default=1, ge=1, description="Which of the character's versions it makes.")
     replaces: bool = Field(default=False, description="Whether the version before is removed, not kept.")
+    members: tuple[Member, ...] = Field(
+        default=(), description="Of a cast: the characters that its LoRA draws, each with a set of its own."
+    )
+
+    @property
+    def member_runs(self) -> tuple[Run, ...]:
+        """The run of each member of a cast, in a folder of its own; of one character it is the run itself."""
+        return tuple(map(self._member_run, self.members)) or (self,)
+
+    def _member_run(self, member: Member) -> Run:
+        dataset = self.recipe.dataset
+        if member.source != "auto":
+            dataset = dataset.model_copy(update={"source": member.source})
+        return self.model_copy(
+            update={
+                "character": member.character,
+                "recipe": self.recipe.model_copy(update={"dataset": dataset}),
+                "dataset_dir": self.dataset_dir / MEMBERS / member.character.name,
+                "members": (),
+            }
+        )
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The trigger words of its LoRA, one for each character."""
+        return tuple(each.character.trigger for each in self.member_runs)
+
+    @property
+    def trigger(self) -> str:
+        """The same in one line, as people and programs are told it."""
+        return ", ".join(self.triggers)
+
+    @property
+    def described(self) -> str:
+        """Who the LoRA draws, in words: the description, or each member with its own."""
+        if not self.members:
+            return self.character.description
+        told = [each.character for each in self.members]
+        return "; ".join(f"{each.name}: {each.description}".removesuffix(": ") for each in told)
 
     @property
     def source(self) -> Source:
@@ -54,6 +95,11 @@ class Run(BaseModel):
     @model_validator(mode="after")
     def _can_begin(self) -> Self:
         """Raises InputError where the pictures are to come from something that is not there."""
+        if self.members:
+            check_members(self.members)
+            for each in self.member_runs:
+                Run.model_validate(each.model_dump())
+            return self
         if self.draws and not self._is_told:
             raise InputError(
                 'The description is empty; describe the character, as in "1girl, brown hair, armor", give a picture of '

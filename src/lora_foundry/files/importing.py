@@ -78,6 +78,15 @@ def take_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
         return import_pictures(sources, paths)
 
 
+def take_all_pictures(wanted: Sequence[tuple[Sequence[Path], RunPaths]], paths: RunPaths) -> Imported:
+    """The same for the members of a cast, whose folder `paths` is."""
+    make_folder(paths.root)
+    with FolderLock(paths.lock):
+        taken = [import_pictures(sources, member) for sources, member in wanted]
+    left_out = tuple(left for each in taken for left in each.left_out)
+    return Imported(sum(each.copied for each in taken), sum(each.present for each in taken), left_out)
+
+
 @contextmanager
 def _opened(source: Path) -> Iterator[TrainingSet]:
     """What is in a source; a zip file is unpacked for the time of the block. Raises InputError."""

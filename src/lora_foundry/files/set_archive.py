@@ -4,6 +4,7 @@ beside it, masks/x.png. The number before the trigger is how often a picture is 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lora_foundry.errors import InputError
@@ -13,17 +14,18 @@ from lora_foundry.files.storage import storage_errors
 from lora_foundry.files.training_set import SetPicture, read_set
 
 
-def write_archive(file: Path, paths: RunPaths, trigger: str) -> None:
-    """Writes the set as it is trained on into `file`. Pictures are packed already and are stored as they are.
+def write_archive(file: Path, sets: Sequence[tuple[RunPaths, str]]) -> None:
+    """Writes the set as it is trained on into `file`, or a cast's sets, each with its trigger word. Pictures are packed
+    already and are stored as they are.
 
     Raises InputError where there is no picture, StorageError where something cannot be read or written.
     """
-    pictures = read_set(paths).pictures
+    pictures = [(picture, trigger) for paths, trigger in sets for picture in read_set(paths).pictures]
     if not pictures:
         raise InputError("There are no pictures yet.")
     taken: set[str] = set()
     with storage_errors(file), zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for picture in pictures:
+        for picture, trigger in pictures:
             stem = _stem(picture, taken)
             folder = f"{max(1, picture.repeats)}_{trigger}"
             archive.write(picture.path, f"{folder}/{stem}{picture.path.suffix.lower()}")

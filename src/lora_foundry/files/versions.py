@@ -8,7 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-from lora_foundry.domain.run import Again, Run
+from lora_foundry.domain.character import Character
+from lora_foundry.domain.run import MEMBERS, Again, Run
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, remove_file, remove_tree, storage_errors, write_model
 from lora_foundry.files.training_set import list_set, was_cut
@@ -67,10 +68,7 @@ def make_room(paths: RunPaths, run: Run) -> None:
     if earlier is None or earlier.version >= run.version:
         return
     if run.replaces:
-        apart = _remove_drawn(paths)
-        for entry in _entries(paths):
-            if entry not in apart:
-                remove_tree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        _clear(paths)
         return
     kept = paths.version(earlier.version)
     if kept.exists():
@@ -84,6 +82,17 @@ def make_room(paths: RunPaths, run: Run) -> None:
             _keep(entry, aside / entry.name, linked=entry.name in _LINKED)
         write_model(aside / paths.run_file.name, earlier.model_copy(update={"dataset_dir": kept}))
         aside.rename(kept)
+
+
+def _clear(paths: RunPaths) -> None:
+    """Removes a version's files but for a person's own pictures, also those of a cast's members."""
+    apart = _remove_drawn(paths)
+    for entry in _entries(paths):
+        if entry.name == MEMBERS and entry.is_dir():
+            for folder in entry.iterdir():
+                _clear(RunPaths(folder, Character(name=folder.name).slug))
+        elif entry not in apart:
+            remove_tree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def _remove_drawn(paths: RunPaths) -> set[Path]:

@@ -80,14 +80,14 @@ def gather(settings: Settings, name: str) -> Release:
         name=run.output_name,
         lora=lora,
         character=run.character.name,
-        trigger=run.character.trigger,
+        trigger=run.trigger,
         strength=found.strength,
         base=bare_name(found.model),
         base_repository="/".join(model.source.removeprefix(_HUB).split("/")[:2])
         if model.source.startswith(_HUB)
         else "",
         licence=model.licence,
-        description="" if minimal else run.character.description,
+        description="" if minimal else run.described,
         scores=None if minimal else found.scores,
         recipe="" if minimal else recipe_toml(shareable_recipe(run.recipe)),
         pictures=_pictures(paths, found, minimal),

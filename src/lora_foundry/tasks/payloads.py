@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character, check_name, file_name, split_tags
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run
@@ -88,6 +89,7 @@ class StagePayload(Payload):
     reference_image: str | None = None
     version: Annotated[int, Field(ge=1, le=100_000)] | None = None
     replaces: bool = False
+    members: list[dict[str, Any]] = Field(default_factory=list)  # of a cast, see domain.cast.Member
 
 
 _MODELS: dict[Kind, type[Payload]] = {
@@ -172,6 +174,7 @@ def resolve(kind: Kind, payload: object, settings: Settings) -> Run:
             lora_dir=Path(),
             output_name=file_name(output or f"{character.slug}_{recipe.name}"),
             version=version,
+            members=_members(checked, settings),
             replaces=isinstance(checked, StagePayload) and checked.replaces,
         )
 
@@ -190,7 +193,9 @@ def place(kind: Kind, payload: object, held: Run, settings: Settings) -> Work:
         folder = inside(settings.datasets_dir, held.dataset_dir.as_posix(), "folder")
         if isinstance(checked, StagePayload):
             folder = working_folder(folder, checked.version)
+        members = tuple(_placed(member, settings) for member in held.members)
         places: dict[str, Any] = {
+            "members": members,
             "character": character,
             "dataset_dir": folder,
             "lora_dir": settings.loras_dir,
@@ -288,6 +293,20 @@ def _asked(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
     reference = readable_picture(settings, payload.reference_image)
     character = character.model_copy(update={"reference_image": reference})
     return character, inside(root, name, "character_name"), payload.output_name
+
+
+def _members(payload: Payload, settings: Settings) -> tuple[Member, ...]:
+    """The characters of a cast, as far as their pictures can be read here."""
+    told = payload.members if isinstance(payload, StagePayload) else []
+    return tuple(_placed(Member.model_validate(each), settings) for each in told)
+
+
+def _placed(member: Member, settings: Settings) -> Member:
+    given = member.character.reference_image
+    reference = readable_picture(settings, None if given is None else str(given))
+    return member.model_copy(
+        update={"character": member.character.model_copy(update={"reference_image": reference})}
+    )
 
 
 def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:

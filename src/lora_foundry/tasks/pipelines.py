@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
@@ -39,7 +40,8 @@ class PipelineRequest(BaseModel):
     earlier version, the run goes on in it, or it is replaced. The very same request always goes on.
 
     recipe: a recipe's name, or all its values; the settings' own if None. It is read once: the rows hold what it says.
-    settings: recipe values over it, nested or dotted. reference_image: a file that the worker can read.
+    settings: recipe values over it, nested or dotted. reference_image: a file that the worker can read. members: of a
+    cast, the characters that one LoRA is to draw; `character` is then the cast's own name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class PipelineRequest(BaseModel):
     reference_image: str | None = None
     creator: str | None = None
     again: Again = "new"
+    members: tuple[Member, ...] = ()
 
 
 class StageState(BaseModel):
@@ -163,7 +166,7 @@ def pipeline_tasks(request: PipelineRequest) -> list[Task]:
             name=f"{stage.name} {character.name}",
             task_type=TaskType.USER_REQUEST,  # the one type that every host's enum has
             priority=TaskPriority.NORMAL,
-            timeout=stage.timeout,
+            timeout=stage.timeout * max(1, len(request.members)),
             max_retries=stage.retries,
             dependencies=[made[-1].uuid] if made else [],
             creator=request.creator,
@@ -180,7 +183,8 @@ def _text(path: Path | None) -> str | None:
 
 def _payload(request: PipelineRequest, stage: str, uuid: str, pipeline: str) -> dict[str, Any]:
     character = request.character
-    return {
+    cast = {"members": [each.model_dump(mode="json") for each in request.members]} if request.members else {}
+    return cast | {
         "task_type": TaskType.LORA_STAGE.lower(),
         "pipeline": pipeline,
         "stage": stage,

@@ -67,16 +67,25 @@ class ShownRound(NamedTuple):
     sources: list[str]
 
 
+class ToldSet(NamedTuple):
+    """What the stages before the training left of one character's set."""
+
+    paths: RunPaths
+    captions: Sequence[Caption]
+    rounds: Sequence[Round]
+    rejected: Sequence[Verdict]
+    seconds_generate: float | None
+    seconds_curate: float | None
+
+
 def write_report(
     run: Run, paths: RunPaths, scores: Evaluation, publication: Publication | None = None
 ) -> None:
     """Renders the report from what the stages left in the run's folder; before publishing, without its
     verdict."""
-    tagging = read_model(paths.tagging_results, TaggingResults)
-    curation = read_model(paths.curation, CurationResult)
-    generation = read_model(paths.generation_metadata, GenerationMetadata)
     training = read_model(paths.training_result, TrainedLora)
-    captions = tagging.captions if tagging else ()
+    sets = [_told_set(member) for member in run.member_runs]
+    captions = [(each.paths, caption) for each in sets for caption in each.captions]
     text = _template().render(
         run=run,
         scores=scores,
@@ -91,20 +100,40 @@ def write_report(
             [(each.step, each.score) for each in scores.candidates if each.strength == scores.strength]
         ),
         loss=draw_loss(read_losses(paths.training / TRAINING_LOSS)),
-        rounds=[_shown_round(paths, each) for each in (generation.rounds if generation else ())],
-        dataset=[_captioned(paths, caption) for caption in captions[:_MOST_SHOWN]],
+        rounds=[_shown_round(each.paths, done) for each in sets for done in each.rounds],
+        dataset=[_captioned(*each) for each in captions[:_MOST_SHOWN]],
         trained=len(captions),
-        edited=sum(caption.source == "edited" for caption in captions),
-        rejected=[_rejected(paths, verdict) for verdict in (curation.rejected if curation else ())],
+        edited=sum(caption.source == "edited" for _, caption in captions),
+        rejected=[_rejected(each.paths, verdict) for each in sets for verdict in each.rejected],
         seconds={
-            "generate": generation.seconds if generation else None,
-            "curate": curation.seconds if curation else None,
+            "generate": _total([each.seconds_generate for each in sets]),
+            "curate": _total([each.seconds_curate for each in sets]),
             "train": training.seconds if training else None,
             "evaluate": scores.seconds,
         },
         recipe=recipe_text(shareable_recipe(run.recipe)),
     )
     write_text(paths.report, text)
+
+
+def _told_set(run: Run) -> ToldSet:
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    tagging = read_model(paths.tagging_results, TaggingResults)
+    curation = read_model(paths.curation, CurationResult)
+    generation = read_model(paths.generation_metadata, GenerationMetadata)
+    return ToldSet(
+        paths,
+        captions=tagging.captions if tagging else (),
+        rounds=generation.rounds if generation else (),
+        rejected=curation.rejected if curation else (),
+        seconds_generate=generation.seconds if generation else None,
+        seconds_curate=curation.seconds if curation else None,
+    )
+
+
+def _total(seconds: Sequence[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if known else None
 
 
 @cache

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord
+from lora_foundry.domain.run import Run
 from lora_foundry.files.storage import write_bytes
 from lora_foundry.stages._shared.thumbnails import enlarge
 
@@ -23,19 +23,22 @@ _NO_GLYPH = "\uffff"
 
 def draw_before_after(
     path: Path,
-    character: Character,
+    run: Run,
     records: Sequence[PictureRecord],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
     details: tuple[str, str] = ("", ""),
+    *,
+    names: Sequence[str] = (),
 ) -> None:
-    """Writes a PNG of two rows, without and with the LoRA; `details` is a line below each row's name."""
+    """Writes a PNG of two rows, without and with the LoRA; `details` is a line below each row's name. names: whom each
+    picture was to show, where the LoRA draws several characters."""
     columns = spread(len(records), COLUMNS)
     left, top = MARGIN + _LABEL, _HEAD
     width = left + len(columns) * (CELL + GAP) - GAP + MARGIN
     sheet = Image.new("RGB", (width, top + 2 * (CELL + GAP) - GAP + _FOOT), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    _write_head(draw, character, width - 2 * MARGIN)
+    _write_head(draw, run, width - 2 * MARGIN)
     rows = (("before", "without the LoRA", before), ("after", "with the LoRA", after))
     for row, (name, meaning, images) in enumerate(rows):
         y = top + row * (CELL + GAP)
@@ -48,27 +51,29 @@ def draw_before_after(
     for place, column in enumerate(columns):
         shot = records[column].shot
         x, y = left + place * (CELL + GAP), top + 2 * (CELL + GAP) - GAP
-        for line, words in enumerate((shot.pose, shot.expression)):
+        first = names[column] if names and _has_letters(names[column]) else shot.expression
+        for line, words in enumerate((first, shot.pose) if names else (shot.pose, shot.expression)):
             draw.text((x + CELL // 2, y + 14 + line * 17), words, fill=_SOFT, font=_font(13), anchor="mm")
     data = BytesIO()
     sheet.save(data, format="PNG", optimize=True)
     write_bytes(path, data.getvalue())
 
 
-def _write_head(draw: ImageDraw.ImageDraw, character: Character, width: int) -> None:
-    """The trigger and the description, as far as they fit and the font has their letters."""
-    trigger = f"“{character.trigger}”" if _has_letters(character.trigger) else "The trigger word alone"
+def _write_head(draw: ImageDraw.ImageDraw, run: Run, width: int) -> None:
+    """The triggers and the description, as far as they fit and the font has their letters."""
+    words = " ".join(f"“{trigger}”" for trigger in run.triggers)
+    trigger = words if _has_letters(words) else "The trigger word alone"
     draw.text((MARGIN, 27), trigger, fill=_INK, font=_font(24), anchor="lm")
     drawn = draw.textlength(trigger, font=_font(24))
     note = "the trigger word alone, same prompts and seeds" if trigger[0] == "“" else "same prompts and seeds"
     draw.text((MARGIN + drawn + 14, 29), note, fill=_SOFT, font=_font(15), anchor="lm")
-    draw.text((MARGIN, 53), _fit(draw, made_from(character), width), fill=_SOFT, font=_font(14), anchor="lm")
+    draw.text((MARGIN, 53), _fit(draw, made_from(run), width), fill=_SOFT, font=_font(14), anchor="lm")
 
 
-def made_from(character: Character) -> str:
+def made_from(run: Run) -> str:
     """What the person brought, in a line; empty where the font lacks its letters."""
-    given = [f"pictures of: {character.description}"] if character.description.strip() else []
-    if character.reference_image is not None:
+    given = [f"pictures of: {run.described}"] if run.described.strip() else []
+    if run.character.reference_image is not None:
         given.append("pictures drawn from one of the character")
     words = f"trained on {', '.join(given) or 'own pictures'}"
     return words if _has_letters(words) else ""

@@ -63,14 +63,14 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     paths = RunPaths(run.dataset_dir, run.character.slug)
     lora = require_model(paths.training_result, TrainedLora, "train")
     training_set, model = read_set(paths), ports.generator.model
-    made_from = _fingerprint(run, training_set, lora, model)
+    made_from = fingerprint_of(run, training_set, lora, model)
     earlier = read_model(paths.evaluation_result, Evaluation)
-    if earlier is not None and earlier.fingerprint == made_from and _is_whole(paths, earlier):
+    if earlier is not None and earlier.fingerprint == made_from and is_whole(paths, earlier):
         return earlier
-    trained = _trained_shots(paths, training_set)
+    trained = trained_shots(paths, training_set)
     shots = held_out_shots(run.recipe.shots, run.recipe.evaluate.prompts, run.recipe.seed, trained)
     pictures = EvaluationPictures(ports.generator, run.recipe.generate.batch_size, progress)
-    metrics = _metrics(run, ports, training_set)
+    metrics = metrics_of(run, ports, training_set)
     own = None if metrics.own is None else own_likeness(metrics.own)
     options = choices(lora, paths, run.recipe.evaluate)
     evaluation = EvaluationRun(run, paths, pictures, metrics, model, own)
@@ -95,16 +95,16 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         shots=len(shots),
         held_out=len(set(shots) - set(trained)),
         own_likeness=own,
-        note=_note(run, ports.tagger, metrics.traits),
+        note=note_of(run, ports.tagger, metrics.traits),
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
     )
     minimal = run.recipe.publish.metadata == "minimal"
-    digest = record(best.use.path, paths.chosen_lora, _notes(result), minimal)
+    digest = record(best.use.path, paths.chosen_lora, notes_of(result), minimal)
     result = result.model_copy(update={"lora_sha256": digest})
-    details = (_detail(result, result.before), _detail(result, result.after))
+    details = (detail_of(result, result.before), detail_of(result, result.after))
     records = evaluation_prompts(run.character, run.recipe, shots, model, "before")
-    draw_before_after(paths.before_after, run.character, records, drawn["before"], drawn[after], details)
+    draw_before_after(paths.before_after, run, records, drawn["before"], drawn[after], details)
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
@@ -136,7 +136,7 @@ class EvaluationRun(NamedTuple):
         variety = look_at(base, self.metrics).get("variety")
         rated = []
         for option in options:
-            asked = requests_of(records, _with(self.model, option))
+            asked = requests_of(records, with_lora(self.model, option))
             images = self.pictures.draw(
                 folder / option.name, asked, option.use, f"checkpoints: {option.name}"
             )
@@ -158,7 +158,7 @@ class EvaluationRun(NamedTuple):
             sides["last"] = last
         character, recipe = self.run.character, self.run.recipe
         records = {
-            side: evaluation_prompts(character, recipe, shots, _with(self.model, choice), side)
+            side: evaluation_prompts(character, recipe, shots, with_lora(self.model, choice), side)
             for side, choice in sides.items()
         }
         self.pictures.total = self.pictures.done + sum(map(len, records.values()))
@@ -187,12 +187,12 @@ _MESSAGES: dict[Side, str] = {
 }
 
 
-def _with(model: str, choice: Choice | None) -> str:
+def with_lora(model: str, choice: Choice | None) -> str:
     """What a picture's record says it was made with."""
     return model if choice is None else f"{model} + LoRA {choice.sha256[:16]} at {choice.use.strength:g}"
 
 
-def _metrics(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMetrics:
+def metrics_of(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMetrics:
     """The instruments, and the training set as they see it. Few of its pictures are in memory at once. A copy of a crop is
     a copy, but what the character looks like is told by whole pictures, so that sets with and without crops compare."""
     rules, embedder = run.recipe.curate, ports.embedder
@@ -230,7 +230,7 @@ def _load(picture: SetPicture) -> Image.Image:
     return image
 
 
-def _trained_shots(paths: RunPaths, training_set: TrainingSet) -> list[Shot]:
+def trained_shots(paths: RunPaths, training_set: TrainingSet) -> list[Shot]:
     """The shots that the set's drawn pictures show; of a person's own none is known. Raises StageError."""
     made = require_model(paths.generation_metadata, GenerationMetadata, "generate")
     present = training_set.names()
@@ -243,7 +243,7 @@ def _trained_shots(paths: RunPaths, training_set: TrainingSet) -> list[Shot]:
     return [picture.shot for picture in made.pictures if picture.file in present]
 
 
-def _notes(result: Evaluation) -> dict[str, str]:
+def notes_of(result: Evaluation) -> dict[str, str]:
     """What the LoRA's own metadata says of its measurement."""
     found = {
         "lora_foundry.recommended_strength": f"{result.strength:g}",
@@ -258,7 +258,7 @@ def _notes(result: Evaluation) -> dict[str, str]:
     return found
 
 
-def _fingerprint(run: Run, training_set: TrainingSet, lora: TrainedLora, model: str) -> str:
+def fingerprint_of(run: Run, training_set: TrainingSet, lora: TrainedLora, model: str) -> str:
     """Of everything that decides the figures; the threshold for publishing is none of it."""
     recipe = run.recipe
     return fingerprint(
@@ -281,13 +281,13 @@ def _fingerprint(run: Run, training_set: TrainingSet, lora: TrainedLora, model: 
     )
 
 
-def _is_whole(paths: RunPaths, result: Evaluation) -> bool:
+def is_whole(paths: RunPaths, result: Evaluation) -> bool:
     lora = paths.chosen_lora
     measured = lora.is_file() and file_hash(lora) == result.lora_sha256
     return measured and paths.report.is_file() and paths.before_after.is_file()
 
 
-def _note(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
+def note_of(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
     """Why scores are missing, in words for the report; empty where none is."""
     if tagger is None:
         return (
@@ -304,6 +304,6 @@ def _note(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
     return ""
 
 
-def _detail(result: Evaluation, row: ScoreRow) -> str:
+def detail_of(result: Evaluation, row: ScoreRow) -> str:
     found = result.identity_of(row)
     return "" if found is None else f"identity {found:.2f}"

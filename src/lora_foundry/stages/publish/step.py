@@ -177,8 +177,8 @@ def _card(run: Run, paths: RunPaths, lora: TrainedLora, scores: Evaluation) -> L
     version = read_header(paths.chosen_lora).metadata.get("ss_base_model_version", "")
     return LoraCard(
         character=character.name,
-        trigger=character.trigger,
-        description="" if minimal else character.description,
+        trigger=run.trigger,
+        description="" if minimal else run.described,
         tags=() if minimal else character.tags,
         strength=scores.strength,
         sha256=scores.lora_sha256,

@@ -30,10 +30,12 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     what the trainer raises.
     """
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(run, paths, tagged)
+    images = training_images(run)
     images += regularisation_pictures(run, ports, progress)
-    made_from, settings = _fingerprint(run, images, ports.trainer.model), run.recipe.train
+    made_from, settings = (
+        _fingerprint(run, images, ports.trainer.model),
+        for_cast(run.recipe.train, len(run.members)),
+    )
     more = read_model(paths.more_training, MoreTraining)
     if more is not None and more.fingerprint == made_from:
         settings = settings.model_copy(update={"steps": more.steps})
@@ -47,7 +49,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     job = TrainingJob(
         images=images,
         settings=settings,
-        trigger=run.character.trigger,
+        trigger=run.trigger,
         output=paths.trained_lora,
         workdir=paths.training,
         metadata=_metadata(run),
@@ -62,8 +64,7 @@ def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     """Has the next training of this set take half as many steps more, at most `times` times. False where that was
     done already. `pipeline.evaluate` asks."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    tagged = require_model(paths.tagging_results, TaggingResults, "caption")
-    images = collect_images(run, paths, tagged)
+    images = training_images(run)
     images += regularisation_pictures(run, ports, lambda event: None)
     stamp = _fingerprint(run, images, ports.trainer.model)
     earlier = read_model(paths.more_training, MoreTraining)
@@ -75,6 +76,32 @@ def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     more = MoreTraining(fingerprint=stamp, times=done + 1, steps=round(base * (1 + 0.5 * (done + 1))))
     write_model(paths.more_training, more)
     return True
+
+
+def training_images(run: Run) -> tuple[TrainingImage, ...]:
+    """The pictures of the set, or of all members' sets. A member with few pictures has each shown more often, so that all
+    characters count the same. Raises InputError, StageError."""
+    sets = []
+    for member in run.member_runs:
+        paths = RunPaths(member.dataset_dir, member.character.slug)
+        tagged = require_model(paths.tagging_results, TaggingResults, "caption")
+        sets.append(collect_images(member, paths, tagged))
+    most = max(map(_samples, sets))
+    return tuple(
+        image._replace(repeats=image.repeats * max(1, round(most / max(_samples(images), 1))))
+        for images in sets
+        for image in images
+    )
+
+
+def _samples(images: Sequence[TrainingImage]) -> int:
+    return sum(image.repeats for image in images)
+
+
+def for_cast(settings: TrainSection, members: int) -> TrainSection:
+    """The recipe's training for so many members (0: no cast): every character is shown as often as it would be alone.
+    Epochs grow with the pictures by themselves."""
+    return settings.model_copy(update={"steps": settings.steps * members}) if members else settings
 
 
 def collect_images(run: Run, paths: RunPaths, tagged: TaggingResults) -> tuple[TrainingImage, ...]:
@@ -125,7 +152,8 @@ def _fingerprint(run: Run, images: tuple[TrainingImage, ...], model: str) -> str
         + ((readable_hash(image.mask),) if image.mask else ())
         for image in images
     ]
-    return fingerprint("train-1", model, settings, contents, run.character, run.output_name)
+    who = [run.character, *([run.members] if run.members else [])]
+    return fingerprint("train-1", model, settings, contents, *who, run.output_name)
 
 
 def _is_whole(lora: TrainedLora, path: Path) -> bool:
@@ -136,10 +164,14 @@ def _is_whole(lora: TrainedLora, path: Path) -> bool:
 def _metadata(run: Run) -> dict[str, str]:
     """What only this stage knows and the file should tell."""
     character = run.character
-    return {
+    cast = {}
+    if run.members:
+        told = [shareable_character(each.character) for each in run.members]
+        cast["lora_foundry.cast"] = json.dumps(told, ensure_ascii=False)
+    return cast | {
         "ss_output_name": run.output_name,
         "modelspec.title": run.output_name,
-        "modelspec.description": f"{character.name}: {character.description}".rstrip(": "),
+        "modelspec.description": f"{character.name}: {run.described}".rstrip(": "),
         "lora_foundry.character": json.dumps(shareable_character(character), ensure_ascii=False),
         "lora_foundry.recipe": shareable_recipe(run.recipe).model_dump_json(),
     }

@@ -89,7 +89,7 @@ async def use(here: Here, pipeline: str) -> Use:
     paths = here.folder(found)
     file = await asyncio.to_thread(lora_file, here.settings, paths)
     run, strength = await asyncio.to_thread(_made_as, paths)
-    trigger = run.character.trigger
+    trigger = run.triggers[0]
     installed = file.parent == here.settings.loras_dir.resolve()
     name = Path(file.name if installed else f"{found.output_name or paths.slug}.safetensors")
     code = (
@@ -99,7 +99,7 @@ async def use(here: Here, pipeline: str) -> Use:
         f"pipeline({f'{trigger}, {EXAMPLE}'!r}).images[0].save('picture.png')",
     )
     return Use(
-        trigger=trigger,
+        trigger=run.trigger,
         strength=strength,
         file=name.name,
         folder=str(file.parent) if installed else None,
@@ -136,7 +136,7 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
         strength if asked.strength is None else asked.strength,
         tuple(asked.seeds) or tuple(secrets.randbits(32) for _ in range(asked.pictures)),
         tuple(rival for rival, _ in rivals),
-        run.character.trigger,
+        run.triggers[0],
     )
     files = tuple(file for _, file in rivals)
     return _shown(found, paths, here.trials.start(here.settings, run, paths, trial, files))
@@ -149,7 +149,7 @@ async def _rival(here: Site, reference: str) -> tuple[Rival, Path]:
     file = await asyncio.to_thread(lora_file, here.settings, paths)
     run, strength = await asyncio.to_thread(_made_as, paths)
     name = found.character if found.version is None else f"{found.character}, version {found.version}"
-    rival = Rival(pipeline=found.id, name=name, trigger=run.character.trigger, strength=strength)
+    rival = Rival(pipeline=found.id, name=name, trigger=run.triggers[0], strength=strength)
     return rival, file
 
 
@@ -191,7 +191,9 @@ def _archive(here: Site, paths: RunPaths, run: Run) -> Path:
     os.close(handle)
     file = Path(name)
     try:
-        write_archive(file, paths, run.character.trigger)
+        runs = run.model_copy(update={"dataset_dir": paths.root}).member_runs
+        sets = [(RunPaths(each.dataset_dir, each.character.slug), each.character.trigger) for each in runs]
+        write_archive(file, sets)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
