@@ -18,9 +18,11 @@ from lora_foundry.api import CreateResult
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.files.images import read_record
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.safetensors import read_header
 from lora_foundry.files.storage import require_model
 from tests.commands import Commands, Done
 from tests.homes import SMALL, Homes
+from tests.painted import paint
 
 
 def lora_foundry(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -207,6 +209,31 @@ def test_one_picture_becomes_a_lora_without_a_word(home: Path) -> None:
         record is not None and record.request.prompt.startswith("1girl, ") for record in drawn
     )  # what it shows
     assert [file.name for file in paths.images.glob("*_reference*.png")], "the picture itself is in the set"
+
+
+def test_two_characters_become_one_lora(home: Path, tmp_path: Path) -> None:
+    """One from words, one from own pictures, through the command and the task table."""
+    own = tmp_path / "photos"
+    own.mkdir()
+    for number in range(3):
+        paint(number, (64, 64)).save(own / f"{number}.png")
+    (tmp_path / "duo.toml").write_text(
+        'name = "Duo"\n[[character]]\nname = "Elara"\ndescription = "1girl, brown hair, red dress"\n'
+        '[[character]]\nname = "Kai"\ndescription = "1boy, white hair, blue hoodie"\npictures = ["photos"]\n'
+    )
+    done = lora_foundry(home, "create", "--cast", str(tmp_path / "duo.toml"), "-r", "mini", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["status"], result["trigger"]) == ("completed", "elara, kai")
+    assert [each["name"] for each in result["cast"]["members"]] == ["Elara", "Kai"]
+    pairs = {(each["called"], each["shown"]) for each in result["cast"]["bleed"]}
+    assert pairs == {("Elara", "Kai"), ("Kai", "Elara")}
+    metadata = read_header(Path(result["lora_path"])).metadata
+    assert [each["trigger"] for each in json.loads(metadata["lora_foundry.cast"])] == ["elara", "kai"]
+    card = json.loads(Path(result["lora_path"]).with_suffix(".metadata.json").read_text(encoding="utf-8"))
+    assert card["civitai"]["trainedWords"] == ["elara", "kai"]
+    assert len(list((home / "datasets" / "Duo" / "members" / "Kai" / "images").glob("*.png"))) == 3
+    assert [file.name for file in sorted(own.iterdir())] == ["0.png", "1.png", "2.png"]
 
 
 def test_the_python_api_works_in_an_event_loop(homes: Homes, home: Path, elara: Character) -> None:

@@ -55,6 +55,41 @@ def test_rows_are_told_apart(task_type: str, payload: object, kind: Kind | None)
     assert recognise(task_type, payload) == kind
 
 
+CAST: dict[str, Any] = {
+    "character_name": "Duo",
+    "stage": "generate",
+    "members": [
+        {"character": {"name": "Elara", "description": "1girl, brown hair"}},
+        {"character": {"name": "Kai"}, "source": "own"},
+    ],
+}
+
+
+def test_a_cast_comes_with_its_characters(settings: Settings) -> None:
+    work = prepare("stage", CAST, settings)
+    assert [each.character.name for each in work.run.member_runs] == ["Elara", "Kai"]
+    assert [each.draws for each in work.run.member_runs] == [True, False]
+    assert work.run.dataset_dir == settings.datasets_dir.resolve() / "Duo"
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        ({"name": "../Kai", "description": "x"}, "holds '/'"),
+        ({"name": "Elara", "description": "x"}, "Two characters"),
+        ({"name": "Kai"}, "description is empty"),
+        ({"name": "Kai", "reference_image": "/etc/hostname"}, "is no file inside"),
+        ({"name": 7}, "name"),
+    ],
+)
+def test_a_cast_by_hand_is_refused_in_a_sentence(settings: Settings, member: object, said: str) -> None:
+    members = [CAST["members"][0], {"character": member}]
+    with pytest.raises(PermanentError, match=said):
+        prepare("stage", {**CAST, "members": members}, settings)
+    with pytest.raises(PermanentError):
+        prepare("stage", {**CAST, "members": [7, None]}, settings)
+
+
 def test_lanes() -> None:
     assert lane_of("generation", GENERATION) == lane_of("training", {}) == "gpu"
     assert lane_of("tagging", TAGGING) == lane_of("stage", {"stage": "caption"}) == "cpu"

@@ -56,6 +56,14 @@ PicturesOption = Annotated[
         metavar="PATH",
     ),
 ]
+CastOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TOML file with two to six characters that one LoRA is to draw, each from words, a picture or own pictures; in "
+        "place of a name.",
+        metavar="FILE",
+    ),
+]
 AgainOption = Annotated[
     Again | None,
     typer.Option(
@@ -148,14 +156,7 @@ def create(
             help="A picture of the character, which the others are to resemble; see generate.reference_*."
         ),
     ] = None,
-    cast: Annotated[
-        Path | None,
-        typer.Option(
-            help="A TOML file with two to six characters that one LoRA is to draw, each from words, a picture or own "
-            "pictures; in place of a name.",
-            metavar="FILE",
-        ),
-    ] = None,
+    cast: CastOption = None,
     recipe: RecipeOption = None,
     settings: SetOption = None,
     seed: Annotated[
@@ -179,19 +180,11 @@ def create(
     """Make a character's pictures, or take your own, train its LoRA, measure and install it. Run it again to go on after
     a stop."""
     from lora_foundry.cli.create import Wanted, create_here, submit_only
-    from lora_foundry.errors import InputError
 
     with _errors(as_json):
         if cast is not None:
-            if name or description or tags or trigger or reference or pictures:
-                raise InputError(
-                    "A cast's file names its characters; give nothing but --cast FILE and the settings beside it."
-                )
-            wanted = Wanted.of_cast(cast, recipe, settings or [], seed, output_name, again)
-        elif name is None:
-            raise InputError(
-                'Give the character a name, as in: lora-foundry create "Elara" -d "...", or a cast with --cast FILE.'
-            )
+            alone = any((name, description, tags, trigger, reference, pictures))
+            wanted = Wanted.of_cast(cast, alone, recipe, settings or [], seed, output_name, again)
         else:
             wanted = Wanted.of(
                 name,

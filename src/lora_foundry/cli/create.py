@@ -55,13 +55,18 @@ class Wanted:
     def of_cast(
         cls,
         file: Path,
+        alone: bool,
         recipe: str | None,
         settings: Sequence[str],
         seed: int | None,
         output_name: str | None,
         again: Again | None,
     ) -> Wanted:
-        """From a cast's file, whose name is the LoRA's. Raises InputError."""
+        """From a cast's file, whose name is the LoRA's. alone: whether a character was told beside it. Raises InputError."""
+        if alone:
+            raise InputError(
+                "A cast's file names its characters; give nothing but --cast FILE and the settings beside it."
+            )
         cast = read_cast(file)
         changes = (*settings, *(() if seed is None else (f"seed={seed}",)))
         return cls(Character(name=cast.name), recipe, changes, output_name, again, cast=cast)
@@ -69,7 +74,7 @@ class Wanted:
     @classmethod
     def of(
         cls,
-        name: str,
+        name: str | None,
         description: str,
         tags: str = "",
         trigger: str = "",
@@ -82,6 +87,10 @@ class Wanted:
         pictures: Sequence[Path] = (),
     ) -> Wanted:
         """From the options of `create`. Raises InputError."""
+        if name is None:
+            raise InputError(
+                'Give the character a name, as in: lora-foundry create "Elara" -d "...", or a cast with --cast FILE.'
+            )
         path = None if reference is None else reference.expanduser().absolute()
         if path is not None and not path.is_file():
             raise InputError(f"There is no reference image {path}.")

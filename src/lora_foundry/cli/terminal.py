@@ -75,7 +75,7 @@ def print_result(console: Console, result: CreateResult) -> None:
         console.print(f"\n[bold]{result.lora_path}[/bold]", soft_wrap=True)
     else:
         console.print(f"\n[yellow]Not published:[/yellow] {escape(result.verdict)}", soft_wrap=True)
-    console.print(f"trigger word: [bold]{escape(result.trigger)}[/bold]")
+    console.print(f"trigger word{'s' if result.cast else ''}: [bold]{escape(result.trigger)}[/bold]")
     table = Table("", "before", "after", box=None, pad_edge=False)
     scores = result.scores
     table.add_row("identity", _share(scores.identity_before), _share(scores.identity_after))
@@ -113,9 +113,10 @@ def print_cast(console: Console, result: CreateResult) -> None:
             other = f"{bleed.share:.2f} ({bleed.chance:.2f})" if bleed else _share(None)
             row.append(own if called is shown else other)
         table.add_row(*row)
-    console.print(
-        "\nin brackets: without the LoRA. A trigger should show its own character and no other's traits:"
+    said = (
+        "Each trigger should show its own character and nothing of the others; in brackets: without the LoRA."
     )
+    console.print(f"\n{said}", soft_wrap=True)
     console.print(table)
 
 
@@ -123,9 +124,10 @@ def print_use(console: Console, result: CreateResult, base: Base) -> None:
     """How to draw with the LoRA: in ComfyUI and, where one line of diffusers loads the base, in Python."""
     if not result.published or result.lora_path is None:
         return
+    words = "one of its trigger words, as in " if result.cast else ""
     console.print(
         f"\nDraw with it in ComfyUI: add the node [bold]Load LoRA[/bold] with {escape(result.lora_path.name)} after the "
-        f"checkpoint, and begin the prompt with [bold]{escape(result.trigger)}[/bold].",
+        f"checkpoint, and begin the prompt with {words}[bold]{escape(_first_trigger(result))}[/bold].",
         soft_wrap=True,
     )
     if base.layout == "folder":
@@ -136,13 +138,17 @@ def print_use(console: Console, result: CreateResult, base: Base) -> None:
 
 def python_lines(result: CreateResult, base: Base) -> tuple[str, ...]:
     """A program that draws one picture with the LoRA, for a base that is a diffusers folder."""
-    prompt = f"{result.trigger}, standing, smile, in a forest"
+    prompt = f"{_first_trigger(result)}, standing, smile, in a forest"
     return (
         "from diffusers import DiffusionPipeline",
         f"pipeline = DiffusionPipeline.from_pretrained({str(base.path)!r})",
         f"pipeline.load_lora_weights({str(result.lora_path)!r})",
         f"pipeline({prompt!r}).images[0].save('picture.png')",
     )
+
+
+def _first_trigger(result: CreateResult) -> str:
+    return result.cast.members[0].trigger if result.cast else result.trigger
 
 
 def _share(value: float | None) -> str:
