@@ -123,7 +123,7 @@ class Wanted:
         )
         return wanted, run
 
-    def take_pictures(self, run: Run) -> Imported | None:
+    def take_pictures(self, run: Run, again: Again) -> Imported | None:
         """Copies the own pictures into the run's set, where its workers find them. Raises InputError, StorageError."""
         paths = RunPaths(run.dataset_dir, run.character.slug)
         if self.cast is not None and self.cast.pictures:
@@ -134,8 +134,10 @@ class Wanted:
                     if each.character.name in self.cast.pictures
                 ],
                 paths,
+                run,
+                again,
             )
-        return take_pictures(self.pictures, paths) if self.pictures else None
+        return take_pictures(self.pictures, paths, run, again) if self.pictures else None
 
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""
@@ -181,9 +183,8 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     """Puts the rows into the table, after the same checks as for a run here."""
     settings = settings_of(home)
     wanted, run = wanted.prepare(settings)
-    wanted.take_pictures(run)
-
     request = decided(wanted, settings, asks=False)
+    wanted.take_pictures(run, request.again)
 
     async def put(store: TaskStore) -> Pipeline:
         from lora_foundry.tasks.pipelines import submit
@@ -230,7 +231,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
     wanted, run = wanted.prepare(settings)
     check_writable(settings.home.expanduser().absolute(), run.dataset_dir, run.lora_dir)
     request = decided(wanted, settings, asks=not (as_json or quiet))
-    taken = wanted.take_pictures(run)
+    taken = wanted.take_pictures(run, request.again)
     with RunDisplay(_err, shown=not (as_json or quiet)) as display:
         if taken is not None:
             display.say(

@@ -83,6 +83,11 @@ def entries(home: Path) -> list[BinEntry]:
     return [each for name, each in found if each is not None and each.id == name]
 
 
+def hidden_runs(home: Path) -> frozenset[str]:
+    """The runs that lie in the bin."""
+    return frozenset(each for entry in entries(home) for each in entry.pipelines)
+
+
 def find(home: Path, name: str) -> BinEntry:
     """The entry of that id. Raises InputError."""
     found = next((each for each in entries(home) if each.id == name), None)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import InputError
 from lora_foundry.files.hashing import file_hash, readable_hash
 from lora_foundry.files.images import is_readable
@@ -30,6 +31,7 @@ from lora_foundry.files.training_set import (
     has_planned_name,
     pictures_in,
 )
+from lora_foundry.files.versions import continued, current_run, make_room
 
 MOST_FILES = 20_000
 MOST_BYTES = 64 * 1024**3  # of a zip file's content, before it is unpacked
@@ -70,18 +72,29 @@ def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
     return Imported(copied, present, tuple(left_out))
 
 
-def take_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
-    """`import_pictures` for those who put a run into the task table and do not hold its folder's lock. Raises InputError
-    where a run is at work in it, too."""
+def take_pictures(sources: Sequence[Path], paths: RunPaths, run: Run, again: Again) -> Imported:
+    """`import_pictures` for those who put a run into the task table and do not hold its folder's lock. An earlier version
+    that the run does not go on in is kept first, so that it stays without these pictures. Raises InputError where a run is at
+    work in the folder, too."""
     make_folder(paths.root)
     with FolderLock(paths.lock):
+        _keep_earlier(paths, run, again)
         return import_pictures(sources, paths)
 
 
-def take_all_pictures(wanted: Sequence[tuple[Sequence[Path], RunPaths]], paths: RunPaths) -> Imported:
+def _keep_earlier(paths: RunPaths, run: Run, again: Again) -> None:
+    now = current_run(paths.root)
+    if now is not None and again == "new" and continued(now, run, again) is None:
+        make_room(paths, run.model_copy(update={"version": now.version + 1}))
+
+
+def take_all_pictures(
+    wanted: Sequence[tuple[Sequence[Path], RunPaths]], paths: RunPaths, run: Run, again: Again
+) -> Imported:
     """The same for the members of a cast, whose folder `paths` is."""
     make_folder(paths.root)
     with FolderLock(paths.lock):
+        _keep_earlier(paths, run, again)
         taken = [import_pictures(sources, member) for sources, member in wanted]
     left_out = tuple(left for each in taken for left in each.left_out)
     return Imported(sum(each.copied for each in taken), sum(each.present for each in taken), left_out)

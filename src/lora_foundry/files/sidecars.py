@@ -20,7 +20,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_MOST_BYTES = 100_000
+MOST_BYTES = 100_000
 
 
 class FolderNames:
@@ -72,7 +72,7 @@ def read_caption(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"The caption {path} cannot be read ({error.strerror or error}).") from error
-    if len(data) > _MOST_BYTES:
+    if len(data) > MOST_BYTES:
         raise InputError(f"The caption {path} has {len(data):,} bytes, which is no caption; replace it.")
     text = decode(data)
     if text is None:

@@ -21,6 +21,7 @@ from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
 from lora_foundry.errors import FoundryError, InputError
+from lora_foundry.files.bin import hidden_runs
 from lora_foundry.files.versions import continued, current_run, same_request
 from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
@@ -245,6 +246,20 @@ async def cancel(store: TaskStore, reference: int | str) -> list[Task]:
     return [row for row in await store.where(tasks.c.id.in_(ids)) if row.id in unfinished or len(ids) == 1]
 
 
+_MOST_LOOKED_AT = 1000
+
+
+async def waits_to_begin(store: TaskStore, settings: Settings, character: str) -> Pipeline | None:
+    """The newest run of a character that has not begun in its folder and may yet."""
+    now = await asyncio.to_thread(current_run, settings.datasets_dir / character)
+    newest = 0 if now is None else now.version
+    for found in await recent_pipelines(store, limit=_MOST_LOOKED_AT):
+        open_ = found.status in (*WAITING, TaskStatus.RUNNING)
+        if open_ and found.character.lower() == character.lower() and (found.version or 0) > newest:
+            return found
+    return None
+
+
 async def retry(
     store: TaskStore,
     settings: Settings,
@@ -258,11 +273,13 @@ async def retry(
     reference: a pipeline's id, or a task's id or uuid; in a pipeline the first to run is the earliest of the named
     task, `start`, the first stage that did not complete, and the first whose recipe section `changes` touches.
     changes: recipe values, nested or dotted, laid over the settings that the rows already carry.
-    Raises InputError where nothing would run again, where a row is running, or for impossible changes.
+    Raises InputError for a run in the bin, where nothing would run again, where a row is running, or for impossible changes.
     """
     await take_in(store)
     rows = await _rows_of(store, reference)
     _refuse_foreign(rows)
+    if rows[0].pipeline in await asyncio.to_thread(hidden_runs, settings.home):
+        raise InputError(f"{rows[0].name} is of a run that lies in the bin; restore it there first.")
     new = setting_values(flatten(changes or {}))
     in_pipeline = rows[0].pipeline is not None
     if in_pipeline:

@@ -11,7 +11,8 @@ from lora_foundry.web.site import Site
 
 
 async def refuse_while_busy(here: Site) -> None:
-    """Raises BackendError while a worker of this machine runs a task, RetryableError while this server draws something; what
+    """Call it with `here.drawing` held until the drawing has begun, else two may find the machine free. Raises BackendError
+    while a worker of this machine runs a task, RetryableError while this server draws something; what
     other hosts do disturbs nobody."""
     ours = {each.name for each in await workers(here.store) if each.host == socket.gethostname()}
     running = await here.store.recent(status=TaskStatus.RUNNING, limit=500)

@@ -23,7 +23,7 @@ from lora_foundry.files import training_set as files
 from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.images import is_readable, picture_size, read_record
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.sidecars import read_caption
+from lora_foundry.files.sidecars import MOST_BYTES, read_caption
 from lora_foundry.files.storage import read_model, storage_errors, write_model, write_text
 from lora_foundry.files.training_set import list_set, picture_path, pictures_in
 from lora_foundry.web.problems import ConflictError, NotFoundError
@@ -297,9 +297,12 @@ def write_caption(picture: files.SetPicture, text: str, previous: str | None = N
 
 
 def _own_target(picture: files.SetPicture) -> None:
-    """A caption's file that is a link would be replaced, never followed; say so instead of surprising its owner."""
+    """A caption's file that is a link would be replaced, never followed; say so instead of surprising its owner. One that is
+    too large to be a caption could not be brought back."""
     if picture.target.is_symlink():
         raise ConflictError(f"The caption of {picture.name} is a link; it is changed where it points to.")
+    if picture.caption is not None and picture.caption.stat().st_size > MOST_BYTES:
+        raise ConflictError(f"{picture.caption.name} is too large to be a caption; move it away first.")
 
 
 def change_tags(

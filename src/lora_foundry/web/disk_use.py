@@ -76,7 +76,7 @@ def used(settings: Settings, nothing_runs: bool) -> list[Use]:
     waste = BinPaths(home, "").bin
     parts = [
         _use("Training sets and results", datasets, size_of(datasets) - kept),
-        _use("What trainings would go on from", datasets, kept, "checkpoints", held),
+        _use("Checkpoints of trainings", datasets, kept, "checkpoints", held),
         _use("Installed LoRAs", settings.loras_dir, size_of(settings.loras_dir)),
         _use("Base models", models, size_of(models)),
         _use("Pictures that were sent and not used", sent, size_of(sent), "uploads", fresh),

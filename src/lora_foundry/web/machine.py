@@ -42,7 +42,7 @@ class Disk(BaseModel):
 
 
 class ComfyState(BaseModel):
-    """Whether something answers at ComfyUI's address; the doctor says more."""
+    """Whether something answers at ComfyUI's address, which is empty where none was named; the doctor says more."""
 
     url: str
     reachable: bool
@@ -76,7 +76,7 @@ class Machine:
         """Nobody is asked where no ComfyUI was named: whoever listens at its usual address is a stranger's."""
         url = settings.comfyui_address
         if not settings.names_comfyui:
-            return ComfyState(url=url, reachable=False, detail="none was named; the settings page says how")
+            return ComfyState(url="", reachable=False, detail="none was named; the settings page says how")
         return await self._ask(f"comfyui {url}", _COMFY_SECONDS, lambda: _comfyui(url))
 
     async def doctor(self, settings: Settings, recipe: str) -> list[Finding]:

@@ -93,9 +93,11 @@ class PublishIn(RequestModel):
 
 
 class StageView(BaseModel):
-    """A stage of a pipeline. `done` of `total` counts `unit`s; times are UTC; `eta_seconds` counts from now."""
+    """A stage of a pipeline; `label`: what it does, in a word for people. `done` of `total` counts `unit`s; times are UTC;
+    `eta_seconds` counts from now."""
 
     stage: str
+    label: str
     task_id: int
     lane: Literal["cpu", "gpu"] | None
     status: str

@@ -3,24 +3,27 @@ picture. It lies beside the set, so it outlives the server; undoing puts back on
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Base64Bytes, BaseModel, ConfigDict
 
 from lora_foundry.domain.dataset import Crops, TaggingResults
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
 from lora_foundry.errors import StorageError
 from lora_foundry.files.paths import RunPaths
+from lora_foundry.files.sidecars import MOST_BYTES
 from lora_foundry.files.storage import (
     make_folder,
     move_file,
     read_model,
     remove_file,
     remove_tree,
+    write_bytes,
     write_model,
     write_text,
 )
@@ -32,10 +35,12 @@ KEPT = 100  # steps of a set
 
 
 class Caption(BaseModel):
-    """A caption before and after a step; None where there was none."""
+    """A caption before and after a step; None where there was none that can be read. file: the caption's file as it was,
+    where its text does not say all of it: in another encoding, on several lines, or unreadable."""
 
     model_config = ConfigDict(frozen=True)
 
+    file: Base64Bytes = b""
     before: str | None
     after: str | None
 
@@ -67,21 +72,29 @@ class SetStep(BaseModel):
 @contextmanager
 def recorded(paths: RunPaths, words: str, added: str = "") -> Iterator[None]:
     """Writes down what changes in the block, where anything does. `added`: the name of the crop that it makes."""
-    captions, marks = _captions(paths), read_exclusions(paths).files
+    captions, files, marks = _captions(paths), _files_behind(paths), read_exclusions(paths).files
     try:
         yield
     finally:  # what was broken off half way can be undone as well
-        _record(paths, words, captions, marks, added if (paths.images / added).is_file() else "")
+        made = added if (paths.images / added).is_file() else ""
+        _record(paths, words, captions, files, marks, made)
 
 
 def _record(
-    paths: RunPaths, words: str, captions: dict[str, str | None], marks: dict[str, Exclusion], added: str
+    paths: RunPaths,
+    words: str,
+    captions: dict[str, str | None],
+    files: dict[str, bytes],
+    marks: dict[str, Exclusion],
+    added: str,
 ) -> None:
     now, marked = _captions(paths), read_exclusions(paths).files
     step = _step(
         words,
         captions={
-            name: Caption(before=captions.get(name), after=now.get(name))
+            name: Caption(
+                before=captions.get(name), after=now.get(name), file=base64.b64encode(files.get(name, b""))
+            )
             for name in captions | now
             if captions.get(name) != now.get(name)
         },
@@ -144,7 +157,9 @@ def undo(paths: RunPaths) -> SetStep:
     for name, caption in step.captions.items():
         if name in listed:
             target = listed[name].target
-            if caption.before is None:
+            if caption.file:
+                write_bytes(target, caption.file)
+            elif caption.before is None:
                 remove_file(target)
             else:
                 write_text(target, caption.before + "\n")
@@ -203,6 +218,23 @@ def _remove_crop(paths: RunPaths, step: SetStep, picture: SetPicture) -> None:
 
 def _captions(paths: RunPaths) -> dict[str, str | None]:
     return {picture.name: caption_of(picture) for picture in list_set(paths).pictures}
+
+
+def _files_behind(paths: RunPaths) -> dict[str, bytes]:
+    """The captions' files whose text is not all that they hold. What is too large is no caption, and nobody may write over
+    it (`write_caption`)."""
+    found = {}
+    for picture in list_set(paths).pictures:
+        try:
+            file = picture.caption
+            if file is None or file.stat().st_size > MOST_BYTES:
+                continue
+            data = file.read_bytes()
+        except OSError:
+            continue  # a link that leads nowhere
+        if data != f"{caption_of(picture)}\n".encode():
+            found[picture.name] = data
+    return found
 
 
 def _files(paths: RunPaths) -> list[Path]:

@@ -52,6 +52,7 @@ class Site:
     setups: Setups = field(default_factory=Setups)
     bases: Bases = field(default_factory=Bases)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
+    drawing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while it is decided who may draw
     redraws: Redraws = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class Site:
 
     def hidden(self) -> frozenset[str]:
         """The runs that are in the bin."""
-        return frozenset(each for entry in bin_folder.entries(self.settings.home) for each in entry.pipelines)
+        return bin_folder.hidden_runs(self.settings.home)
 
     def folder(self, pipeline: Pipeline) -> RunPaths:
         """The dataset folder of a pipeline, there or not. Raises NotFoundError where its row names none."""

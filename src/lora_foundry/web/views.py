@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
@@ -21,7 +22,7 @@ _UNFINISHED = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.RETRYING)
 def pipeline_view(pipeline: Pipeline, estimates: Estimates, thumbnail: str | None) -> PipelineView:
     """A pipeline with what follows from its rows."""
     now = utc_now()
-    stages = [_stage_view(stage, pipeline.recipe, estimates, now) for stage in pipeline.stages]
+    stages = [_stage_view(stage, pipeline, estimates, now) for stage in pipeline.stages]
     current = next((stage for stage in stages if stage.status != TaskStatus.COMPLETED), None)
     waiting = [stage for stage in pipeline.stages if stage.status in WAITING]
     times = [each for stage in pipeline.stages for each in (stage.started_at, stage.completed_at) if each]
@@ -54,12 +55,13 @@ def _left(pipeline: Pipeline, stages: list[StageView]) -> float | None:
     return round(sum(known), 1) if known and len(known) == len(left) else None
 
 
-def _stage_view(stage: StageState, recipe: str | None, estimates: Estimates, now: datetime) -> StageView:
+def _stage_view(stage: StageState, pipeline: Pipeline, estimates: Estimates, now: datetime) -> StageView:
     progress = stage.progress or {}
     taken = seconds_of(stage, now if stage.status == TaskStatus.RUNNING else None)
-    left = estimates.left(recipe, stage, now) if stage.status in _UNFINISHED else None
+    left = estimates.left(pipeline.recipe, stage, now) if stage.status in _UNFINISHED else None
     return StageView(
         stage=stage.stage,
+        label=_label(stage.stage, pipeline.settings),
         task_id=stage.task_id,
         lane=_LANES.get(stage.stage),
         status=stage.status,
@@ -77,6 +79,13 @@ def _stage_view(stage: StageState, recipe: str | None, estimates: Estimates, now
         started_at=aware(stage.started_at),
         completed_at=aware(stage.completed_at),
     )
+
+
+def _label(stage: str, settings: Mapping[str, Any]) -> str:
+    """A stage's name; where all pictures are a person's own, the first draws none."""
+    dataset = settings.get("dataset")
+    own = isinstance(dataset, dict) and dataset.get("source") == "own"
+    return "import" if own and stage == "generate" else stage
 
 
 def task_view(task: Task) -> TaskView:

@@ -9,7 +9,9 @@ from typing import Any, cast
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from lora_foundry.cli.app import app
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import Run
 from lora_foundry.files.bin import KEPT, BinEntry
@@ -181,3 +183,20 @@ def test_a_run_whose_lora_is_being_tried_is_not_deleted(
     assert client.delete(ended).status_code == 409
     site.trials._running.clear()
     assert client.delete(ended).status_code == 200
+
+
+def test_a_run_in_the_bin_is_run_again_through_no_door(
+    client: TestClient, settings: Settings, ended: str, paths: RunPaths
+) -> None:
+    run = ended.rpartition("/")[2]
+    task = client.get(ended).json()["stages"][0]["task_id"]
+    entry = client.delete(ended).json()
+    by_api = client.post(f"/api/v1/tasks/{task}/retry")
+    assert by_api.status_code == 422
+    assert "in the bin" in by_api.json()["detail"]
+    for reference in (run, str(task)):
+        said = CliRunner().invoke(app, ["tasks", "retry", reference, "--home", str(settings.home)])
+        assert said.exit_code != 0
+        assert "in the bin" in str(said.exception or "") + said.output
+    client.post(f"/api/v1/bin/{entry['id']}/restore")
+    assert client.post(f"{ended}/retry").status_code == 200

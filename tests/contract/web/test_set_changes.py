@@ -259,3 +259,35 @@ def test_a_crop_whose_file_was_changed_since_stays(client: TestClient, base: str
     Image.new("RGB", (32, 40), "red").save(paths.images / "elara_001.crop.png")
     assert client.post(f"{base}/undo").status_code == 409
     assert (paths.images / "elara_001.crop.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xfe\x00\xd8elara",
+        "elara, schöne Krone".encode("cp1252"),
+        b"elara,\n\n  a crown\n",
+        bytes(range(1, 256)),
+    ],
+)
+def test_undoing_a_caption_brings_its_file_back_byte_for_byte(
+    client: TestClient, base: str, paths: RunPaths, data: bytes
+) -> None:
+    file = paths.images / "elara_001.txt"
+    file.write_bytes(data)
+    assert client.put(f"{base}/elara_001.png/caption", json={"caption": "elara, mine"}).status_code == 200
+    client.post(f"{base}/tags", json={"add": ["crown"]})
+    for _ in range(2):
+        assert client.post(f"{base}/undo").status_code == 200
+    assert file.read_bytes() == data
+
+
+def test_what_is_too_large_to_be_a_caption_is_not_written_over(
+    client: TestClient, base: str, paths: RunPaths
+) -> None:
+    file = paths.images / "elara_001.txt"
+    file.write_bytes(b"x" * 200_000)
+    refused = client.put(f"{base}/elara_001.png/caption", json={"caption": "elara, mine"})
+    assert refused.status_code == 409
+    assert "too large to be a caption" in refused.json()["detail"]
+    assert file.stat().st_size == 200_000

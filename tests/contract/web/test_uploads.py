@@ -13,7 +13,8 @@ from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder
 from lora_foundry.settings import Settings
-from tests.painted import paint
+from tests.contract.web.conftest import paint_set
+from tests.painted import paint, tree
 
 
 def picture_bytes(seed: int) -> bytes:
@@ -111,3 +112,25 @@ def test_an_upload_without_pictures_starts_nothing(client: TestClient) -> None:
     assert client.get("/api/v1/pipelines").json()["total"] == 0
     assert client.delete(f"/api/v1/uploads/{upload}").status_code == 204
     assert client.get(f"/api/v1/uploads/{upload}").status_code == 404
+
+
+def test_an_earlier_version_is_kept_without_the_pictures_of_the_next(
+    client: TestClient, settings: Settings
+) -> None:
+    paths = paint_set(settings)
+    before = tree(paths.images)
+    upload = client.post("/api/v1/uploads", files=files(("new.png", picture_bytes(1)))).json()["id"]
+    asked = {"name": "Elara", "recipe": "mini"}
+    made = client.post("/api/v1/pipelines", json=asked | {"upload": upload})
+    assert made.status_code == 201, made.text
+    assert [stage["label"] for stage in made.json()["stages"]][:2] == ["import", "curate"]
+    assert tree(paths.version(1) / "images") == before
+    assert (paths.images / "new.png").is_file()
+
+    other = client.post("/api/v1/uploads", files=files(("other.png", picture_bytes(2)))).json()["id"]
+    refused = client.post("/api/v1/pipelines", json=asked | {"upload": other})
+    assert refused.status_code == 409
+    assert "waits to begin" in refused.json()["detail"]
+    assert not (paths.images / "other.png").exists()
+    client.post(f"/api/v1/pipelines/{made.json()['id']}/cancel")
+    assert client.post("/api/v1/pipelines", json=asked | {"upload": other}).status_code == 201

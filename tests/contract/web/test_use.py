@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import time
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import requests
@@ -158,3 +160,24 @@ def test_the_set_comes_as_trainers_read_it(run: Any, finished: Path) -> None:
 def test_a_run_that_waits_says_for_what(run: Any) -> None:
     _, where, session = run
     assert "No worker is running" in session.get(where, timeout=20).json()["waits_for"]
+
+
+def test_of_those_that_ask_at_the_same_moment_one_draws(finished: Path) -> None:
+    """Whether the machine is free is found out and taken in one go, whoever asks for what."""
+
+    async def ask(address: str) -> list[int]:
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            asked = {
+                "name": ELARA.name,
+                "description": ELARA.description,
+                "recipe": "mini",
+                "settings": list(SMALL),
+            }
+            made = (await client.post("/api/v1/pipelines", json=asked)).json()["id"]
+            base = f"/api/v1/pipelines/{made}"
+            trials = [client.post(f"{base}/trials", json={"prompt": "elara"}) for _ in range(3)]
+            redraws = [client.post(f"{base}/dataset/elara_001.png/redraw") for _ in range(3)]
+            return sorted(each.status_code for each in await asyncio.gather(*trials, *redraws))
+
+    with serving(Settings(home=finished)) as address:
+        assert asyncio.run(ask(address)) == [202, 503, 503, 503, 503, 503]

@@ -268,8 +268,9 @@ async def redraw(here: Here, pipeline: str, file: str) -> Redraw:
     run = (await asyncio.to_thread(sets.read_records, paths)).run
     if run is None:
         raise NotFoundError("This run has not begun yet; there is no picture to draw again.")
-    await refuse_while_busy(here)
-    return here.redraws.start(here.settings, found.id, run, paths, file)
+    async with here.drawing:
+        await refuse_while_busy(here)
+        return here.redraws.start(here.settings, found.id, run, paths, file)
 
 
 @router.post("/dataset/{file:path}/crop", status_code=201)

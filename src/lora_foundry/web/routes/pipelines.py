@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskPriority, TaskStatus
+from lora_foundry.files.images import is_readable
 from lora_foundry.files.importing import take_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
@@ -33,7 +35,7 @@ from lora_foundry.web.models import (
     PublishIn,
     RetryIn,
 )
-from lora_foundry.web.problems import NotFoundError
+from lora_foundry.web.problems import ConflictError, NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
 from lora_foundry.web.submission import checked_run, own_pictures, pipeline_request
@@ -62,8 +64,13 @@ async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline
     run = await asyncio.to_thread(checked_run, here.settings, asked)
     await asyncio.to_thread(check_ahead, run, here.settings)
     if sources := await asyncio.to_thread(own_pictures, here.settings, asked):
+        if waiting := await engine.waits_to_begin(here.store, here.settings, run.character.name):
+            raise ConflictError(
+                f"Another run of {waiting.character} waits to begin, and would get these pictures, too; wait until it has "
+                "begun, cancel it, or choose another name."
+            )
         paths = RunPaths(run.dataset_dir, run.character.slug)
-        await asyncio.to_thread(take_pictures, sources, paths)
+        await asyncio.to_thread(take_pictures, sources, paths, run, request.again)
     request = request.model_copy(update={"creator": creator})
     made = await engine.submit(here.store, here.settings, request)
     if asked.upload is not None:
@@ -163,6 +170,9 @@ def thumbnail_address(here: Site, pipeline: Pipeline) -> str | None:
     try:
         images = here.folder(pipeline).images
         changed = images.stat().st_mtime_ns
+        with os.scandir(images) as entries:
+            if not any(is_readable(Path(each.name)) or each.is_dir() for each in entries):
+                return None
     except (OSError, NotFoundError):
         return None
     return f"{address(pipeline.id, 'thumbnail')}?v={changed:x}"
@@ -201,7 +211,7 @@ async def _waits_for(here: Site, view: PipelineView) -> str | None:
     fitting = [each.name for each in await workers(here.store) if now.lane in each.lanes.split(",")]
     if not fitting:
         return (
-            f"No worker is running for {now.stage}. Start one in a terminal with `lora-foundry worker{_home(here)}`, or "
+            f"No worker is running for {now.label}. Start one in a terminal with `lora-foundry worker{_home(here)}`, or "
             "start this server with `--with-worker`; the run goes on by itself then."
         )
     if now.status == TaskStatus.RETRYING and now.error:

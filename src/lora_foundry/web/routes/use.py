@@ -127,7 +127,6 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
     is completed or failed. 503 while another one is drawn, or a worker draws or trains."""
     found = await here.pipeline(pipeline)
     paths = here.folder(found)
-    await refuse_while_busy(here)
     run, strength = await asyncio.to_thread(_made_as, paths)
     rivals = [await _rival(here, each) for each in dict.fromkeys(asked.against) if each != found.id]
     trial = new_trial(
@@ -139,7 +138,9 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
         run.triggers[0],
     )
     files = tuple(file for _, file in rivals)
-    return _shown(found, paths, here.trials.start(here.settings, run, paths, trial, files))
+    async with here.drawing:
+        await refuse_while_busy(here)
+        return _shown(found, paths, here.trials.start(here.settings, run, paths, trial, files))
 
 
 async def _rival(here: Site, reference: str) -> tuple[Rival, Path]:

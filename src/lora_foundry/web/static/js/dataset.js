@@ -63,7 +63,9 @@ function draw() {
   say(byId("count"), filtered() ? `${listed.length} of ${plural(used.length, "picture")} shown` : plural(used.length, "picture"));
   byId("all").hidden = !filtered();
   byId("none").hidden = listed.length > 0;
-  say(byId("none").firstElementChild, used.length ? "No picture fits." : "No pictures yet.");
+  say(byId("none").firstElementChild, used.length ? "No picture fits." : out.length ? "Every picture was left out; why is said below." : "No pictures yet.");
+  byId("tools").hidden = !dataset.images.length;
+  byId("filters").hidden = byId("keys").hidden = !used.length;
   drawTags();
   drawTools(listed);
   byId("out-section").hidden = !out.length;
@@ -75,6 +77,9 @@ function drawTools(listed) {
   const where = scopeWords();
   for (const [id, verb] of [["bulk-add", "Add to"], ["bulk-remove", "Remove from"], ["bulk-replace", "Replace in"]]) say(byId(id), `${verb} ${where}`);
   say(byId("bulk-exclude"), selected.size ? `Exclude the ${selected.size} selected` : "Exclude what is selected");
+  for (const id of ["bulk-add", "bulk-remove", "bulk-replace"]) byId(id).disabled = !dataset.images.some(isIn);
+  byId("retrain").disabled = !over || !dataset.images.some(isIn);
+  say(byId("retrain-about"), over ? "Training reads the captions as they stand here. After changes, train again." : "Training reads the captions as they stand here when it begins.");
   byId("bulk-exclude").disabled = !selected.size;
   byId("select-shown").disabled = !listed.some((picture) => !selected.has(picture.file));
   byId("select-none").hidden = !selected.size;
@@ -138,7 +143,7 @@ function makeTile(each) {
   } } });
   return el("li", { class: "tile" }, picture(), el("div", { class: "body" },
     el("div", { class: "row small" }, choose, el("span", { class: "soft name" }), el("span", { class: "soft edited" })), el("p", { class: "small warn why" }), text,
-    el("div", { class: "row" }, save, el("button", {
+    save, el("div", { class: "row tools" }, el("button", {
       type: "button", class: "quiet", "aria-label": `Crop ${each.file}`, on: { click: () => cropped(each.file).catch(complain) },
     }, "Crop"), each.seed === null || each.own ? null : el("button", {
       type: "button", class: "quiet", "aria-label": `Draw ${each.file} again with another seed`, on: { click: () => post(pipelinePath("dataset", each.file, "redraw")).then(refresh).catch(complain) },

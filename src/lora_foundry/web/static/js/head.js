@@ -11,7 +11,7 @@ export const complain = (problem) => tell(byId("message"), problem.message, "bad
 export function showHead(run, changed) {
   say(byId("name"), run.character.name);
   document.title = `${run.character.name} · lora-foundry`;
-  say(byId("description"), run.character.description);
+  showDescription(run.character.description);
   const state = byId("state");
   state.hidden = false;
   state.className = `chip ${run.status}`;
@@ -34,6 +34,19 @@ export function showHead(run, changed) {
     ...(run.status === "pending" && run.priority > 1 ? [arrange({ priority: 1 }, "Put first")] : []),
     el("button", { type: "button", on: { click: () => act().then(changed).catch(complain) } }, ended ? "Run again" : "Cancel"),
     ...(ended ? [el("button", { type: "button", class: "quiet danger", on: { click: () => throwAway().catch(complain) } }, "Delete")] : []));
+}
+
+/** A long description takes three lines until somebody asks for all of it. */
+function showDescription(text) {
+  const [node, more] = [byId("description"), byId("description-more")];
+  if (node.textContent === text) return;
+  say(node, text);
+  node.classList.add("clamped");
+  more.hidden = node.scrollHeight <= node.clientHeight + 2;
+  more.onclick = () => {
+    node.classList.remove("clamped");
+    more.hidden = true;
+  };
 }
 
 let shown = [];

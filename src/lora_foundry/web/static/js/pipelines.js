@@ -19,7 +19,7 @@ let cursor = null;
 
 function make(run) {
   return el("li", { class: "run" },
-    el("img", { class: "thumb", alt: "", width: 60, height: 60, loading: "lazy", decoding: "async" }),
+    el("span", { class: "thumb" }, el("img", { alt: "", width: 60, height: 60, loading: "lazy", decoding: "async", on: { error: ({ target }) => target.removeAttribute("src") } })),
     el("div", { class: "who" }, el("a", { href: address("pipelines", run.id) }), el("span")),
     el("div", { class: "how" },
       el("div", { class: "row" }, el("span", { class: "doing" }), el("span", { class: "soft num left" })),
@@ -47,10 +47,10 @@ function update(row, run) {
 
 function doing(run) {
   if (run.status === "completed") return "all stages done";
-  if (run.status === "failed") return `failed in ${run.stage}`;
   const stage = run.stages.find((each) => each.stage === run.stage);
+  if (run.status === "failed") return `failed in ${stage?.label}`;
   const count = stage?.total ? ` · ${stage.done} of ${stage.total}` : "";
-  return `${run.stage} (${run.stages.indexOf(stage) + 1} of ${run.stages.length})${count}`;
+  return `${stage?.label} (${run.stages.indexOf(stage) + 1} of ${run.stages.length})${count}`;
 }
 
 function button(box, run) {

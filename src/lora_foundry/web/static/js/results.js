@@ -117,7 +117,8 @@ function candidateCell(candidate, run) {
 }
 
 function drawPairs({ evaluation, pairs }) {
-  say(byId("pairs-about"), `The same prompt and seed without and with the LoRA. ${evaluation.held_out} of the ${evaluation.shots} shots are in no training picture.`);
+  say(byId("pairs-about"), `The same prompt and seed without and with the LoRA. ${heldOut(evaluation)}`);
+  byId("pairs-section").hidden = !pairs.length;
   const large = pairs.flatMap((pair) => [["without the LoRA", pair.before], ["with the LoRA", pair.after]].map(([side, source]) => ({ source, title: `${pair.words}, ${side}`, text: `${pair.prompt} · seed ${pair.seed}` })));
   sync(byId("pairs"), pairs, (pair) => `${pair.after} ${pair.seed}`, (pair) => el("li", { class: "pair" },
     el("div", { class: "two" }, ...[["before", pair.before], ["after", pair.after]].map(([side, source]) => el("figure", {}, el("button", { type: "button" },
@@ -129,11 +130,15 @@ function drawPairs({ evaluation, pairs }) {
   });
 }
 
+const heldOut = ({ held_out: unseen, shots }) => (unseen === shots ? "None of the shots is in a training picture."
+  : `${unseen} of the ${shots} shots ${unseen === 1 ? "is" : "are"} in no training picture.`);
+
 function drawTraits({ before, after, traits }) {
   const rows = [
     ...compared(before.identity_by_trait, after.identity_by_trait).map(([name, ...values]) => [`${name.replaceAll("_", " ")}: ${traits[name] ?? ""}`, ...values]),
     ...compared(before.adherence_by_attribute, after.adherence_by_attribute).map(([name, ...values]) => [`prompted ${name}`, ...values]),
   ];
+  byId("traits-section").hidden = !rows.length;
   byId("traits").replaceChildren(table(["", ["without", "n"], ["with", "n"]], rows.map(([name, first, second]) => [name, [share(first), "n"], [share(second), "n"]]), "Scores by trait and attribute"));
 }
 

@@ -31,21 +31,34 @@ function showFailure() {
   const failed = run.status === "failed" ? run.stages.find((stage) => stage.status === "failed") : null;
   byId("failure").hidden = !failed;
   if (!failed) return;
-  say(byId("failure-title"), `It stopped in ${failed.stage}`);
-  sayRich(byId("failure-reason"), failed.error || "No reason was given; the log says more.");
+  say(byId("failure-title"), `It stopped in ${failed.label}`);
+  const [reason, all] = inShort(failed.error || "No reason was given; the log says more.");
+  sayRich(byId("failure-reason"), reason);
+  byId("failure-details").hidden = !all;
+  say(byId("failure-all"), all);
+}
+
+const MOST_REASON = 600; // characters
+
+/** What a person reads first of an error, and the whole where that is more: of a traceback the last line says what it was. */
+function inShort(error) {
+  const lines = error.trim().split("\n").filter((line) => line.trim());
+  const reason = lines[0].startsWith("Traceback") ? lines.at(-1) : lines.slice(0, 6).join(" ");
+  const short = reason.length > MOST_REASON ? `${reason.slice(0, MOST_REASON)} …` : reason;
+  return [short, short.replaceAll(/\s+/g, " ") === error.trim().replaceAll(/\s+/g, " ") ? "" : error];
 }
 
 const again = (how) => how().then((done) => done !== false && refresh()).catch(complain);
 
 function doing(stage) {
   if (run.status === "failed") return "What is done stays; trying again goes on from here.";
-  if (stage.error && stage.status !== "running") return `${stage.stage}: ${stage.error}`;
-  if (stage.status === "running") return [`${stage.stage} on ${stage.worker ?? "a worker"}`, stage.message].filter(Boolean).join(" · ");
-  return run.waits_for ?? `${stage.stage} waits for a free worker.`;
+  if (stage.error && stage.status !== "running") return `${stage.label}: ${stage.error}`;
+  if (stage.status === "running") return [`${stage.label} runs on ${stage.worker ?? "a worker"}`, stage.message].filter(Boolean).join(" · ");
+  return run.waits_for ?? `${stage.label} waits for a free worker.`;
 }
 
 function makeStep(stage) {
-  return el("li", { class: "step" }, el("span", { class: "dot", "aria-hidden": "true" }), el("b", {}, stage.stage), el("span", { class: "what" }));
+  return el("li", { class: "step" }, el("span", { class: "dot", "aria-hidden": "true" }), el("b", {}, stage.label), el("span", { class: "what" }));
 }
 
 function updateStep(node, stage) {
@@ -60,7 +73,7 @@ function updateStep(node, stage) {
 
 function showStages() {
   const select = byId("log-stage");
-  sync(select, run.stages, (stage) => stage.stage, (stage) => el("option", { value: stage.stage }, stage.stage));
+  sync(select, run.stages, (stage) => stage.stage, (stage) => el("option", { value: stage.stage }, stage.label));
   const running = run.stages.find((stage) => stage.status === "running") ?? run.stages.findLast((stage) => stage.started_at);
   if (!select.dataset.chosen && running) select.value = running.stage;
 }

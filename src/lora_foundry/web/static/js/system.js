@@ -18,7 +18,7 @@ function draw(system) {
     card("running", counts.running ?? 0, "tasks"),
     card("waiting", (counts.pending ?? 0) + (counts.retrying ?? 0), "tasks"),
     card("failed", counts.failed ?? 0, "tasks"),
-    card("ComfyUI", comfyui?.reachable ? "up" : "down", comfyui?.detail ?? comfyui?.url ?? ""),
+    card("ComfyUI", comfyui?.reachable ? "up" : comfyui?.url ? "down" : "not set", comfyui?.detail ?? comfyui?.url ?? ""),
   );
   byId("workers").replaceChildren(workers.length
     ? table(["worker", "does", "takes", "last heard from"], workers.map((each) => [each.name, each.doing.join(", ") || "waits for work", each.lanes.replace(",", ", "), ago(each.last_seen)]), "Workers")
@@ -45,9 +45,13 @@ function drawFindings(findings) {
 
 function drawLoras(loras) {
   byId("loras").replaceChildren(loras.length
-    ? table(["file", "trigger", ["identity", "n"], ["adherence", "n"], ["size", "n"], [el("span", { class: "sr" }, "delete"), "n"]], loras.map((each) => [each.name, each.trigger, [share(each.scores?.identity_after), "n"], [share(each.scores?.adherence_after), "n"], [bytes(each.bytes), "n"], [deleteButton(each.name), "n"]]), "Installed LoRAs")
+    ? el("ul", { class: "entries" }, ...loras.map((each) => el("li", { class: "entry" },
+      el("div", {}, el("b", {}, each.name), el("span", { class: "soft small" }, aboutLora(each))), deleteButton(each.name))))
     : el("p", { class: "soft" }, "None yet."));
 }
+
+const aboutLora = ({ trigger, scores, bytes: size }) => [trigger ? `trigger ${trigger}` : "",
+  scores ? `identity ${share(scores.identity_after)}, adherence ${share(scores.adherence_after)}` : "not measured", bytes(size)].filter(Boolean).join(" · ");
 
 function deleteButton(name) {
   const act = async () => {

@@ -99,7 +99,9 @@ async function copy(id) {
 }
 
 const refresh = coalesced(async () => {
-  const [run, use, trials] = await Promise.all([get(pipelinePath()), getIfThere(pipelinePath("use")), getIfThere(pipelinePath("trials"))]);
+  const run = await get(pipelinePath());
+  const trained = run.has_results || run.published || run.stages.some(({ stage, status }) => stage === "train" && status === "completed");
+  const [use, trials] = trained ? await Promise.all([getIfThere(pipelinePath("use")), getIfThere(pipelinePath("trials"))]) : [null, null];
   showHead(run, refresh);
   draw(use);
   showTrials(trials ?? []);
