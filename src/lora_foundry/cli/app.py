@@ -15,6 +15,7 @@ from rich.table import Table
 from lora_foundry import __version__
 from lora_foundry.cli import agents as cli_agents
 from lora_foundry.cli import publish as cli_publish
+from lora_foundry.cli import storage as cli_storage
 from lora_foundry.cli import tasks as cli_tasks
 from lora_foundry.cli import web as cli_web
 from lora_foundry.cli import workflows as cli_workflows
@@ -335,6 +336,7 @@ app.command()(cli_tasks.stats)
 app.add_typer(cli_tasks.tasks, name="tasks")
 app.add_typer(cli_workflows.workflows, name="workflows")
 app.add_typer(cli_tasks.db, name="db")
+app.add_typer(cli_storage.storage, name="storage")
 
 
 if __name__ == "__main__":

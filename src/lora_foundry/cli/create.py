@@ -28,6 +28,7 @@ from lora_foundry.files.importing import Imported, take_all_pictures, take_pictu
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import write_bytes
 from lora_foundry.files.versions import folder_of
+from lora_foundry.remote.access import bring
 from lora_foundry.settings import Settings
 
 if TYPE_CHECKING:
@@ -257,6 +258,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
         pipeline = with_store(settings, work)
     if pipeline.status != "completed":
         raise _error_of(pipeline)
+    bring(settings, run.character.name, pipeline.version)  # where another host did the work
     run = run.model_copy(update={"dataset_dir": folder_of(run.dataset_dir, pipeline.version)})
     result: CreateResult = result_of(run, {stage.stage: stage.seconds or 0.0 for stage in pipeline.stages})
     if as_json:

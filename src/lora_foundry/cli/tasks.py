@@ -65,6 +65,12 @@ def with_store(settings: Settings, work: Callable[[TaskStore], Awaitable[Answer]
 
 def worker(
     lane: Annotated[str, typer.Option(help="Which tasks to run: gpu, cpu or all.")] = "all",
+    until_idle: Annotated[
+        float | None,
+        typer.Option(
+            help="End when the table has had nothing to do for so many minutes.", min=0.1, metavar="MINUTES"
+        ),
+    ] = None,
     home: Home = None,
     as_json: Annotated[bool, typer.Option("--json", help="Log lines as JSON.")] = False,
 ) -> None:
@@ -84,18 +90,20 @@ def worker(
     if "gpu" in lanes and len(devices) > 1:
         words = [sys.executable, "-m", "lora_foundry", "worker", "--home", str(settings.home)]
         words += ["--json"] if as_json else []
+        words += [] if until_idle is None else ["--until-idle", str(until_idle)]
         choices = [lane] + ["gpu"] * (len(devices) - 1)
         serve_each(
             [
                 ([*words, "--lane", choice], {"CUDA_VISIBLE_DEVICES": device})
                 for choice, device in zip(choices, devices, strict=True)
-            ]
+            ],
+            may_end=until_idle is not None,
         )
         return
     options = WorkerOptions(
         ENTRY, lanes, redis_url=settings.redis_url, json_log=as_json, notifier=notifier_of(settings)
     )
-    serve(settings.task_database, settings, options)
+    serve(settings.task_database, settings, options, None if until_idle is None else 60 * until_idle)
 
 
 async def _nothing(store: TaskStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
@@ -127,7 +128,19 @@ class ProgressEvent(BaseModel):
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hex digits that change when any of `parts` (models or JSON-like values) changes."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    """16 hex digits that change when any of `parts` (models or JSON-like values) changes. Of a character's reference image
+    the name counts, which is its content's hash wherever it is kept; its folder differs from host to host."""
+    plain = _plain(parts)
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: object, key: str = "") -> object:
+    """A value as JSON has it."""
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {each: _plain(inner, str(each)) for each, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return Path(value).name if key == "reference_image" and isinstance(value, str) else value

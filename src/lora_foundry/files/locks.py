@@ -73,7 +73,7 @@ def claim(paths: RunPaths, run: Run) -> None:
             f"{paths.root} holds the character {earlier.character.name!r} on this file system; choose another name."
         )
     installed = published_lora(run.lora_dir, run.output_name)
-    owner = _owner(installed)
+    owner = owner_of(installed)
     if owner and owner != run.character.name:
         raise InputError(
             f"{installed} belongs to the character {owner!r}; choose another name with --output-name, or move that file "
@@ -85,7 +85,7 @@ def claim(paths: RunPaths, run: Run) -> None:
         write_model(paths.run_file, run)
 
 
-def _owner(lora: Path) -> str:
+def owner_of(lora: Path) -> str:
     """Whose an installed LoRA is, by what stands in it or beside it; empty where that is not known or none is there."""
     with suppress(OSError, ValueError, KeyError, TypeError, FoundryError):
         said = read_header(lora).metadata.get("lora_foundry.character", "")

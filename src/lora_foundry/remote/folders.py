@@ -139,7 +139,7 @@ class Folder:
                 _copy(source, self.paths.root / path)
         known = {}
         for path, blob in missing.items():
-            _move_places(self.paths.root / path, others, places)
+            move_places(self.paths.root / path, others, places)
             mark = _mark(self.paths.root / path) or _NOWHERE
             known[path] = Known(sha256=blob.sha256, mark=mark, size=blob.size)
         return known
@@ -159,10 +159,13 @@ class Folder:
         """How every file looks now. Call it where nobody is in the middle of a change."""
         return scan(self.paths.root)
 
-    def upload(self, looks: Mapping[str, tuple[int, int, int]]) -> Changes:
-        """Stores the contents of all files that are not in step. Raises OSError for a file that has gone since it was
-        looked at, FoundryError kinds."""
-        before = self.record.files
+    def upload(
+        self, looks: Mapping[str, tuple[int, int, int]], wanted: Callable[[str], bool] = lambda path: True
+    ) -> Changes:
+        """Stores the contents of all files that are not in step. wanted: what this host fetches at all; what it does not
+        have of the rest is no change. Raises OSError for a file that has gone since it was looked at, FoundryError kinds."""
+        looks = {path: mark for path, mark in looks.items() if wanted(path)}
+        before = {path: known for path, known in self.record.files.items() if wanted(path)}
         changed = [path for path, mark in looks.items() if path not in before or before[path].mark != mark]
 
         def put(path: str) -> Blob:
@@ -174,12 +177,10 @@ class Folder:
 
     def settle(self, number: int, changes: Changes) -> None:
         """Notes that the folder, as it was looked at, is in step with a manifest."""
-        known = {}
+        known = {path: each for path, each in self.record.files.items() if path not in changes.gone}
         for path, mark in changes.looks.items():
             if (blob := changes.put.get(path)) is not None:
                 known[path] = Known(sha256=blob.sha256, mark=mark, size=blob.size)
-            else:
-                known[path] = self.record.files[path]
         self._write(number, known)
 
     def _write(self, number: int, files: dict[str, Known]) -> None:
@@ -206,7 +207,8 @@ def scan(root: Path) -> dict[str, tuple[int, int, int]]:
     """Every file of a run's folder that others need, as size, time and number. Left out are earlier versions, what is only
     for this host (locks, caches that are made again), what is half written, and links."""
     paths = RunPaths(root, "")
-    apart = {paths.versions.name, paths.run_file.name, paths.lock.name, paths.stored.name}
+    apart = {paths.versions.name, paths.run_file.name}
+    here_only = {paths.lock.name, paths.stored.name, SAMPLE_REQUEST}
     found: dict[str, tuple[int, int, int]] = {}
     for folder, names, files in os.walk(root):
         here = Path(folder)
@@ -219,7 +221,7 @@ def scan(root: Path) -> dict[str, tuple[int, int, int]]:
         )
         for name in sorted(files):
             half = name.startswith(".") and ".part" in name
-            if half or name == SAMPLE_REQUEST or (top and name in apart):
+            if half or name in here_only or (top and name in apart):
                 continue
             path = here / name
             if not path.is_symlink() and (mark := _mark(path)) is not None:
@@ -240,7 +242,7 @@ def _copy(source: Path, target: Path) -> None:
     write_aside(target, lambda aside: shutil.copyfile(source, aside))
 
 
-def _move_places(path: Path, others: Iterable[Places], places: Places) -> None:
+def move_places(path: Path, others: Iterable[Places], places: Places) -> None:
     """Makes the paths in a result file lead to this host's folders. The file stays in step: what differs is of no concern
     to another host."""
     if path.suffix != ".json":

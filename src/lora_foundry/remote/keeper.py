@@ -7,12 +7,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from lora_foundry.domain.publication import Publication
-from lora_foundry.domain.run import Run
+from lora_foundry.domain.run import MEMBERS, Run
 from lora_foundry.errors import BackendError, FoundryError, TakenOverError
 from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.locks import claim
@@ -153,14 +153,21 @@ class _Persons:
     """Tells which files of a folder a person brought; nothing takes these away but a person."""
 
     def __init__(self, paths: RunPaths) -> None:
-        kept: set[Path] = {paths.exclusions}
-        if paths.images.is_dir():
-            for picture in list_set(paths).own:
-                kept |= {picture.path, *picture.captions, *([picture.mask] if picture.mask else [])}
+        kept = {paths.exclusions, *own_files(paths)}
         self._kept = {path.relative_to(paths.root).as_posix() for path in kept}
 
     def __call__(self, path: str) -> bool:
         return path in self._kept
+
+
+def own_files(paths: RunPaths) -> Iterator[Path]:
+    """The pictures that a person brought, with their captions and masks; in a cast's folder, those of every character."""
+    members = paths.root / MEMBERS
+    inside = [RunPaths(each, each.name.lower().replace(" ", "_")) for each in sorted(members.glob("*"))]
+    for each in (paths, *inside):
+        if each.images.is_dir():
+            for picture in list_set(each).own:
+                yield from (picture.path, *picture.captions, *([picture.mask] if picture.mask else []))
 
 
 class Keeper:

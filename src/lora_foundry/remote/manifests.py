@@ -110,14 +110,10 @@ def versions(store: ObjectStore, folder: str) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def all_newest(store: ObjectStore) -> list[Manifest]:
-    """The last manifest of every chain, and those before it that are still there: what is in use."""
-    found = []
-    for key in store.keys(f"{_RUNS}/"):
-        data = store.read(key)
-        if data is not None:
-            found.append(Manifest.model_validate_json(data))
-    return found
+def all_kept(store: ObjectStore) -> dict[str, Manifest]:
+    """Every manifest that is there, by its key: what they name is in use. Raises ValidationError for what is none."""
+    found = {key: store.read(key) for key in store.keys(f"{_RUNS}/")}
+    return {key: Manifest.model_validate_json(data) for key, data in found.items() if data is not None}
 
 
 def _plain(folder: str) -> str:

@@ -25,6 +25,7 @@ from lora_foundry.files.safe_paths import check_recipe_paths, inside, readable_p
 from lora_foundry.files.versions import current_run, working_folder
 from lora_foundry.pipeline import PIPELINE, StageName, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.remote.access import find_reference, newest_version
 from lora_foundry.settings import Settings
 
 Kind = Literal["generation", "tagging", "training", "stage", "unknown"]
@@ -165,8 +166,7 @@ def resolve(kind: Kind, payload: object, settings: Settings) -> Run:
         character, folder, output = _asked(checked, settings)
         version = checked.version if isinstance(checked, StagePayload) else None
         if version is None:  # the old producers' tasks work on what is there
-            now = current_run(folder)
-            version = 1 if now is None else now.version
+            version = newest_version(settings, folder)
         return Run(
             character=character,
             recipe=recipe,
@@ -188,7 +188,7 @@ def place(kind: Kind, payload: object, held: Run, settings: Settings) -> Work:
         check_recipe_paths(held.recipe, settings, _own_recipe(checked, settings))
         recipe_base(held.recipe, settings.model_folders, training="train" in stages, anywhere=False)
         given = held.character.reference_image
-        reference = readable_picture(settings, None if given is None else str(given))
+        reference = _reference(settings, None if given is None else str(given))
         character = held.character.model_copy(update={"reference_image": reference})
         folder = inside(settings.datasets_dir, held.dataset_dir.as_posix(), "folder")
         if isinstance(checked, StagePayload):
@@ -277,7 +277,7 @@ def _asked(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
     root = settings.datasets_dir
     if isinstance(payload, GenerationPayload):
         folder = inside(root, payload.output_dir or name, "output_dir")
-        reference = readable_picture(settings, payload.reference_image)
+        reference = _reference(settings, payload.reference_image)
         character = Character(name=name, description=payload.description, reference_image=reference)
         return character, folder, None
     if isinstance(payload, TaggingPayload):
@@ -290,7 +290,7 @@ def _asked(payload: Payload, settings: Settings) -> tuple[Character, Path, str |
         return known or Character(name=name, description=name), folder, payload.output_name
     assert isinstance(payload, StagePayload)
     character = _character(name, payload.description, payload.character_tags, payload.trigger)
-    reference = readable_picture(settings, payload.reference_image)
+    reference = _reference(settings, payload.reference_image)
     character = character.model_copy(update={"reference_image": reference})
     return character, inside(root, name, "character_name"), payload.output_name
 
@@ -303,10 +303,15 @@ def _members(payload: Payload, settings: Settings) -> tuple[Member, ...]:
 
 def _placed(member: Member, settings: Settings) -> Member:
     given = member.character.reference_image
-    reference = readable_picture(settings, None if given is None else str(given))
+    reference = _reference(settings, None if given is None else str(given))
     return member.model_copy(
         update={"character": member.character.model_copy(update={"reference_image": reference})}
     )
+
+
+def _reference(settings: Settings, given: str | None) -> Path | None:
+    """The reference picture on this host, fetched where another host has stored it. Raises InputError."""
+    return readable_picture(settings, find_reference(settings, given))
 
 
 def _character(name: str, description: str, tags: str | list[str], trigger: str = "") -> Character:

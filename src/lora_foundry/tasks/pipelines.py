@@ -22,9 +22,11 @@ from lora_foundry.domain.run import Again, Run
 from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus, TaskType
 from lora_foundry.errors import FoundryError, InputError
 from lora_foundry.files.bin import hidden_runs
+from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.versions import continued, current_run, same_request
 from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.remote.access import give, share_members, share_reference, store_changes
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
 from lora_foundry.tasks.payloads import flatten, place, plain_run, prepare, recognise, resolve, stage_name
@@ -106,10 +108,13 @@ async def submit(store: TaskStore, settings: Settings, request: PipelineRequest)
 
     Raises PermanentError kinds, with nothing written, for what no worker could run.
     """
-    rows = pipeline_tasks(request)
+    reference = await asyncio.to_thread(share_reference, settings, request.reference_image)
+    members = await asyncio.to_thread(share_members, settings, request.members)
+    rows = pipeline_tasks(request.model_copy(update={"reference_image": reference, "members": members}))
     held = resolve("stage", rows[0].payload, settings)
     run = place("stage", rows[0].payload, held, settings).run
     folder = settings.datasets_dir / request.character.name
+    await asyncio.to_thread(give, settings, RunPaths(folder, request.character.slug))
     now = await asyncio.to_thread(current_run, folder)
     version = continued(now, run, request.again)
 
@@ -293,6 +298,9 @@ async def retry(
         again = rows
     again = await store.with_descendants(again)
     again = [row for row in again if is_ours(row)]
+    if in_pipeline:
+        known = _summary(rows)
+        await asyncio.to_thread(store_changes, settings, known.character, known.version)
     if all(row.status == TaskStatus.PENDING for row in again) and not new:
         raise InputError(f"Task {again[0].id} is pending already; it runs when a worker is free.")
     payloads = _changed([*rows, *again] if in_pipeline else again, new) if new else {}

@@ -173,6 +173,12 @@ class TaskStore:
         held = min(held, found[HELD])
         return found | {HELD.value: found[HELD] - held, "pending": found["pending"] + held}
 
+    async def is_unfinished(self) -> bool:
+        """Whether any task of ours waits or runs."""
+        query = sa.select(ours.c.id).where(ours.c.status.in_((*WAITING, TaskStatus.RUNNING))).limit(1)
+        async with self.reading() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def where(self, condition: sa.ColumnElement[bool]) -> list[Task]:
         """The tasks that a condition on the tables' columns chooses, in the order of their ids."""
         async with self.reading() as connection:

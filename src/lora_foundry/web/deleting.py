@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from lora_foundry.files.paths import (
 )
 from lora_foundry.files.storage import read_model
 from lora_foundry.files.versions import version_entries
+from lora_foundry.remote.access import mark_deleted
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.pipelines import Pipeline, get_pipeline, recent_pipelines
 from lora_foundry.web.problems import ConflictError, NotFoundError
@@ -50,6 +51,8 @@ async def delete_run(here: Site, pipeline: Pipeline, lora: bool) -> BinEntry:
 
     def move() -> BinEntry:
         files = list(_lora_files(here.settings, paths)) if lora else []
+        if not shared:
+            mark_deleted(here.settings, pipeline.character, pipeline.version)
         if shared or not paths.root.is_dir():
             return throw_away(files)
         with _alone(paths):
@@ -84,6 +87,18 @@ def delete_lora(settings: Settings, name: str) -> BinEntry:
     """Moves an installed LoRA and the files beside it to the bin. Raises NotFoundError."""
     safe_file(settings.loras_dir, f"{name}.safetensors")
     return bin_folder.throw_away(settings.home, "LoRA", name, _installed(settings.loras_dir, name))
+
+
+async def put_back_run(here: Site, name: str) -> BinEntry:
+    """Restores what lies in the bin, for every host that shares a storage. Raises as `put_back` does."""
+    entry = await asyncio.to_thread(put_back, here.settings, name)
+    for pipeline in entry.pipelines:
+        with suppress(InputError):
+            found = await get_pipeline(here.store, pipeline)
+            await asyncio.to_thread(
+                mark_deleted, here.settings, found.character, found.version, deleted=False
+            )
+    return entry
 
 
 def put_back(settings: Settings, name: str) -> BinEntry:

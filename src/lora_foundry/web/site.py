@@ -24,6 +24,7 @@ from lora_foundry.web.estimates import Estimates
 from lora_foundry.web.hub import Hub
 from lora_foundry.web.machine import Machine
 from lora_foundry.web.memory import MemoryEstimates
+from lora_foundry.web.mirror import Mirror
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.redraws import Redraws
 from lora_foundry.web.sessions import GuessLimit, Sessions
@@ -51,6 +52,7 @@ class Site:
     trials: Trials = field(default_factory=Trials)
     setups: Setups = field(default_factory=Setups)
     bases: Bases = field(default_factory=Bases)
+    mirror: Mirror = field(default_factory=Mirror)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
     drawing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while it is decided who may draw
     redraws: Redraws = field(init=False)
@@ -68,6 +70,7 @@ class Site:
             raise NotFoundError(f"There is no run {reference[:80]!r}.") from None
         if found.id in self.hidden():
             raise NotFoundError(f"This run of {found.character} is in the bin; restore it there.")
+        await self.mirror.look(self.settings, found)
         return found
 
     def hidden(self) -> frozenset[str]:

@@ -69,7 +69,7 @@ async def read(here: Here) -> list[BinView]:
 async def restore(here: Here, entry: str) -> BinView:
     """Puts it back where it was; 409 where something else stands there now."""
     shown = await _shown(here, await asyncio.to_thread(deleting.entry_of, here.settings, entry))
-    await asyncio.to_thread(deleting.put_back, here.settings, entry)
+    await deleting.put_back_run(here, entry)
     return shown
 
 
