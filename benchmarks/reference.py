@@ -2,7 +2,7 @@
 picture that the renderer drew, without a word of description. Judged against the characters' true traits by the attribute
 reader; what looks at pictures in the pipeline is another reader, trained apart (`mini_world/second_reader`).
 
-    python benchmarks/reference.py --work DIR [--first 0 --characters 8] [--variants idcb]
+    PYTHONPATH=. python benchmarks/reference.py --work DIR [--first 0 --characters 8] [--variants idcb]
 
 Partial results are kept in `--work`, so a stopped run goes on where it was."""
 

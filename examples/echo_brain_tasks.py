@@ -23,7 +23,7 @@ from lora_foundry.tasks.worker import Worker, WorkerOptions
 SMALL = {
     "generate": {"images": 6, "steps": 4, "batch_size": 3},
     "curate": {"budget": 1},
-    "train": {"steps": 12, "batch_size": 2, "rank": 4, "saves": 2},
+    "train": {"steps": 12, "batch_size": 2, "rank": 4, "saves": 2, "regularisation": 0},
     "evaluate": {"prompts": 2, "seeds": 1, "choice_prompts": 2},
     "publish": {"min_change": 0},
 }

@@ -106,7 +106,7 @@ def make_run(
     """A run of the mini recipe in `folder`."""
     return Run(
         character=Character(name=name, description=description),
-        recipe=load_recipe("mini", ("generate.rounds=1", *settings)),
+        recipe=load_recipe("mini", ("generate.rounds=1", "train.regularisation=0", *settings)),
         base=Path("mini"),
         dataset_dir=folder,
         lora_dir=folder / "loras",

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 CHANGES = (
     "generate.backend=comfyui", "generate.checkpoint=dream.safetensors", "generate.images=6", "generate.width=64",
     "generate.rounds=1",
+    "train.regularisation=0",
     "generate.height=64", "generate.steps=1", "generate.sampler=euler", "generate.scheduler=normal",
     "generate.reference_workflow=instruct_pix2pix", "generate.reference_checkpoint=editor.safetensors",
     "model.tagger=none", "model.embedder=none", "model.detector=none",

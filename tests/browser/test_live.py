@@ -21,7 +21,8 @@ from tests.homes import SMALL
 
 DESCRIPTION = "1girl, pink hair, twintails, green eyes, pale skin, blue dress, crown"
 # For the pictures in the docs: a set, a loss and pairs that are worth looking at, in a few minutes.
-SHOWN = ("generate.images=24", "generate.rounds=1", "train.steps=120", "train.checkpoint_every=40", "train.saves=3",
+SHOWN = ("generate.images=24", "generate.rounds=1", "train.regularisation=0", "train.steps=120",
+         "train.checkpoint_every=40", "train.saves=3",
          "evaluate.prompts=4", "evaluate.seeds=1", "evaluate.strengths=0.8\n1.0", "evaluate.choice_prompts=2",
          "train.sample_prompts={trigger}, standing confidently, smiling warmly, full body shot, simple background")  # fmt: skip
 expect.set_options(timeout=PATIENCE)

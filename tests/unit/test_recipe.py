@@ -139,7 +139,6 @@ def test_every_field_is_described() -> None:
         ),
         (["train.noise_offset=0.1", "train.multires_noise=0.3"], "do the same thing"),
         (['train.network="loha"', "train.max_norm=1"], "train.max_norm"),
-        (["train.regularisation=4", 'train.regularisation_folder="x"'], "set one of them"),
         (["train.targets=[]"], "train.targets is empty"),
     ],
 )

@@ -49,9 +49,8 @@ def trainer(base: Base) -> CountingTrainer:
 @pytest.fixture
 def ready(tmp_path: Path) -> Run:
     """A run whose captions are written: three pictures in a folder with spaces and an accent."""
-    recipe = load_recipe(
-        "mini", ["train.steps=2", "train.batch_size=2", "train.rank=2", "train.checkpoint_every=2"]
-    )
+    small = ("steps=2", "batch_size=2", "rank=2", "checkpoint_every=2", "regularisation=0")
+    recipe = load_recipe("mini", [f"train.{each}" for each in small])
     run = Run(
         character=Character(name="Zoë van Dijk", description="1girl, brown hair"),
         recipe=recipe,

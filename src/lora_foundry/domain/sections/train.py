@@ -159,7 +159,9 @@ class DatasetSettings(Section):
         "that the character stays with the trigger; 0: none.",
     )
     regularisation_folder: Annotated[str, LocalPath("pictures")] = Field(
-        "", description="A folder of own regularisation pictures with captions, in place of drawn ones."
+        "",
+        description="A folder of own regularisation pictures with captions; in place of drawn ones, whatever "
+        "`train.regularisation` says.",
     )
     regularisation_weight: float = Field(
         1.0, gt=0, description="How much the loss on a regularisation picture counts (prior loss weight)."
@@ -281,10 +283,6 @@ class TrainSection(SavingSettings, MachineSettings, DatasetSettings, OptimizerSe
             (
                 self.max_norm > 0 and self.network != "lora",
                 f'train.max_norm is for train.network = "lora"; set it to 0 for {self.network!r}',
-            ),
-            (
-                self.regularisation > 0 and bool(self.regularisation_folder),
-                "train.regularisation draws pictures and train.regularisation_folder names some; set one of them",
             ),
             (
                 self.network == "dora" and self.text_encoder_rate > 0,
