@@ -71,15 +71,15 @@ def share_reference(settings: Settings, given: str | None) -> str | None:
     return str(kept if kept.is_file() else write_bytes(kept, content))
 
 
-def share_members(settings: Settings, members: Sequence[Member]) -> tuple[Member, ...]:
-    """The characters of a cast, each with its reference picture shared."""
-    shared = []
+def shared(settings: Settings, given: str | None, members: Sequence[Member]) -> dict[str, object]:
+    """The reference picture of a request and those of a cast's characters, each shared: what the request says instead."""
+    cast = []
     for member in members:
-        given = member.character.reference_image
-        kept = share_reference(settings, None if given is None else str(given))
+        own = member.character.reference_image
+        kept = share_reference(settings, None if own is None else str(own))
         changed = {"reference_image": None if kept is None else Path(kept)}
-        shared.append(member.model_copy(update={"character": member.character.model_copy(update=changed)}))
-    return tuple(shared)
+        cast.append(member.model_copy(update={"character": member.character.model_copy(update=changed)}))
+    return {"reference_image": share_reference(settings, given), "members": tuple(cast)}
 
 
 def find_reference(settings: Settings, given: str | None) -> str | None:

@@ -26,11 +26,11 @@ from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.versions import continued, current_run, same_request
 from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.recipe_files import load_recipe, recipe_names
-from lora_foundry.remote.access import give, share_members, share_reference, store_changes
+from lora_foundry.remote.access import give, shared, store_changes
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
 from lora_foundry.tasks.payloads import flatten, place, plain_run, prepare, recognise, resolve, stage_name
-from lora_foundry.tasks.schema import both, ours, shown_status, tasks
+from lora_foundry.tasks.schema import ours, tasks
 from lora_foundry.tasks.store import TaskStore
 
 STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE)
@@ -108,9 +108,8 @@ async def submit(store: TaskStore, settings: Settings, request: PipelineRequest)
 
     Raises PermanentError kinds, with nothing written, for what no worker could run.
     """
-    reference = await asyncio.to_thread(share_reference, settings, request.reference_image)
-    members = await asyncio.to_thread(share_members, settings, request.members)
-    rows = pipeline_tasks(request.model_copy(update={"reference_image": reference, "members": members}))
+    pictures = await asyncio.to_thread(shared, settings, request.reference_image, request.members)
+    rows = pipeline_tasks(request.model_copy(update=pictures))
     held = resolve("stage", rows[0].payload, settings)
     run = place("stage", rows[0].payload, held, settings).run
     folder = settings.datasets_dir / request.character.name
@@ -446,16 +445,3 @@ def _status(statuses: Sequence[str]) -> TaskStatus:
     if all(status == TaskStatus.COMPLETED for status in statuses):
         return TaskStatus.COMPLETED
     return TaskStatus.RUNNING if TaskStatus.COMPLETED in statuses else TaskStatus.PENDING
-
-
-async def pulse(store: TaskStore) -> dict[str, str]:
-    """A mark for each unfinished pipeline that differs whenever one of its rows does; cheap enough to ask often."""
-    columns = (ours.c.pipeline, tasks.c.id, shown_status, tasks.c.updated_at, tasks.c.retries)
-    unfinished = ours.c.pipeline.is_not(None) & ours.c.status.in_((*WAITING, TaskStatus.RUNNING))
-    query = sa.select(*columns).select_from(both).where(unfinished).order_by(tasks.c.id)
-    async with store.reading() as connection:
-        rows = (await connection.execute(query)).all()
-    marks: dict[str, str] = {}
-    for pipeline, *rest in rows:
-        marks[pipeline] = f"{marks.get(pipeline, '')} {rest}"
-    return marks

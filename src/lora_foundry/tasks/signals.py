@@ -1,5 +1,6 @@
 """What wakes a worker before its next poll: PostgreSQL's NOTIFY, a change of the SQLite file, or a hint from
-Redis. All of these may fail without harm, since the worker also looks by itself."""
+Redis. All of these may fail without harm, since the worker also looks by itself. And what tells a page that a run has
+changed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
+from lora_foundry.domain.task import WAITING, TaskStatus
 from lora_foundry.tasks.database import sync_url
+from lora_foundry.tasks.schema import both, ours, shown_status, tasks
+from lora_foundry.tasks.store import TaskStore
 
 logger = logging.getLogger(__name__)
 LOOK = 0.1
@@ -52,3 +56,16 @@ async def _listen(url: sa.URL, wake: Callable[[], None]) -> None:
         wake()
         async for _ in connection.notifies():
             wake()
+
+
+async def pulse(store: TaskStore) -> dict[str, str]:
+    """A mark for each unfinished pipeline that differs whenever one of its rows does; cheap enough to ask often."""
+    columns = (ours.c.pipeline, tasks.c.id, shown_status, tasks.c.updated_at, tasks.c.retries)
+    unfinished = ours.c.pipeline.is_not(None) & ours.c.status.in_((*WAITING, TaskStatus.RUNNING))
+    query = sa.select(*columns).select_from(both).where(unfinished).order_by(tasks.c.id)
+    async with store.reading() as connection:
+        rows = (await connection.execute(query)).all()
+    marks: dict[str, str] = {}
+    for pipeline, *rest in rows:
+        marks[pipeline] = f"{marks.get(pipeline, '')} {rest}"
+    return marks

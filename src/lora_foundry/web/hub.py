@@ -23,7 +23,8 @@ from sqlalchemy.exc import DBAPIError
 
 from lora_foundry.errors import FoundryError, RetryableError
 from lora_foundry.tasks import signals
-from lora_foundry.tasks.pipelines import Pipeline, get_pipeline, pulse
+from lora_foundry.tasks.pipelines import Pipeline, get_pipeline
+from lora_foundry.tasks.signals import pulse
 from lora_foundry.tasks.store import TaskStore
 
 logger = logging.getLogger(__name__)
