@@ -211,19 +211,34 @@ def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
     expect(page.locator("#set li")).to_have_count(before - 1)
 
     page.get_by_role("button", name="Train again with this set").click()
-    page.get_by_label("Changed settings, one a line").fill("train.steps = 14")
+    page.get_by_label("Changed settings, one a line").fill("train.steps = 4000\ntrain.saves = 1")
     page.locator("#retry").get_by_role("button", name="Run again").click()
     page.wait_for_url(run_address)
     expect(page.locator("#state")).to_have_text("running")
+    sample_now(page)
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("button", name="Cancel the run").click()
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(listed.locator("#runs .chip")).to_have_text("cancelled")  # the other tab saw it too
 
     listed.get_by_role("button", name="Retry Elara").click()
+    listed.get_by_label("Changed settings, one a line").fill("train.steps = 14\ntrain.saves = 2")
     listed.locator("#retry").get_by_role("button", name="Run again").click()
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
     expect(listed.locator("#runs .chip")).to_have_text("completed")
     assert trained_on(server) == before - 1
     assert json.loads((data_of(server) / "training" / "result.json").read_text())["steps"] == 14
+
+
+def sample_now(page: Page) -> None:
+    """Has the training that runs, which draws none by itself for thousands of steps yet, draw what it has learned."""
+    button = page.get_by_role("button", name="Sample now")
+    expect(button).to_be_enabled(timeout=STAGES)
+    before = page.locator("#samples li").count()
+    button.click()
+    expect(page.locator("#samples-about")).to_contain_text(re.compile("after the next steps|^$"))
+    expect(page.locator("#samples li")).to_have_count(before + 1, timeout=STAGES)
+    page.locator("#samples li button").first.click()
+    expect(page.locator("#picture-title")).to_contain_text("Step")
+    page.get_by_role("button", name="Close", exact=True).last.click()

@@ -250,20 +250,6 @@ async def cancel(store: TaskStore, reference: int | str) -> list[Task]:
     return [row for row in await store.where(tasks.c.id.in_(ids)) if row.id in unfinished or len(ids) == 1]
 
 
-_MOST_LOOKED_AT = 1000
-
-
-async def waits_to_begin(store: TaskStore, settings: Settings, character: str) -> Pipeline | None:
-    """The newest run of a character that has not begun in its folder and may yet."""
-    now = await asyncio.to_thread(current_run, settings.datasets_dir / character)
-    newest = 0 if now is None else now.version
-    for found in await recent_pipelines(store, limit=_MOST_LOOKED_AT):
-        open_ = found.status in (*WAITING, TaskStatus.RUNNING)
-        if open_ and found.character.lower() == character.lower() and (found.version or 0) > newest:
-            return found
-    return None
-
-
 async def retry(
     store: TaskStore,
     settings: Settings,

@@ -3,6 +3,7 @@ machine may besides name no file of this one outside the folders that the settin
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from pydantic import ValidationError
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
+from lora_foundry.domain.task import WAITING, TaskStatus
 from lora_foundry.errors import InputError
+from lora_foundry.files.versions import current_run
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.payloads import prepare
-from lora_foundry.tasks.pipelines import PipelineRequest, pipeline_tasks
+from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, pipeline_tasks, recent_pipelines
+from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web import uploads
 from lora_foundry.web.models import PipelineIn, PlanRequest
 from lora_foundry.web.safe_files import is_plain_name, safe_file
 
 REFERENCES = "references"
+_MOST_LOOKED_AT = 1000  # runs
 
 
 def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
@@ -69,3 +74,14 @@ def own_pictures(settings: Settings, asked: PipelineIn) -> list[Path]:
     names = dict.fromkeys(asked.pictures)
     sent = [] if asked.upload is None else uploads.sources(settings, asked.upload)
     return [*sent, *(safe_file(settings.home / REFERENCES, name) for name in names)]
+
+
+async def waits_to_begin(store: TaskStore, settings: Settings, character: str) -> Pipeline | None:
+    """The newest run of a character that has not begun in its folder and may yet."""
+    now = await asyncio.to_thread(current_run, settings.datasets_dir / character)
+    newest = 0 if now is None else now.version
+    for found in await recent_pipelines(store, limit=_MOST_LOOKED_AT):
+        open_ = found.status in (*WAITING, TaskStatus.RUNNING)
+        if open_ and found.character.lower() == character.lower() and (found.version or 0) > newest:
+            return found
+    return None

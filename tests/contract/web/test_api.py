@@ -568,12 +568,13 @@ def test_samples_are_asked_of_a_training_that_runs_and_has_prompts(
     train = client.get(pipeline).json()["stages"][3]
     database = f"sqlite:///{settings.home / 'tasks.db'}"
     execute(database, f"UPDATE echo_tasks SET status = 'running' WHERE id = {train['task_id']}")
+    run = read_model(paths.run_file, Run)
+    assert run is not None
+    without = load_recipe("mini", ["train.sample_prompts=[]"])
+    write_model(paths.run_file, run.model_copy(update={"recipe": without}))
     refused = client.post(f"{pipeline}/samples")
     assert refused.status_code == 409
     assert "sample_prompts" in refused.json()["detail"]
-    run = read_model(paths.run_file, Run)
-    assert run is not None
-    recipe = load_recipe("mini", ['train.sample_prompts=["{trigger}"]'])
-    write_model(paths.run_file, run.model_copy(update={"recipe": recipe}))
+    write_model(paths.run_file, run)  # the shipped recipe has some
     assert client.post(f"{pipeline}/samples").json() == {"samples": [], "asked": True, "refusal": ""}
     assert paths.sample_request.is_file()

@@ -38,7 +38,7 @@ from lora_foundry.web.models import (
 from lora_foundry.web.problems import ConflictError, NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
-from lora_foundry.web.submission import checked_run, own_pictures, pipeline_request
+from lora_foundry.web.submission import checked_run, own_pictures, pipeline_request, waits_to_begin
 from lora_foundry.web.views import address, pipeline_view
 
 router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
@@ -64,7 +64,7 @@ async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline
     run = await asyncio.to_thread(checked_run, here.settings, asked)
     await asyncio.to_thread(check_ahead, run, here.settings)
     if sources := await asyncio.to_thread(own_pictures, here.settings, asked):
-        if waiting := await engine.waits_to_begin(here.store, here.settings, run.character.name):
+        if waiting := await waits_to_begin(here.store, here.settings, run.character.name):
             raise ConflictError(
                 f"Another run of {waiting.character} waits to begin, and would get these pictures, too; wait until it has "
                 "begun, cancel it, or choose another name."

@@ -18,7 +18,7 @@ export function showHead(run, changed) {
   say(state, run.paused && run.status !== "running" ? "paused" : run.status);
   const ended = isOver(run);
   const box = byId("actions");
-  const mark = `${ended} ${run.paused} ${run.status} ${run.priority}`;
+  const mark = `${ended} ${run.paused} ${run.status} ${run.priority} ${run.published}`;
   if (box.dataset.shown === mark) return;
   box.dataset.shown = mark;
   const act = ended ? () => retryRun(pipelineId, run.character.name) : () => cancelRun(pipelineId, run.character.name);

@@ -77,8 +77,10 @@ function draw() {
   list.setAttribute("aria-busy", "false");
   list.hidden = !runs.length;
   byId("none").hidden = Boolean(runs.length);
-  say(byId("none").firstElementChild, query.size ? "No run fits the filter." : "No character yet. Describe the first one.");
-  say(byId("summary"), `${plural(total, "run")}, the newest first.`);
+  say(byId("none").firstElementChild, query.size ? "No run fits the filter." : "No run yet. Words, one picture or a folder of pictures become a LoRA that draws the character.");
+  byId("first").hidden = query.size > 0;
+  form.hidden = !runs.length && !query.size;
+  say(byId("summary"), runs.length ? `${plural(total, "run")}, the newest first.` : "Every character that was asked for stands here.");
   byId("more").hidden = !cursor;
   say(byId("more"), `Show more (${total - runs.length})`);
 }
