@@ -36,6 +36,8 @@ from lora_foundry.files.versions import continued, current_run, make_room
 MOST_FILES = 20_000
 MOST_BYTES = 64 * 1024**3  # of a zip file's content, before it is unpacked
 _PIECE = 1 << 20
+_LONGEST = 240  # bytes of a name; file systems end at 255, and some of ours are a little longer
+_DEEPEST = 32  # folders in one another
 # What a zip file that is cut, damaged or of an unknown kind raises, each compression in its own way; an OSError is bzip2's.
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
 
@@ -139,6 +141,10 @@ def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, 
         )
     if stat.S_ISLNK(member.external_attr >> 16) or not _belongs(Path(name.name)):
         return
+    if any(len(part.encode()) > _LONGEST for part in name.parts) or len(name.parts) > _DEEPEST:
+        raise InputError(
+            f"{source} holds the name {member.filename[:80]!r}, which is too long for a file system; rename it."
+        )
     target = place.joinpath(*name.parts)
     make_folder(target.parent)
     with storage_errors(target), target.open("wb") as file:

@@ -14,9 +14,10 @@ from lora_foundry.files.hashing import readable_hash
 from lora_foundry.files.images import picture_size
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import make_folder, read_model, remove_file, write_model, write_text
-from lora_foundry.files.training_set import SetPicture, mask_place, was_cut
+from lora_foundry.files.training_set import SetPicture, is_excluded, mask_place, was_cut
 from lora_foundry.web import set_history
-from lora_foundry.web.dataset import caption_of, exclude
+from lora_foundry.web.dataset import caption_of, exclude, read_exclusions
+from lora_foundry.web.problems import ConflictError
 
 LEAST_SIDE = 16  # pixels; less shows nothing
 _MOST_STEM = 100  # characters of a name; file systems end at 255 bytes
@@ -34,7 +35,9 @@ class Area(NamedTuple):
 
 def crop_picture(paths: RunPaths, picture: SetPicture, area: Area) -> str:
     """Puts a part of a picture in its place; the new picture's name. Raises InputError for a part that is none of it, or
-    all of it."""
+    all of it, ConflictError for a picture that is left out."""
+    if is_excluded(read_exclusions(paths), picture):
+        raise ConflictError(f"{picture.name} is left out of the set; restore it first, then crop it.")
     box = _box(area, picture_size(picture.path), picture.name)
     name = _free_name(paths, picture.name)
     crop = _as_crop(picture, box)

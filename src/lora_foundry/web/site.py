@@ -55,6 +55,9 @@ class Site:
     mirror: Mirror = field(default_factory=Mirror)
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change to a dataset at a time
     drawing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while it is decided who may draw
+    moving: asyncio.Lock = field(
+        default_factory=asyncio.Lock
+    )  # held while something goes to the bin, or comes from it
     redraws: Redraws = field(init=False)
 
     def __post_init__(self) -> None:

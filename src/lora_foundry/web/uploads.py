@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
 from lora_foundry.errors import InputError
+from lora_foundry.files.images import picture_size
 from lora_foundry.files.storage import make_folder, remove_tree, write_aside
 from lora_foundry.files.training_set import pictures_in
 from lora_foundry.settings import Settings
@@ -58,7 +59,17 @@ def look(settings: Settings, upload: str) -> Uploaded:
     folder = _folder(settings, upload)
     found = pictures_in(folder)
     left_out = [(each.name, each.reason) for each in found.left_out]
-    return Uploaded(upload, len(found.pictures), len(_zips(folder)), left_out)
+    faults = [(each.name, fault) for each in found.pictures if (fault := _fault(each.path))]
+    return Uploaded(upload, len(found.pictures) - len(faults), len(_zips(folder)), [*left_out, *faults])
+
+
+def _fault(path: Path) -> str:
+    """Why a file that is called a picture is none, by its first bytes; "" where it may be one."""
+    try:
+        picture_size(path)
+    except InputError as error:
+        return str(error).removeprefix(f"{path} ")
+    return ""
 
 
 def sources(settings: Settings, upload: str) -> list[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -21,7 +23,7 @@ from lora_foundry.files.paths import BinPaths, RunPaths
 from lora_foundry.files.storage import read_model, write_model
 from lora_foundry.settings import Settings
 from lora_foundry.web.trials import new_trial
-from tests.contract.web.conftest import ELARA
+from tests.contract.web.conftest import ELARA, serving
 from tests.painted import tree
 
 PIPELINES = "/api/v1/pipelines"
@@ -200,3 +202,20 @@ def test_a_run_in_the_bin_is_run_again_through_no_door(
         assert "in the bin" in str(said.exception or "") + said.output
     client.post(f"/api/v1/bin/{entry['id']}/restore")
     assert client.post(f"{ended}/retry").status_code == 200
+
+
+def test_of_many_that_delete_the_same_run_one_does(settings: Settings, paths: RunPaths) -> None:
+    async def delete_often(address: str) -> tuple[list[int], int, int]:
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            run = f"{PIPELINES}/{(await client.post(PIPELINES, json=ELARA)).json()['id']}"
+            await client.post(f"{run}/cancel")
+            deleted = await asyncio.gather(*(client.delete(run) for _ in range(6)))
+            entries = (await client.get("/api/v1/bin")).json()
+            await client.post(f"/api/v1/bin/{entries[0]['id']}/restore")
+            return [each.status_code for each in deleted], len(entries), (await client.get(run)).status_code
+
+    with serving(settings) as address:
+        codes, entries, found = asyncio.run(delete_often(address))
+    assert sorted(codes) == [200, 404, 404, 404, 404, 404]
+    assert (entries, found) == (1, 200)
+    assert paths.images.is_dir()

@@ -291,3 +291,11 @@ def test_what_is_too_large_to_be_a_caption_is_not_written_over(
     assert refused.status_code == 409
     assert "too large to be a caption" in refused.json()["detail"]
     assert file.stat().st_size == 200_000
+
+
+def test_a_picture_that_is_left_out_is_not_cropped(client: TestClient, base: str, paths: RunPaths) -> None:
+    assert client.post(f"{base}/elara_001.png/crop", json=HALF).status_code == 201
+    again = client.post(f"{base}/elara_001.png/crop", json=HALF)
+    assert again.status_code == 409
+    assert "restore it first" in again.json()["detail"]
+    assert list_set(paths).find("elara_001.crop-2.png") is None

@@ -134,3 +134,22 @@ def test_an_earlier_version_is_kept_without_the_pictures_of_the_next(
     assert not (paths.images / "other.png").exists()
     client.post(f"/api/v1/pipelines/{made.json()['id']}/cancel")
     assert client.post("/api/v1/pipelines", json=asked | {"upload": other}).status_code == 201
+
+
+def test_what_is_only_called_a_picture_is_told_before_the_run(client: TestClient) -> None:
+    sent = files(("a.png", picture_bytes(1)), ("b.png", b"<html>"), ("c.png", picture_bytes(2)[:12]))
+    looked = client.post("/api/v1/uploads", files=sent).json()
+    assert looked["pictures"] == 1
+    assert [each["name"] for each in looked["left_out"]] == ["b.png", "c.png"]
+    assert all("/" not in each["reason"] for each in looked["left_out"])
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["d"] * 100)])
+def test_a_name_in_a_zip_that_no_file_system_takes_is_refused_in_a_sentence(
+    client: TestClient, name: str
+) -> None:
+    upload = client.post("/api/v1/uploads", files=files(("a.zip", zipped(**{name: picture_bytes(1)}))))
+    asked = {"name": "Elara", "recipe": "mini", "upload": upload.json()["id"]}
+    refused = client.post("/api/v1/pipelines", json=asked)
+    assert refused.status_code == 422
+    assert "too long for a file system" in refused.json()["detail"]

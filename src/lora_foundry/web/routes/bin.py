@@ -40,21 +40,24 @@ class Emptied(BaseModel):
 async def delete_run(here: Here, pipeline: str, lora: bool = False) -> BinView:
     """Moves a run that is over to the bin, with its pictures, checkpoints and results; with `lora`, the LoRA that it installed
     as well. A folder in which another run works stays."""
-    found = await here.pipeline(pipeline)
-    return await _shown(here, await deleting.delete_run(here, found, lora))
+    async with here.moving:  # of two that delete the same, the second finds it in the bin
+        found = await here.pipeline(pipeline)
+        return await _shown(here, await deleting.delete_run(here, found, lora))
 
 
 @router.delete("/pipelines/{pipeline}/dataset")
 async def delete_dataset(here: Here, pipeline: str) -> BinView:
     """Moves the pictures and captions of a run that is over to the bin; its LoRA and results stay."""
-    found = await here.pipeline(pipeline)
-    return await _shown(here, await deleting.delete_dataset(here, found))
+    async with here.moving, here.edits:
+        found = await here.pipeline(pipeline)
+        return await _shown(here, await deleting.delete_dataset(here, found))
 
 
 @router.delete("/loras/{name}")
 async def delete_lora(here: Here, name: str) -> BinView:
     """Moves an installed LoRA, and the preview and metadata beside it, to the bin."""
-    return await _shown(here, await asyncio.to_thread(deleting.delete_lora, here.settings, name))
+    async with here.moving:
+        return await _shown(here, await asyncio.to_thread(deleting.delete_lora, here.settings, name))
 
 
 @router.get("/bin")
@@ -68,23 +71,26 @@ async def read(here: Here) -> list[BinView]:
 @router.post("/bin/{entry}/restore")
 async def restore(here: Here, entry: str) -> BinView:
     """Puts it back where it was; 409 where something else stands there now."""
-    shown = await _shown(here, await asyncio.to_thread(deleting.entry_of, here.settings, entry))
-    await deleting.put_back_run(here, entry)
+    async with here.moving:
+        shown = await _shown(here, await asyncio.to_thread(deleting.entry_of, here.settings, entry))
+        await deleting.put_back_run(here, entry)
     return shown
 
 
 @router.delete("/bin/{entry}")
 async def remove(here: Here, entry: str) -> Emptied:
     """Removes it for good."""
-    found = await asyncio.to_thread(deleting.entry_of, here.settings, entry)
-    return Emptied(removed=await deleting.empty(here, [found]))
+    async with here.moving:
+        found = await asyncio.to_thread(deleting.entry_of, here.settings, entry)
+        return Emptied(removed=await deleting.empty(here, [found]))
 
 
 @router.delete("/bin")
 async def empty(here: Here) -> Emptied:
     """Removes everything in the bin for good."""
-    listed = await asyncio.to_thread(bin_folder.entries, here.settings.home)
-    return Emptied(removed=await deleting.empty(here, listed))
+    async with here.moving:
+        listed = await asyncio.to_thread(bin_folder.entries, here.settings.home)
+        return Emptied(removed=await deleting.empty(here, listed))
 
 
 async def _shown(here: Site, entry: BinEntry) -> BinView:
