@@ -189,3 +189,10 @@ def _texts(packages: tuple[str, ...]) -> dict[str, str]:
                 text = file.read_text(encoding="utf-8")
                 found[str(tomllib.loads(text).get("name", file.name.removesuffix(".toml")))] = text
     return found
+
+
+def portable_recipe(recipe: str | None, folders: Sequence[Path]) -> str | dict[str, Any] | None:
+    """A shipped recipe's name as it is; a file's values, since a worker elsewhere may not read that file."""
+    if recipe is None or recipe in recipe_names():
+        return recipe
+    return load_recipe(recipe, folders=folders).model_dump(mode="json")

@@ -143,8 +143,8 @@ class Wanted:
     def request(self, settings: Settings) -> PipelineRequest:
         """The same for the task table, with nothing in it that only this machine could read."""
         from lora_foundry.files.safe_paths import remember
-        from lora_foundry.recipe_files import load_recipe
-        from lora_foundry.tasks.pipelines import PipelineRequest, portable_recipe
+        from lora_foundry.recipe_files import load_recipe, portable_recipe
+        from lora_foundry.tasks.pipelines import PipelineRequest
 
         given = self.character.reference_image
         recipe = load_recipe(self.recipe or settings.recipe, self.changes, settings.recipe_folders)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -25,7 +24,6 @@ from lora_foundry.files.bin import hidden_runs
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.versions import continued, current_run, same_request
 from lora_foundry.pipeline import PIPELINE, stages_of
-from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.remote.access import give, shared, store_changes
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
@@ -155,13 +153,6 @@ async def unfinished(store: TaskStore, request: PipelineRequest) -> Pipeline | N
     return None
 
 
-def portable_recipe(recipe: str | None, folders: Sequence[Path]) -> str | dict[str, Any] | None:
-    """A shipped recipe's name as it is; a file's values, since a worker elsewhere may not read that file."""
-    if recipe is None or recipe in recipe_names():
-        return recipe
-    return load_recipe(recipe, folders=folders).model_dump(mode="json")
-
-
 def pipeline_tasks(request: PipelineRequest) -> list[Task]:
     """The rows of one pipeline, each depending on the one before."""
     pipeline, character = str(uuid4()), request.character
@@ -182,12 +173,9 @@ def pipeline_tasks(request: PipelineRequest) -> list[Task]:
     return made
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
 def _payload(request: PipelineRequest, stage: str, uuid: str, pipeline: str) -> dict[str, Any]:
     character = request.character
+    reference = None if character.reference_image is None else str(character.reference_image)
     cast = {"members": [each.model_dump(mode="json") for each in request.members]} if request.members else {}
     return cast | {
         "task_type": TaskType.LORA_STAGE.lower(),
@@ -200,7 +188,7 @@ def _payload(request: PipelineRequest, stage: str, uuid: str, pipeline: str) -> 
         "recipe": request.recipe,
         "settings": request.settings,
         "output_name": request.output_name,
-        "reference_image": request.reference_image or _text(character.reference_image),
+        "reference_image": request.reference_image or reference,
         "task_uuid": uuid,
     }
 
