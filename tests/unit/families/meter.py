@@ -3,9 +3,11 @@ and loss at full size on torch's meta device, with every storage that comes and 
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,57 @@ from lora_foundry.trainer.lora import NAME, Adapter
 META = torch.device("meta")
 
 
-class Meter(TorchDispatchMode):
+_Maker = Callable[[Any], Any]
+_made: dict[Any, _Maker | None] = {}
+
+
+class Remembering(TorchDispatchMode):
+    """What operations on the meta device give, torch works out in Python, and anew for each of a network's equal blocks.
+    Here what one gave once is made again for tensors of the same looks, in a third of the time."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        key = (func, _looks(args), _looks(tuple(kwargs.items())))
+        if again := _made.get(key):
+            return again(args)
+        result = func(*args, **kwargs)
+        if key not in _made:
+            _made[key] = _maker(result, args, kwargs)
+        return result
+
+
+def _maker(result: Any, args: Any, kwargs: Any) -> _Maker | None:
+    """What makes a result again of the arguments; None where the operation must: it gives a view, no tensor, or numbers."""
+    results = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(results, tuple) or not all(isinstance(each, Tensor) for each in results):
+        return None
+    given = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
+    if not all(each.is_meta for each in (*given, *results)):
+        return None
+    if args and result is args[0]:
+        return operator.itemgetter(0)  # changed in place
+    storages = {each.untyped_storage()._cdata for each in results}
+    if len(storages) < len(results) or storages & {each.untyped_storage()._cdata for each in given}:
+        return None
+    makers = [
+        partial(torch.empty_strided, each.shape, each.stride(), dtype=each.dtype, device=META)
+        for each in results
+    ]
+    if isinstance(result, Tensor):
+        return lambda _: makers[0]()
+    return lambda _: tuple(make() for make in makers)
+
+
+def _looks(value: Any) -> Any:
+    """All of an argument that the looks of a result depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, tuple | list):
+        return tuple(map(_looks, value))
+    return type(value), value
+
+
+class Meter(Remembering):
     """Bytes of the storages that live now, and the most there were at once; `known` ones do not count."""
 
     def __init__(self, known: Iterator[Tensor]) -> None:
@@ -36,8 +88,8 @@ class Meter(TorchDispatchMode):
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        for tensor in (result,) if isinstance(result, Tensor) else tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
         return result
@@ -114,17 +166,16 @@ def step_bytes(
 ) -> tuple[int, int]:
     """Bytes of what lies on the device all the time (base, LoRA, gradients, their copies in 16 bits, AdamW's moments), and
     the most that a step's forward and backward pass takes beside them, all as the trainer prepares it."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        META,
-    ):  # what would wait in the computer's memory is not there either
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parts, "load_denoiser", lambda self: meta_network(base).requires_grad_(False))
+        # What would wait in the computer's memory is not there either.
         patch.setattr(nn.Module, "cpu", lambda self: self)
-        model = load_family(base, settings, META)
-        adapter = Adapter(model.networks, model.lora_targets(settings), settings, 0)
-        fuse(model.network, NAME, adapter.keep_half_copies(model.dtype))
-        optimizer = torch.optim.AdamW(adapter.buffers.values(), foreach=False)
-        optimizer.step()
+        with META, Remembering():
+            model = load_family(base, settings, META)
+            adapter = Adapter(model.networks, model.lora_targets(settings), settings, 0)
+            fuse(model.network, NAME, adapter.keep_half_copies(model.dtype))
+            optimizer = torch.optim.AdamW(adapter.buffers.values(), foreach=False)
+            optimizer.step()
         moments = [tensor for each in optimizer.state.values() for tensor in each.values()]
         side = settings.resolution // scale
         latents = torch.empty(settings.batch_size, channels, side, side, device=META)
@@ -135,6 +186,6 @@ def step_bytes(
         known = [*here, *condition.values(), latents]
         resident = stored_bytes(iter(here))
         with fused_attention(patch), Meter(iter(known)) as meter:
-            timesteps = torch.full((settings.batch_size,), 0.5)
+            timesteps = torch.full((settings.batch_size,), 0.5, device=META)
             model.losses(Batch(latents, condition, latents, timesteps)).sum().backward()
         return resident, meter.peak
