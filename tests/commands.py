@@ -5,7 +5,10 @@ as a person starts it is for the tests of whole runs."""
 from __future__ import annotations
 
 import os
+import runpy
+import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,36 @@ class Done:
     stderr: str
 
 
+class Running:
+    """A command at work, with what a test of `subprocess.Popen` would ask of it."""
+
+    def __init__(self, process: Any, folder: Path) -> None:
+        self._process, self.stdout, self.stderr = process, folder / "stdout", folder / "stderr"
+        self.pid: int = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, patience: float = PATIENCE) -> int:
+        self._process.join(patience)
+        assert self.returncode is not None, f"it does not end: {self.stderr.read_text(encoding='utf-8')}"
+        return self.returncode
+
+    def done(self, patience: float = PATIENCE) -> Done:
+        """How it ended, when it has."""
+        code = self.wait(patience)
+        return Done(code, *(file.read_text(encoding="utf-8") for file in (self.stdout, self.stderr)))
+
+
 @dataclass(frozen=True)
 class Commands:
     """Runs commands. processes: a context of multiprocessing; folder: where their output goes meanwhile."""
@@ -31,24 +64,31 @@ class Commands:
     folder: Path
 
     def run(self, *words: str, environment: Mapping[str, str]) -> Done:
+        return self.start(*words, environment=environment).done()
+
+    def start(self, *words: str, environment: Mapping[str, str]) -> Running:
+        """words: those after the program's name, or a program of Python (`*.py`) of the repository and its words."""
         self.folder.mkdir(exist_ok=True)
-        files = [self.folder / name for name in ("stdout", "stderr")]
-        arguments = (words, {**os.environ, **environment}, [str(file) for file in files])
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        arguments = (words, {**os.environ, **environment}, str(folder))
         process = self.processes.Process(target=_main, args=arguments)
         process.start()
-        process.join(PATIENCE)
-        assert process.exitcode is not None, f"{words} does not end"
-        return Done(process.exitcode, *(file.read_text(encoding="utf-8") for file in files))
+        return Running(process, folder)
 
 
-def _main(words: tuple[str, ...], environment: dict[str, str], files: list[str]) -> None:
-    from lora_foundry.cli.app import main
-
+def _main(words: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    for number, file in enumerate(files, 1):
-        descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        descriptor = os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if words[0].endswith(".py"):
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
+        return
+    from lora_foundry.cli.app import main
+
     sys.argv = ["lora-foundry", *words]
     main()

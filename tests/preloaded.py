@@ -1,5 +1,5 @@
 """What the program, and drawing and training at their first use, import: for the fork server of the tests (`processes`). A
-process that is forked from it has it all, and costs a moment instead of ten seconds."""
+process that is forked from it has it all, and costs a moment instead of ten seconds; so do those that it starts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import os
 from importlib import import_module
 
+from tests.forked import fork_ours
 from tests.homes import STAGES
 
 os.environ["COLUMNS"] = "500"  # consoles are made at import, and break no line then
@@ -30,3 +31,4 @@ for module in MODULES:
     import_module(module)
 gc.freeze()  # half a million objects that stay; no forked process looks through them
 gc.enable()
+fork_ours()
