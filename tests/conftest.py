@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 from filelock import FileLock
 
 from lora_foundry.domain.character import Character
-from tests.commands import Commands
+from tests.commands import Commands, fork_server
+from tests.forked import forking
 from tests.homes import ELARA, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,11 +61,14 @@ def finished(homes: Homes, home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def processes() -> Any:
-    """Processes that are forked from one that has imported what a pipeline needs: each costs a moment instead of ten
-    seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preloaded"])
-    return context
+    return fork_server()
+
+
+@pytest.fixture
+def forked_children() -> Iterator[None]:
+    """A worker in the test's own process forks its children, instead of starting an interpreter for each."""
+    with forking():
+        yield
 
 
 @pytest.fixture

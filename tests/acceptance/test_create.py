@@ -48,7 +48,7 @@ def command(commands: Commands, home: Path) -> Callable[..., Done]:
     return run
 
 
-def test_create_makes_everything_the_contract_names(home: Path) -> None:
+def test_create_makes_everything_the_contract_names(command: Callable[..., Done], home: Path) -> None:
     done = lora_foundry(home, "create", "Zoë van Dijk", "-d", "1girl, brown hair, blue eyes, armor", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
@@ -102,8 +102,8 @@ def test_create_makes_everything_the_contract_names(home: Path) -> None:
     ]
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) > 2 * 12
-    again = json.loads(lora_foundry(home, "create", "Zoë van Dijk", "-d", "1girl, brown hair, blue eyes, armor",
-                                    "--json").stdout)  # fmt: skip
+    again = json.loads(command("create", "Zoë van Dijk", "-d", "1girl, brown hair, blue eyes, armor", "--json",
+                               settings=SMALL).stdout)  # fmt: skip
     assert again["scores"] == result["scores"]
     assert {path: path.stat().st_mtime_ns for path in made} == before
 

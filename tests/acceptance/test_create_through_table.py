@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,26 +16,22 @@ from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines
 from lora_foundry.tasks.recovery import heartbeat
 from lora_foundry.tasks.store import TaskStore
+from tests.commands import Commands, Running
 from tests.contract.test_store import execute
 from tests.homes import ELARA, SMALL
 
-# As a person starts it: a shell's background job ignores Ctrl-C, and with it everything that it starts.
-PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from lora_foundry.cli.app import main
-main()
-"""
-WORDS = ["create", ELARA.name, "-d", ELARA.description]
 
+@pytest.fixture
+def start(commands: Commands) -> Callable[..., Running]:
+    """Begins `create` for Elara in a home."""
 
-def start(home: Path, *more: str) -> subprocess.Popen[str]:
-    changes = [part for setting in SMALL for part in ("--set", setting)]
-    environment = {**os.environ, "LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
-    command = [sys.executable, "-c", PROGRAM, *WORDS, *changes, *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    def begin(home: Path, *more: str) -> Running:
+        changes = [part for setting in SMALL for part in ("--set", setting)]
+        environment = {"LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+        return commands.start("create", ELARA.name, "-d", ELARA.description, *changes, *more,
+                              environment=environment)  # fmt: skip
+
+    return begin
 
 
 def rows(home: Path) -> list[Task]:
@@ -89,19 +82,19 @@ def times(home: Path) -> dict[str, int]:
     return {str(path.relative_to(home)): path.stat().st_mtime_ns for path in made}
 
 
-def test_a_killed_create_is_gone_on_with_and_the_same_pipeline_is_finished(at_curation: Path) -> None:
+def test_a_killed_create_is_gone_on_with_and_the_same_pipeline_is_finished(
+    start: Callable[..., Running], at_curation: Path
+) -> None:
     home, before = at_curation, times(at_curation)
     assert len(before) > 6
     first = start(home)
     until_curation_runs(home)
     first.kill()
-    first.communicate()
-    assert first.returncode == -signal.SIGKILL
+    assert first.wait() == -signal.SIGKILL
     assert rows(home)[1].status == "running", "it was killed in the middle"
-    second = start(home, "--json")
-    out, err = second.communicate(timeout=200)
-    assert second.returncode == 0, err
-    assert json.loads(out)["published"]
+    second = start(home, "--json").done()
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout)["published"]
     assert times(home) == before
     assert [task.status for task in rows(home)] == ["completed"] * 6
     retried = asyncio.run(_retry(home))
@@ -116,18 +109,20 @@ async def _retry(home: Path) -> list[str]:
     return [task.name for task in again]
 
 
-def test_ctrl_c_stops_at_once_and_leaves_nothing_for_a_worker_to_find(at_curation: Path) -> None:
+def test_ctrl_c_stops_at_once_and_leaves_nothing_for_a_worker_to_find(
+    start: Callable[..., Running], at_curation: Path
+) -> None:
     running = start(at_curation)
     until_curation_runs(at_curation)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "Stopped. Run the same command again to go on from here." in err
-    assert "Traceback" not in err
+    stopped = running.done()
+    assert stopped.returncode == 130
+    assert "Stopped. Run the same command again to go on from here." in stopped.stderr
+    assert "Traceback" not in stopped.stderr
     assert [task.status for task in rows(at_curation)] == ["completed", *["cancelled"] * 5]
 
 
-def test_a_living_worker_is_left_the_work(home: Path) -> None:
+def test_a_living_worker_is_left_the_work(start: Callable[..., Running], home: Path) -> None:
     async def pretend() -> None:
         store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
         await store.upgrade()
@@ -147,6 +142,6 @@ def test_a_living_worker_is_left_the_work(home: Path) -> None:
         await store.close()
 
     asyncio.run(refuse())
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert "cancelled" in err
+    ended = running.done()
+    assert ended.returncode == 1
+    assert "cancelled" in ended.stderr

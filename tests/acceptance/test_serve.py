@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,16 +15,16 @@ import psutil
 import pytest
 import requests
 
+from tests.commands import Commands
+
 TOKEN = "a-token-of-this-test"
 
 
 @contextmanager
-def started(
-    home: Path, *options: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def started(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """The process and the lines it printed until it said where it serves."""
     command = (sys.executable, "-m", "lora_foundry", "serve", "--port", "0", "--home", str(home), *options)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = []
     try:
@@ -72,10 +72,14 @@ def test_server_and_worker_start_work_and_end_together(home: Path) -> None:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_another_address_needs_a_token_that_is_printed_once_only_if_it_was_made(
-    home: Path, own: bool
+    commands: Commands, home: Path, own: bool
 ) -> None:
-    environment = {"LORA_FOUNDRY_TOKEN": TOKEN} if own else {}
-    with started(home, "--host", "0.0.0.0", **environment) as (_, lines):
+    words = ("serve", "--port", "0", "--home", str(home), "--host", "0.0.0.0")
+    serving = commands.start(*words, environment={"LORA_FOUNDRY_TOKEN": TOKEN} if own else {})
+    try:
+        while not (lines := serving.stdout.read_text().splitlines()) or not lines[-1].startswith("Serving "):
+            assert serving.returncode is None, "the server ended before it served"
+            time.sleep(0.05)
         printed = [line.split(": ")[1] for line in lines if line.startswith("Token")]
         assert len(printed) == (0 if own else 1)
         token = TOKEN if own else printed[0]
@@ -84,12 +88,14 @@ def test_another_address_needs_a_token_that_is_printed_once_only_if_it_was_made(
         assert (
             ask(address, "/api/v1/pipelines", headers={"authorization": f"Bearer {token}"}).status_code == 200
         )
+    finally:
+        serving.kill()
+        serving.wait()
 
 
-def test_a_port_that_is_taken_is_one_sentence(home: Path) -> None:
-    with started(home) as (_, lines):
-        port = lines[-1].split()[1].rsplit(":", 1)[1]
-        command = (sys.executable, "-m", "lora_foundry", "serve", "--port", port, "--home", str(home))
-        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_a_port_that_is_taken_is_one_sentence(commands: Commands, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = str(first.getsockname()[1])
+        second = commands.run("serve", "--port", port, "--home", str(home), environment={})
     assert second.returncode == 2
     assert f"Port {port} of 127.0.0.1 is not free" in second.stderr

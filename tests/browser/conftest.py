@@ -7,8 +7,6 @@ import io
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from tests.browser.chromium import FLAGS, find_chromium
+from tests.commands import Running, fork_server
 
 PATIENCE = 60_000  # ms, for what a page does by itself
 STAGES = (
@@ -41,20 +40,17 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lora_foundry", "serve", "--home", str(self.home)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "LORA_FOUNDRY_TOKEN": self._token}
-        if not self._token:
-            del environment["LORA_FOUNDRY_TOKEN"]
-        with (self.home / "server.log").open("ab") as log:
-            self._process = subprocess.Popen([*command, "--port", str(self._port), *self._options],
-                                             stdout=log, stderr=log, env=environment)  # fmt: skip
+        words = ["serve", "--home", str(self.home), "--port", str(self._port), *self._options]
+        environment = {"OMP_NUM_THREADS": "1", "LORA_FOUNDRY_TOKEN": self._token or None}
+        log = self.home / "server.log"
+        self._process = Running(fork_server(), words, environment, log, log)
         end = time.monotonic() + PATIENCE / 1000
         while not self._answers():
-            assert self._process.poll() is None, self.log()
+            assert self._process.returncode is None, self.log()
             assert time.monotonic() < end, self.log()
             time.sleep(0.05)
 

@@ -19,6 +19,8 @@ from lora_foundry.errors import BackendError, InputError, PermanentError
 from lora_foundry.settings import Settings
 from tests.contract.test_worker import JOBS
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 class TaskType(Enum):
     """The host's own enum, in the module of its worker."""

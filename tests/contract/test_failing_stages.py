@@ -26,6 +26,8 @@ from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from tests.contract.test_children import ENTRY, SAID
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 TIMING = Timing(heartbeat=0.5, patience=20, dead_after=25, poll=0.2, queue=0.1, report=0.1, grace=1)
 
 

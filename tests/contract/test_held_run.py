@@ -21,6 +21,8 @@ from tests.contract.test_pipelines import request
 from tests.contract.test_store import GENERATION, execute, generation, one, run
 from tests.contract.test_worker import order, settings, until, work
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 __all__ = ["settings"]
 
 

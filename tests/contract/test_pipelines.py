@@ -21,6 +21,8 @@ from lora_foundry.tasks.store import Failure, TaskStore
 from tests.contract.taking import admit
 from tests.contract.test_store import ALL, GENERATION, execute, generation, one, opened, run
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SETTINGS = Settings()
 STAGES = ["generate", "curate", "caption", "train", "evaluate", "publish"]
 
