@@ -51,6 +51,8 @@ class Running:
         self.stdout, self.stderr = stdout, stderr
         given = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
         arguments = (tuple(words), given, (str(stdout), str(stderr)))
+        for file in (stdout, stderr):
+            file.touch()  # whoever looks before the command has written finds nothing yet
         self._process = processes.Process(target=_main, args=arguments)
         self._process.start()
         self.pid: int = self._process.pid
