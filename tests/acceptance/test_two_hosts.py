@@ -27,6 +27,7 @@ CHANGES = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three workers are started, two of them to be killed
 def test_a_pipeline_whose_hosts_die_ends_on_the_one_that_is_left() -> None:
     folder = Path(tempfile.mkdtemp(prefix="lora-foundry-hosts-"))
     with database() as url, served() as server, environment(server.environment):
