@@ -108,7 +108,11 @@ def check_name(value: str) -> str:
 
 def file_name(text: str) -> str:
     """A LoRA's name as a file name without suffix that every system can hold. Raises InputError."""
-    return check_name(re.sub(r"\s+", "_", text).removesuffix(".safetensors"))
+    name = re.sub(r"\s+", "_", text).removesuffix(".safetensors")
+    try:
+        return check_name(name)
+    except InputError as error:
+        raise InputError(f"The LoRA's file cannot be called {name[:80]!r}. {error}") from error
 
 
 def split_tags(text: str) -> tuple[str, ...]:

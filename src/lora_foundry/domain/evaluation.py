@@ -240,6 +240,13 @@ class Evaluation(BaseModel):
             likeness_after=after.likeness,
         )
 
+    def words_of(self, picture: EvaluationPicture) -> str:
+        """What a picture was to show, as people read it; of a cast with the character's name."""
+        asked = picture.prompt.split(", ")
+        members = self.cast.members if self.cast else ()
+        called = [each.name for each in members if each.trigger in asked]
+        return ": ".join([*called, ", ".join(picture.shot.words())])
+
     def side(self, side: Side) -> ScoreRow:
         """The scores of one side by its name."""
         row: ScoreRow = getattr(self, side)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from lora_foundry.domain.curation import CurationResult, Verdict
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, Round, TaggingResults
-from lora_foundry.domain.evaluation import Candidate, Evaluation, EvaluationPicture
+from lora_foundry.domain.evaluation import Candidate, Evaluation
 from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import Recipe
@@ -199,16 +199,12 @@ def _pairs(paths: RunPaths, scores: Evaluation) -> list[Pair]:
             pairs[after.prompt] = Pair(
                 before=data_uri(folder / before.file),
                 after=data_uri(folder / after.file),
-                words=_words(after),
+                words=scores.words_of(after),
                 seed=after.seed,
                 right=after.traits_right,
                 seen=after.traits_seen,
             )
     return list(pairs.values())
-
-
-def _words(picture: EvaluationPicture) -> str:
-    return ", ".join(picture.shot.words())
 
 
 def _tried(paths: RunPaths, candidate: Candidate) -> Figure:

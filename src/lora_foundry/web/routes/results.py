@@ -216,7 +216,7 @@ def _pairs(pipeline: str, evaluation: Evaluation) -> list[PairView]:
         PairView(
             before=picture_address(pipeline, before.file) + version,
             after=picture_address(pipeline, after.file) + version,
-            words=", ".join(after.shot.words()),
+            words=evaluation.words_of(after),
             prompt=after.prompt,
             seed=after.seed,
             right=after.traits_right,

@@ -24,6 +24,7 @@ function draw(run, results) {
   drawCards(results);
   drawActions(results, run);
   drawChoice(results, run);
+  drawCast(evaluation.cast);
   drawPairs(results);
   drawTraits(evaluation);
 }
@@ -116,6 +117,21 @@ function candidateCell(candidate, run) {
     }, "Use"));
 }
 
+/** Of several characters in one LoRA: each one's own identity, and what its trigger brings of the others. */
+function drawCast(cast) {
+  byId("cast-section").hidden = !cast;
+  if (!cast) return;
+  const both = (value, without) => `${share(value)} (${share(without)})`;
+  const cell = (called, shown) => {
+    if (called === shown) return el("b", {}, both(called.identity_after, called.identity_before));
+    const found = cast.bleed.find((each) => each.called === called.name && each.shown === shown.name);
+    return found ? both(found.share, found.chance) : "–";
+  };
+  byId("cast").replaceChildren(table(["trigger", ...cast.members.map((each) => [each.name, "n"]), ["without any trigger", "n"]],
+    cast.members.map((called) => [called.trigger, ...cast.members.map((shown) => [cell(called, shown), "n"]), [share(called.identity_without_trigger), "n"]]),
+    "What each trigger shows of each character"));
+}
+
 function drawPairs({ evaluation, pairs }) {
   say(byId("pairs-about"), `The same prompt and seed without and with the LoRA. ${heldOut(evaluation)}`);
   byId("pairs-section").hidden = !pairs.length;
@@ -135,7 +151,7 @@ const heldOut = ({ held_out: unseen, shots }) => (unseen === shots ? "None of th
 
 function drawTraits({ before, after, traits }) {
   const rows = [
-    ...compared(before.identity_by_trait, after.identity_by_trait).map(([name, ...values]) => [`${name.replaceAll("_", " ")}: ${traits[name] ?? ""}`, ...values]),
+    ...compared(before.identity_by_trait, after.identity_by_trait).map(([name, ...values]) => [[name.replaceAll("_", " "), traits[name]].filter(Boolean).join(": "), ...values]),
     ...compared(before.adherence_by_attribute, after.adherence_by_attribute).map(([name, ...values]) => [`prompted ${name}`, ...values]),
   ];
   byId("traits-section").hidden = !rows.length;
