@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -21,10 +22,12 @@ TOKEN = "a-token-of-this-test"
 
 
 @contextmanager
-def started(home: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def started(
+    home: Path, *options: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """The process and the lines it printed until it said where it serves."""
     command = (sys.executable, "-m", "lora_foundry", "serve", "--port", "0", "--home", str(home), *options)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
     assert process.stdout is not None
     lines = []
     try:
