@@ -4,6 +4,7 @@ as the clouds do, on which the manifests rely."""
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,11 @@ from pathlib import Path
 
 KEYS = ("lora-foundry-tests", "a secret of sixteen")
 PATIENCE = 60.0
+_TRIES = 5
+
+
+class ServerEndedError(Exception):
+    """The server ended before it answered."""
 
 
 class StorageServer:
@@ -74,7 +80,8 @@ class StorageServer:
     def _answers(self) -> bool:
         """Whether a bucket can be written, which is later than the port is open."""
         assert self._process is not None
-        assert self._process.poll() is None, "the storage server has ended"
+        if self._process.poll() is not None:
+            raise ServerEndedError
         from lora_foundry.errors import FoundryError
         from lora_foundry.remote.objects import ObjectStore
         from tests.contract.storage_server import environment
@@ -112,32 +119,44 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports whose sibling for gRPC, 10000 above, is free, too."""
+    """Ports whose sibling for gRPC, 10000 above, is free, too; all of them below those that systems give out."""
     found: list[int] = []
     while len(found) < number:
+        port = random.SystemRandom().randrange(11_000, 21_000)
         with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            if port > 55000 or port in found:
-                with socket.socket() as low:
-                    low.bind(("127.0.0.1", 0))
-                port = 20000 + port % 30000
             try:
-                other.bind(("127.0.0.1", port + 10000))
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
-        found.append(port)
+        if port not in found:
+            found.append(port)
     return found
 
 
 @contextmanager
 def served() -> Iterator[StorageServer]:
-    """A server in a folder of its own."""
+    """A server in a folder of its own. One that ends as it starts is tried again: another may have taken a port since it
+    was looked at."""
     folder = Path(tempfile.mkdtemp(prefix="lora-foundry-s3-"))
-    server = StorageServer(folder)
+    server = _started(folder)
     try:
-        server.start()
         yield server
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(folder: Path) -> StorageServer:
+    said = ""
+    for number in range(_TRIES):
+        place = folder / str(number)
+        place.mkdir()
+        server = StorageServer(place)
+        try:
+            server.start()
+        except ServerEndedError:
+            said = (place / "server.log").read_text()[-2000:]
+        else:
+            return server
+    raise AssertionError(f"the storage server does not start: {said}")
