@@ -39,7 +39,6 @@ from lora_foundry.stages.evaluate.choosing import (
     demanded,
     overfit_from,
     rate,
-    record,
 )
 from lora_foundry.stages.evaluate.pictures import EvaluationPictures
 from lora_foundry.stages.evaluate.scoring import (
@@ -53,9 +52,9 @@ from lora_foundry.stages.evaluate.step import (
     detail_of,
     fingerprint_of,
     is_whole,
+    keep_chosen,
     metrics_of,
     note_of,
-    notes_of,
     trained_shots,
     with_lora,
 )
@@ -132,9 +131,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
     )
-    minimal = run.recipe.publish.metadata == "minimal"
-    digest = record(best.use.path, paths.chosen_lora, notes_of(result), minimal)
-    result = result.model_copy(update={"lora_sha256": digest})
+    result = keep_chosen(run, paths, result, best)
     _draw_grid(run, paths, result, sides)
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)

@@ -99,15 +99,21 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
     )
-    minimal = run.recipe.publish.metadata == "minimal"
-    digest = record(best.use.path, paths.chosen_lora, notes_of(result), minimal)
-    result = result.model_copy(update={"lora_sha256": digest})
+    result = keep_chosen(run, paths, result, best)
     details = (detail_of(result, result.before), detail_of(result, result.after))
     records = evaluation_prompts(run.character, run.recipe, shots, model, "before")
     draw_before_after(paths.before_after, run, records, drawn["before"], drawn[after], details)
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
+
+
+def keep_chosen(run: Run, paths: RunPaths, result: Evaluation, best: Choice) -> Evaluation:
+    """Copies the chosen checkpoint, with what was found in its metadata, to where it is published from; the result with
+    that file's hash."""
+    minimal = run.recipe.publish.metadata == "minimal"
+    digest = record(best.use.path, paths.chosen_lora, _notes(result), minimal)
+    return result.model_copy(update={"lora_sha256": digest})
 
 
 class EvaluationRun(NamedTuple):
@@ -243,7 +249,7 @@ def trained_shots(paths: RunPaths, training_set: TrainingSet) -> list[Shot]:
     return [picture.shot for picture in made.pictures if picture.file in present]
 
 
-def notes_of(result: Evaluation) -> dict[str, str]:
+def _notes(result: Evaluation) -> dict[str, str]:
     """What the LoRA's own metadata says of its measurement."""
     found = {
         "lora_foundry.recommended_strength": f"{result.strength:g}",
