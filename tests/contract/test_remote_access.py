@@ -7,6 +7,7 @@ import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,10 +43,10 @@ def picture(path: Path, colour: str) -> bytes:
     return path.read_bytes()
 
 
-async def asked(machine: Machine, url: str, **options: object) -> TaskStore:
+async def asked(machine: Machine, url: str, **options: Any) -> TaskStore:
     store = TaskStore(url)
     await store.upgrade()
-    await submit(store, machine.settings, PipelineRequest(character=ELARA, **options))  # type: ignore[arg-type]
+    await submit(store, machine.settings, PipelineRequest(character=ELARA, **options))
     return store
 
 

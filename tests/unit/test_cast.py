@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,10 @@ def prepare(folder: Path) -> tuple[Run, RunPaths]:
 
 
 def measure(run: Run, generator: Mixer | None = None) -> Evaluation:
-    return evaluate.run(run, PaintedPorts(generator or Mixer(), Lookout()), quiet)  # type: ignore[arg-type]
+    ports: Any = PaintedPorts(
+        generator or Mixer(), Lookout()
+    )  # of a stage's ports it has what this one asks for
+    return evaluate.run(run, ports, quiet)
 
 
 def test_one_training_takes_all_sets_and_shows_all_characters_as_often(tmp_path: Path) -> None:
@@ -243,7 +247,8 @@ def test_stages_before_the_training_work_on_one_character_after_another(tmp_path
     run = cast_of(tmp_path, member("Elara"), member("Kai", description="1boy, brown hair"))
     told: list[str] = []
     stages = {stage.name: stage for stage in PIPELINE}
-    stages["generate"].load()(run, PaintedPorts(Mixer()), lambda event: told.append(event.message))  # type: ignore[arg-type]
+    ports: Any = PaintedPorts(Mixer())
+    stages["generate"].load()(run, ports, lambda event: told.append(event.message))
     for each in run.member_runs:
         assert len(list(RunPaths(each.dataset_dir, each.character.slug).images.glob("*.png"))) == 4
         assert any(message.startswith(each.character.name) for message in told)

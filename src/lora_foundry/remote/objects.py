@@ -20,6 +20,7 @@ from lora_foundry.extras import missing_package
 from lora_foundry.files.storage import make_folder, write_aside
 
 if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
     from obstore.store import ObjectStore as Backend
 
 VARIABLE = "LORA_FOUNDRY_STORAGE"
@@ -242,13 +243,13 @@ def _open(address: str, patience: timedelta) -> Backend:
         from obstore.store import from_url
     except ImportError as error:
         raise missing_package(f"{VARIABLE} ({address})", error) from error
-    retry = {"max_retries": 4, "retry_timeout": patience}
+    retry: RetryConfig = {"max_retries": 4, "retry_timeout": patience}
     try:
         if address.startswith("file:"):
             return from_url(address, mkdir=True)
         # http is for a server on this machine or in this house; a cloud's address has https in it.
-        options = {"allow_http": True, "timeout": "10m", "connect_timeout": "5s"}
-        return from_url(address, client_options=options, retry_config=retry)  # type: ignore[call-overload,no-any-return]
+        options: ClientConfig = {"allow_http": True, "timeout": "10m", "connect_timeout": "5s"}
+        return from_url(address, client_options=options, retry_config=retry)
     except (BaseError, ValueError, OSError) as error:
         raise InputError(f"{VARIABLE} = {address!r} cannot be used: {brief(str(error))[:200]}") from error
 
