@@ -13,12 +13,12 @@ import pytest
 import sqlalchemy as sa
 
 from lora_foundry.domain.task import Task, TaskStatus, TaskType
-from lora_foundry.errors import InputError
+from lora_foundry.errors import BackendError, InputError
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import admission, pipelines
 from lora_foundry.tasks.admission import Inbox
 from lora_foundry.tasks.attempts import Admitted
-from lora_foundry.tasks.database import connect_arguments, parse_url, sync_url
+from lora_foundry.tasks.database import connect_arguments, database_errors, parse_url, sync_url
 from lora_foundry.tasks.recovery import reclaim
 from lora_foundry.tasks.store import MAX_RESUMES, Failure, TaskStore, pause
 from tests.contract.taking import admit
@@ -264,6 +264,36 @@ def test_whoever_is_cancelled_in_a_transaction_leaves_no_lock(database_url: str)
             await cancel_after(steps)
             async with asyncio.timeout(20):  # BUSY_SECONDS are 30
                 assert await store.report(number, held.lease, news)
+
+    run(database_url, scenario)
+
+
+@pytest.mark.parametrize(
+    "database_url", ["postgresql"], indirect=True
+)  # a frozen process keeps SQLite's lock
+def test_a_host_that_sleeps_in_a_transaction_holds_up_nobody_for_long(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_foundry.tasks.database.ASLEEP_SECONDS", 1)
+
+    async def scenario(store: TaskStore) -> None:
+        await store.add(generation())
+        held = await one(store)
+        number, news = held.task.id or 0, {"stage": "train", "done": 1, "total": 2}
+
+        async def sleep_while(working: Coroutine[Any, Any, bool]) -> None:
+            with database_errors(store.url):
+                async with store.writing() as connection:
+                    await connection.execute(sa.text("SELECT * FROM echo_tasks FOR UPDATE"))
+                    await connection.execute(sa.text("SELECT * FROM lora_foundry_tasks FOR UPDATE"))
+                    async with asyncio.timeout(20):
+                        assert await working
+                    await connection.execute(sa.text("SELECT 1"))
+
+        async with opened(database_url) as other:
+            with pytest.raises(BackendError, match="does not answer"):
+                await sleep_while(other.report(number, held.lease, news))
+        assert await store.report(number, held.lease, news)  # by a new connection
 
     run(database_url, scenario)
 

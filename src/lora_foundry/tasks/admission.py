@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lora_foundry.domain.task import HELD, OUR_TYPES, WAITING, TaskStatus, TaskType
@@ -27,6 +27,7 @@ from lora_foundry.tasks.attempts import (
     give_back_stranded,
     queue_attempts,
 )
+from lora_foundry.tasks.database import is_away
 from lora_foundry.tasks.dependents import (
     drop_attempts,
     end,
@@ -155,9 +156,9 @@ async def _each_or_all(store: TaskStore, ids: Sequence[int], work: Any) -> list[
         try:
             async with store.writing() as connection:
                 await work(store, connection, part)
-        except (OperationalError, InterfaceError, OSError):
-            raise  # the database is away or busy: no row's fault
         except Exception as error:
+            if is_away(error):
+                raise  # no row's fault
             if len(part) > 1:
                 parts = [[each] for each in part]
                 continue

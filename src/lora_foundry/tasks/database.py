@@ -23,6 +23,7 @@ from lora_foundry.files.locks import waiting_lock
 from lora_foundry.files.storage import make_folder
 
 BUSY_SECONDS = 30
+ASLEEP_SECONDS = 30
 LOCK_SECONDS = 120.0
 _FORMS = "sqlite:////folder/tasks.db or postgresql://user:password@host/database"
 # SQLite's primary result codes, and PostgreSQL's SQLSTATEs.
@@ -67,10 +68,12 @@ def sync_url(url: sa.URL) -> sa.URL:
 
 
 def connect_arguments(url: sa.URL) -> dict[str, Any]:
-    """Driver options: wait for a lock on SQLite; speak UTC and notice a dead server on PostgreSQL."""
+    """Driver options: wait for a lock on SQLite; speak UTC, notice a dead server, and let go of a host that fell asleep
+    in the middle of a transaction on PostgreSQL, where its locks would hold up every other host until it wakes."""
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_SECONDS, "factory": Connection}
-    return {"options": "-c timezone=utc", "connect_timeout": 5, "prepare_threshold": None}
+    options = f"-c timezone=utc -c idle_in_transaction_session_timeout={ASLEEP_SECONDS}s"
+    return {"options": options, "connect_timeout": 5, "prepare_threshold": None}
 
 
 def open_engine(url: sa.URL) -> AsyncEngine:
@@ -114,6 +117,13 @@ def is_lasting(error: BaseException) -> bool:
     return _code_of(error) in _FULL | _UNUSABLE
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether the database is busy, or does not answer any more: no statement's fault, and waiting may help."""
+    return isinstance(error, OperationalError | InterfaceError | OSError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+
+
 def database_error(error: DBAPIError, url: sa.URL) -> FoundryError:
     """What an error of the database means, and what to do."""
     said = " ".join(str(error.orig).split())[:200]
@@ -139,7 +149,7 @@ def database_errors(url: sa.URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if isinstance(error, OperationalError | InterfaceError) or is_lasting(error):
+        if is_away(error) or is_lasting(error):
             raise database_error(error, url) from error
         raise
 

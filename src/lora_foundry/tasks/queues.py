@@ -20,7 +20,13 @@ from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, Enque
 from dbos import error as dbos_error
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from lora_foundry.tasks.database import alone, connect_arguments, on_sqlite_connect, sync_url
+from lora_foundry.tasks.database import (
+    ASLEEP_SECONDS,
+    alone,
+    connect_arguments,
+    on_sqlite_connect,
+    sync_url,
+)
 
 APPLICATION = "lora-foundry"
 VERSION = (
@@ -124,6 +130,7 @@ class Engine:
             log_level=log_level,
             notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
             system_database_url=self._url.render_as_string(hide_password=False),
+            sys_db_idle_transaction_timeout_sec=ASLEEP_SECONDS,
         )
         if not self.shared:  # as an engine, since a path may hold what means something in an address
             config["system_database_engine"] = self._database
