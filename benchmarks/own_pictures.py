@@ -32,7 +32,7 @@ from lora_foundry.composition import RecipePorts
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.domain.triage import Triage
-from lora_foundry.files.importing import take_pictures
+from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import require_model, write_model
 from lora_foundry.pipeline import generate
@@ -144,7 +144,7 @@ def triaged(source: Path, home: Path, planted: Mapping[str, str]) -> Report:
     foundry = Foundry(home)
     run, base = foundry.prepare(PIXIE, "mini", own=True)
     paths = RunPaths(run.dataset_dir, run.character.slug)
-    take_pictures([source], paths)
+    import_pictures([source], paths)
     write_model(paths.run_file, run)
     ports = RecipePorts(run.recipe, base, foundry.settings)
     try:
