@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, s
 
 from tests.browser.chromium import FLAGS, find_chromium
 from tests.commands import Running, fork_server
+from tests.painted import paint
 
 PATIENCE = 60_000  # ms, for what a page does by itself
 STAGES = (
@@ -129,6 +130,13 @@ def screenshots(request: pytest.FixtureRequest) -> Path | None:
     """The folder of --screenshots."""
     folder = request.config.getoption("--screenshots")
     return Path(folder) if folder else None
+
+
+def png(seed: int) -> bytes:
+    """A small picture as a file."""
+    out = io.BytesIO()
+    paint(seed, (96, 96)).save(out, "PNG")
+    return out.getvalue()
 
 
 def settled(page: Page) -> Page:

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lora_foundry import mini
-from tests.browser.conftest import NARROW, PATIENCE, Server, settled
+from tests.browser.conftest import NARROW, PATIENCE, Server, png, settled
 
 expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.timeout(600)
@@ -91,3 +91,53 @@ def test_what_is_no_value_is_said_by_the_name_of_its_field(
     page.get_by_label("Rank", exact=True).fill("many")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("alert")).to_have_text('Rank: "many" is no number.')
+
+
+def test_several_characters_become_one_run_and_each_has_its_pictures(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{server.url}/new", viewport=NARROW))
+    page.get_by_label("Several characters").check()
+    page.locator("#character").fill("Trio")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_have_text("Give character 1 a name first.")
+    one, other = page.get_by_role("group", name="Character 1"), page.get_by_role("group", name="Character 2")
+    one.get_by_label("Name").fill("Elara")
+    other.get_by_label("Name").fill("Kai")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_have_text("Elara: Describe this character first.")
+    one.get_by_label("Description").fill("1girl, brown hair, red dress")
+    other.get_by_label("Made from").select_option("one picture")
+    other.get_by_label("Picture", exact=True).set_input_files(
+        {"name": "kai.png", "mimeType": "image/png", "buffer": png(1)}
+    )
+    page.get_by_role("button", name="Add a character").click()
+    third = page.get_by_role("group", name="Character 3")
+    third.get_by_label("Name").fill("Zo")
+    third.get_by_label("Made from").select_option("my pictures")
+    third.get_by_label("Pictures").set_input_files(
+        [{"name": f"{index}.png", "mimeType": "image/png", "buffer": png(index)} for index in range(3)]
+    )
+    expect(third.get_by_role("status")).to_contain_text("3 pictures")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    expect(page.locator("#description")).to_have_text("Elara, Kai, Zo")
+    expect(page.locator("#gallery li")).to_have_count(3)
+
+    page.get_by_role("link", name="Dataset").click()
+    whose = page.get_by_role("navigation", name="Characters of this LoRA")
+    expect(whose.get_by_role("link", name="Elara")).to_have_attribute("aria-current", "page")
+    expect(page.locator("#none")).to_be_visible()
+    whose.get_by_role("link", name="Zo").click()
+    expect(page.locator("#set .tile")).to_have_count(3)
+    page.get_by_label("Caption of 0.png").fill("zo, smiling")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.locator("#done")).to_contain_text("is saved")
+    zo = server.home / "datasets" / "Trio" / "members" / "Zo" / "images"
+    assert (zo / "0.txt").read_text(encoding="utf-8") == "zo, smiling\n"
+    page.get_by_role("button", name="Exclude 1.png").click()
+    expect(page.locator("#set .tile")).to_have_count(2)
+    page.go_back()
+    expect(whose.get_by_role("link", name="Elara")).to_have_attribute("aria-current", "page")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

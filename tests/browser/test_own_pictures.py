@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PATIENCE, WIDE, Server, settled
-from tests.painted import paint
+from tests.browser.conftest import PATIENCE, WIDE, Server, png, settled
 
 expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.timeout(600)
@@ -26,12 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.start()
     yield server
     server.stop()
-
-
-def png(seed: int) -> bytes:
-    out = io.BytesIO()
-    paint(seed, (96, 96)).save(out, "PNG")
-    return out.getvalue()
 
 
 def test_sixty_pictures_are_dropped_and_become_a_set(

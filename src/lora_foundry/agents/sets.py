@@ -21,6 +21,7 @@ Files = Annotated[
     list[Annotated[str, Field(max_length=300)]],
     Field(min_length=1, max_length=2000, description="As list_dataset names them."),
 ]
+Whose = Annotated[str, Field(max_length=200, description="Of a cast: whose set.")]
 LONGEST_WAIT = 600.0
 
 
@@ -34,11 +35,11 @@ def add_tools(server: MCPServer[Any], site: Site) -> None:
 def _add_reading(server: MCPServer[Any], site: Site) -> None:
     @server.tool(annotations=READ)
     @in_words
-    async def list_dataset(run: RunId) -> CallToolResult:
+    async def list_dataset(run: RunId, member: Whose = "") -> CallToolResult:
         """The pictures of a run's set with their captions, which are left out and why, how often each tag stands in the
-        captions, and pairs that look alike."""
-        found = await dataset.read(site, run)
-        keys = {"file", "status", "caption", "reason", "edited", "own"}
+        captions, and pairs that look alike; of a cast without a member the pictures of all."""
+        found = await dataset.read(site, run, member)
+        keys = {"file", "member", "status", "caption", "reason", "edited", "own"}
         said = {
             "images": [each.model_dump(mode="json", include=keys) for each in found.images],
             "tags": {each.tag: each.count for each in found.tags},
@@ -50,10 +51,12 @@ def _add_reading(server: MCPServer[Any], site: Site) -> None:
     @server.tool(annotations=READ)
     @in_words
     async def show_picture(
-        run: RunId, file: Annotated[str, Field(max_length=300, description="As list_dataset names it.")]
+        run: RunId,
+        file: Annotated[str, Field(max_length=300, description="As list_dataset names it.")],
+        member: Whose = "",
     ) -> CallToolResult:
         """One picture of a run's set, to look at."""
-        path = sets.find_picture(site.folder(await site.pipeline(run)), file)
+        path = sets.find_picture((await dataset.member_set(site, run, member)).paths, file)
         return answer({"file": file}, await picture(site, path))
 
 
@@ -61,17 +64,22 @@ def _add_changing(server: MCPServer[Any], site: Site) -> None:
     @server.tool(annotations=CHANGE)
     @in_words
     async def exclude_pictures(
-        run: RunId, files: Files, reason: Annotated[str, Field(max_length=500)] = ""
+        run: RunId,
+        files: Files,
+        reason: Annotated[str, Field(max_length=500)] = "",
+        member: Whose = "",
     ) -> CallToolResult:
         """Throw pictures out of a run's set; they stay in their folder, and restore_pictures takes them back. The next
         training is without them."""
-        return answer(await dataset.exclude_many(site, run, ChosenIn(files=files, reason=reason)))
+        chosen = await dataset.member_set(site, run, member)
+        return answer(await dataset.exclude_many(site, chosen, ChosenIn(files=files, reason=reason)))
 
     @server.tool(annotations=CHANGE)
     @in_words
-    async def restore_pictures(run: RunId, files: Files) -> CallToolResult:
+    async def restore_pictures(run: RunId, files: Files, member: Whose = "") -> CallToolResult:
         """Take pictures back into a run's set that were thrown out."""
-        return answer(await dataset.restore_many(site, run, ChosenIn(files=files)))
+        chosen = await dataset.member_set(site, run, member)
+        return answer(await dataset.restore_many(site, chosen, ChosenIn(files=files)))
 
     @server.tool(annotations=CHANGE)
     @in_words
@@ -82,9 +90,11 @@ def _add_changing(server: MCPServer[Any], site: Site) -> None:
         previous: Annotated[
             str | None, Field(max_length=20_000, description="What it was; refused where it no longer is.")
         ] = None,
+        member: Whose = "",
     ) -> CallToolResult:
         """Write the caption of a picture; later runs leave it alone. Keep the trigger word first in it."""
-        shown = await dataset.edit_caption(site, run, file, CaptionIn(caption=caption, previous=previous))
+        chosen = await dataset.member_set(site, run, member)
+        shown = await dataset.edit_caption(site, chosen, file, CaptionIn(caption=caption, previous=previous))
         return answer({"file": shown.file, "caption": shown.caption, "edited": shown.edited})
 
 

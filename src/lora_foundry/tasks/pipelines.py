@@ -5,7 +5,7 @@ whatever still fits; here it is only decided which rows run again, and with whic
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -84,7 +84,7 @@ class StageState(BaseModel):
 
 
 class Pipeline(BaseModel):
-    """A pipeline as its rows have it; `status` sums the rows up."""
+    """A pipeline as its rows have it; `status` sums the rows up. members: the names of a cast's characters."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,6 +99,7 @@ class Pipeline(BaseModel):
     version: int | None
     created_at: datetime | None
     stages: tuple[StageState, ...]
+    members: tuple[str, ...] = ()
 
 
 async def submit(store: TaskStore, settings: Settings, request: PipelineRequest) -> Pipeline:
@@ -371,7 +372,16 @@ def _summary(rows: Sequence[Task]) -> Pipeline:
         version=version if isinstance(version := payload.get("version"), int) else None,
         created_at=rows[0].created_at,
         stages=tuple(_state(row) for row in rows),
+        members=tuple(_names(payload.get("members"))),
     )
+
+
+def _names(members: object) -> Iterator[str]:
+    """The names of a cast's characters, as far as they can be read."""
+    for each in members if isinstance(members, list) else ():
+        character = each.get("character") if isinstance(each, dict) else None
+        if isinstance(character, dict) and (name := _word(character.get("name"))):
+            yield name
 
 
 def _word(value: object) -> str | None:

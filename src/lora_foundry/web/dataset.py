@@ -17,7 +17,7 @@ from lora_foundry.domain.captions import one_line
 from lora_foundry.domain.curation import CurationResult, Verdict
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, TaggingResults
 from lora_foundry.domain.exclusion import Exclusion, Exclusions
-from lora_foundry.domain.run import Run
+from lora_foundry.domain.run import MEMBERS, Run
 from lora_foundry.errors import InputError
 from lora_foundry.files import training_set as files
 from lora_foundry.files.hashing import file_hash
@@ -119,8 +119,18 @@ def read_records(paths: RunPaths) -> SetRecords:
         read_model(paths.curation, CurationResult),
         read_model(paths.generation_metadata, GenerationMetadata),
         read_exclusions(paths),
-        read_model(paths.run_file, Run),
+        run_of(paths),
     )
+
+
+def run_of(paths: RunPaths) -> Run | None:
+    """The run that a set belongs to; of a member of a cast, that member's. None where it has not begun."""
+    run = read_model(paths.run_file, Run)
+    if run is None and paths.root.parent.name == MEMBERS:
+        cast = read_model(RunPaths(paths.root.parent.parent, "").run_file, Run)
+        runs = cast.member_runs if cast else ()
+        return next((each for each in runs if each.character.name == paths.root.name), None)
+    return run
 
 
 def read_exclusions(paths: RunPaths) -> Exclusions:

@@ -67,20 +67,24 @@ async def delete_dataset(here: Site, pipeline: Pipeline) -> BinEntry:
     for each in (pipeline, *await _sharers(here, pipeline)):
         _refuse_unfinished(each)
         _refuse_while_drawing(here, each)
-    paths = here.folder(pipeline)
-    files = (
-        *(paths.images, paths.masks, paths.rejected, paths.candidates, paths.rounds, paths.crops),
-        *(paths.generation_metadata, paths.curation, paths.tagging_results, paths.exclusions),
-        *(paths.triage, paths.triage_report, paths.edits),
-    )
+    paths, sets = here.folder(pipeline), here.sets(pipeline).values()
+    files = [file for each in sets for file in _set_files(each)]
 
     def move() -> BinEntry:
-        if not paths.images.is_dir():
+        if not any(each.images.is_dir() for each in sets):
             raise NotFoundError("This run has no pictures.")
         with _alone(paths):
             return bin_folder.throw_away(here.settings.home, "dataset", pipeline.character, files)
 
     return await asyncio.to_thread(move)
+
+
+def _set_files(paths: RunPaths) -> tuple[Path, ...]:
+    return (
+        *(paths.images, paths.masks, paths.rejected, paths.candidates, paths.rounds, paths.crops),
+        *(paths.generation_metadata, paths.curation, paths.tagging_results, paths.exclusions),
+        *(paths.triage, paths.triage_report, paths.edits),
+    )
 
 
 def delete_lora(settings: Settings, name: str) -> BinEntry:
@@ -147,9 +151,11 @@ def _refuse_unfinished(pipeline: Pipeline) -> None:
 
 def _refuse_while_drawing(here: Site, pipeline: Pipeline) -> None:
     """What this server draws would make the folder anew."""
-    redraw = here.redraws.state(pipeline.id)
+    redraws = [here.redraws.state(each) for each in here.sets(pipeline).values()]
     tried = here.trials.shown(here.folder(pipeline))
-    if (redraw and redraw.state == "running") or any(each.state is TrialState.RUNNING for each in tried):
+    if any(each and each.state == "running" for each in redraws) or any(
+        each.state is TrialState.RUNNING for each in tried
+    ):
         raise ConflictError(
             f"A picture of {pipeline.character} is being drawn; delete it when that has ended."
         )

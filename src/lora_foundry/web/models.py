@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lora_foundry.domain.cast import MOST
 from lora_foundry.domain.task import TaskStatus
 from lora_foundry.pipeline import StageName
 
@@ -41,8 +42,29 @@ class PlanRequest(RequestModel):
     seed: int | None = Field(default=None, ge=0, lt=2**32)
 
 
+class MemberIn(RequestModel):
+    """A character of a cast: with words, one picture of it, or own pictures."""
+
+    name: str = Field(max_length=200, examples=["Elara"])
+    description: str = Field(default="", max_length=4000, description="Own pictures need none.")
+    tags: list[Annotated[str, Field(max_length=200)]] = Field(default=[], max_length=100)
+    trigger: str = Field(
+        default="", max_length=200, description="The word that calls it; else the name. No part of another's."
+    )
+    upload: str | None = Field(
+        default=None, max_length=64, description="Own pictures, as `POST /uploads` named them."
+    )
+    reference: str | None = Field(
+        default=None, max_length=80, description="A picture of it, as `POST /references` named it."
+    )
+    pictures: list[Annotated[str, Field(max_length=80)]] = Field(
+        default=[], max_length=1000, description="Own pictures, as `POST /references` named them."
+    )
+
+
 class PipelineIn(PlanRequest):
-    """A pipeline to be started."""
+    """A pipeline to be started: for one character, or with `members` for several that one LoRA draws. `name` is then the
+    LoRA's, and what else is told of a character stands with each member."""
 
     trigger: str = Field(
         default="",
@@ -66,6 +88,9 @@ class PipelineIn(PlanRequest):
         max_length=1000,
         description="Own pictures, as `POST /references` named them: these alone are trained on, unless the settings say "
         "another `dataset.source`.",
+    )
+    members: list[MemberIn] = Field(
+        default=[], max_length=MOST, description="Two to six characters; empty for one character."
     )
 
 
@@ -126,10 +151,12 @@ class PipelineView(BaseModel):
 
     eta_seconds: what the running stage and, where earlier pipelines of the same recipe tell, the later ones will
     take; None where nothing can be said. thumbnail: the address of the newest picture.
+    members: the names of a cast's characters, empty for one character.
     """
 
     id: str
     character: CharacterView
+    members: list[str] = []
     recipe: str | None
     settings: dict[str, Any] = Field(description="Changes to the recipe, nested.")
     output_name: str | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
@@ -37,18 +38,18 @@ class Redraws:
 
     def __init__(self, edits: asyncio.Lock) -> None:
         self._edits = edits
-        self._states: dict[str, Redraw] = {}
+        self._states: dict[Path, Redraw] = {}  # by the set's folder
         self._running: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> bool:
         return self._running is not None
 
-    def state(self, pipeline: str) -> Redraw | None:
-        """What became of the last one of a run."""
-        return self._states.get(pipeline)
+    def state(self, paths: RunPaths) -> Redraw | None:
+        """What became of the last one of a set."""
+        return self._states.get(paths.root)
 
-    def start(self, settings: Settings, pipeline: str, run: Run, paths: RunPaths, file: str) -> Redraw:
+    def start(self, settings: Settings, run: Run, paths: RunPaths, file: str) -> Redraw:
         """Begins to draw; returns at once. Raises InputError for a picture that was not drawn here, RetryableError while
         another is drawn."""
         if self.busy:
@@ -61,11 +62,11 @@ class Redraws:
         ) | {"settings": settings.for_child()}
         log = settings.home.expanduser().absolute() / "logs" / "redraws.log"
         child, job = Child(log, lambda event: None), Job(ENTRY, work, PATIENCE, TIMEOUT)
-        self._states[pipeline] = Redraw(file=file)
-        self._running = asyncio.create_task(self._draw(child, job, pipeline, paths, file))
-        return self._states[pipeline]
+        self._states[paths.root] = Redraw(file=file)
+        self._running = asyncio.create_task(self._draw(child, job, paths, file))
+        return self._states[paths.root]
 
-    async def _draw(self, child: Child, job: Job, pipeline: str, paths: RunPaths, file: str) -> None:
+    async def _draw(self, child: Child, job: Job, paths: RunPaths, file: str) -> None:
         error = "The server was stopped meanwhile; try it again."
         try:
             outcome = await run_alone(child, job, HEARTBEAT)
@@ -78,7 +79,9 @@ class Redraws:
         finally:
             self._running = None
             remove_file(paths.edits / "drawn.png")
-            self._states[pipeline] = Redraw(file=file, state="failed" if error else "completed", error=error)
+            self._states[paths.root] = Redraw(
+                file=file, state="failed" if error else "completed", error=error
+            )
 
     async def finish(self) -> None:
         """Ends what is under way, child and all."""

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 
 from lora_foundry.domain.character import check_name
+from lora_foundry.domain.run import MEMBERS
 from lora_foundry.errors import InputError
 from lora_foundry.files import bin as bin_folder
 from lora_foundry.files.paths import RunPaths
@@ -88,7 +89,25 @@ class Site:
         except InputError as error:
             raise NotFoundError(str(error)) from None
         root = folder_of(root, pipeline.version)
-        return RunPaths(root, name.lower().replace(" ", "_"))
+        return RunPaths(root, _slug(name))
+
+    def sets(self, pipeline: Pipeline) -> dict[str, RunPaths]:
+        """Where the pictures lie: the folder of each member of a cast by its name, else the one folder under "". Raises
+        NotFoundError where the rows name none."""
+        paths = self.folder(pipeline)
+        if not pipeline.members:
+            return {"": paths}
+        try:
+            names = [check_name(each) for each in pipeline.members]
+            return {
+                name: RunPaths(inside(paths.root / MEMBERS, name, "member"), _slug(name)) for name in names
+            }
+        except InputError as error:
+            raise NotFoundError(str(error)) from None
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "_")
 
 
 def _site(request: Request) -> Site:

@@ -4,23 +4,26 @@ machine may besides name no file of this one outside the folders that the settin
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import WAITING, TaskStatus
 from lora_foundry.errors import InputError
+from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.versions import current_run
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.payloads import prepare
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, pipeline_tasks, recent_pipelines
 from lora_foundry.tasks.store import TaskStore
 from lora_foundry.web import uploads
-from lora_foundry.web.models import PipelineIn, PlanRequest
+from lora_foundry.web.models import MemberIn, PipelineIn, PlanRequest
 from lora_foundry.web.safe_files import is_plain_name, safe_file
 
 REFERENCES = "references"
@@ -29,6 +32,8 @@ _MOST_LOOKED_AT = 1000  # runs
 
 def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
     """The engine's request for what a client asked. Raises InputError."""
+    if isinstance(asked, PipelineIn) and asked.members:
+        _refuse_beside_members(asked)
     values = setting_values(asked.settings)
     if asked.seed is not None:
         values["seed"] = asked.seed
@@ -39,6 +44,7 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
     if isinstance(asked, PipelineIn):
         trigger = asked.trigger
         more["output_name"] = asked.output_name or None
+        more["members"] = tuple(_member(settings, each) for each in asked.members)
         if asked.reference is not None:
             more["reference_image"] = str(safe_file(settings.home / REFERENCES, asked.reference))
         if asked.more_references:
@@ -46,14 +52,38 @@ def pipeline_request(settings: Settings, asked: PlanRequest) -> PipelineRequest:
             _section(values, "generate")["references"] = paths
         if asked.pictures or asked.upload is not None:
             _section(values, "dataset").setdefault("source", "own")
+    character = _character(asked, trigger)
+    recipe = asked.recipe or settings.recipe  # a worker elsewhere may have another default
+    return PipelineRequest(character=character, recipe=recipe, settings=values, creator="web", **more)
+
+
+def _character(asked: PlanRequest | MemberIn, trigger: str, reference: Path | None = None) -> Character:
     try:
-        character = Character(
-            name=asked.name, description=asked.description, trigger=trigger, tags=tuple(asked.tags)
+        return Character(
+            name=asked.name,
+            description=asked.description,
+            trigger=trigger,
+            tags=tuple(asked.tags),
+            reference_image=reference,
         )
     except ValidationError as error:
         raise InputError(str(error.errors()[0]["msg"])) from error
-    recipe = asked.recipe or settings.recipe  # a worker elsewhere may have another default
-    return PipelineRequest(character=character, recipe=recipe, settings=values, creator="web", **more)
+
+
+def _member(settings: Settings, asked: MemberIn) -> Member:
+    """A character of a cast. Raises InputError, NotFoundError."""
+    reference = None
+    if asked.reference is not None:
+        reference = safe_file(settings.home / REFERENCES, asked.reference)
+    own = asked.upload is not None or asked.pictures
+    return Member(character=_character(asked, asked.trigger, reference), source="own" if own else "auto")
+
+
+def _refuse_beside_members(asked: PipelineIn) -> None:
+    """Raises InputError for what would be said of a cast and of its characters."""
+    beside = ("description", "tags", "trigger", "upload", "reference", "more_references", "pictures")
+    if told := [name for name in beside if getattr(asked, name)]:
+        raise InputError(f"A cast's characters are told one by one; say {', '.join(told)} of a member.")
 
 
 def checked_run(settings: Settings, asked: PlanRequest) -> Run:
@@ -69,8 +99,24 @@ def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return part
 
 
-def own_pictures(settings: Settings, asked: PipelineIn) -> list[Path]:
-    """Where the own pictures lie that a client has sent and now names. Raises NotFoundError, InputError."""
+def own_pictures(settings: Settings, asked: PipelineIn, run: Run) -> list[tuple[list[Path], RunPaths]]:
+    """Where the own pictures lie that a client has sent and now names, and the set that each goes into. Raises NotFoundError,
+    InputError."""
+    told: Sequence[PipelineIn | MemberIn] = asked.members or [asked]
+    found = [
+        (_sent(settings, each), RunPaths(member.dataset_dir, member.character.slug))
+        for each, member in zip(told, run.member_runs, strict=True)
+    ]
+    return [(sources, paths) for sources, paths in found if sources]
+
+
+def uploads_of(asked: PipelineIn) -> list[str]:
+    """The ids of everything that was sent for a request."""
+    named = [asked.upload, *(each.upload for each in asked.members)]
+    return list(dict.fromkeys(each for each in named if each is not None))
+
+
+def _sent(settings: Settings, asked: PipelineIn | MemberIn) -> list[Path]:
     names = dict.fromkeys(asked.pictures)
     sent = [] if asked.upload is None else uploads.sources(settings, asked.upload)
     return [*sent, *(safe_file(settings.home / REFERENCES, name) for name in names)]

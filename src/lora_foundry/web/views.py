@@ -29,6 +29,7 @@ def pipeline_view(pipeline: Pipeline, estimates: Estimates, thumbnail: str | Non
     return PipelineView(
         id=pipeline.id,
         character=CharacterView(name=pipeline.character, description=pipeline.description),
+        members=list(pipeline.members),
         recipe=pipeline.recipe,
         settings=pipeline.settings,
         output_name=pipeline.output_name,

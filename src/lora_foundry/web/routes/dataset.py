@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated, Any, NamedTuple, get_args
+from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from lora_foundry.errors import InputError
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.training_set import list_set
-from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.web import answers, set_history
 from lora_foundry.web import dataset as sets
 from lora_foundry.web.busy import refuse_while_busy
 from lora_foundry.web.cropping import Area, crop_picture
-from lora_foundry.web.dataset import NearPair, SetPicture, TagCount
+from lora_foundry.web.dataset import NearPair, SetPicture, Standing, TagCount
 from lora_foundry.web.models import RequestModel
 from lora_foundry.web.problems import BUSY, NotFoundError
 from lora_foundry.web.redraws import Redraw
@@ -31,19 +32,22 @@ PAGES = (Page("/pipelines/{pipeline}/dataset", "dataset", below="pipelines"),)
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {}, "image/webp": {}}, "description": "The picture."}
 }
+_STANDINGS = get_args(Standing)
 Size = Annotated[int, Query(ge=32, le=1024, description="Pixels; rounded up to 128, 256, 512 or 1024.")]
 Tag = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class ShownPicture(SetPicture):
-    """With the addresses of the whole picture and of a small one."""
+    """With the addresses of the whole picture and of a small one. member: whose it is, in a cast."""
 
+    member: str = ""
     url: str
     thumbnail: str
 
 
 class Dataset(BaseModel):
-    """The set of a pipeline, which it shares with other pipelines of the same character."""
+    """The set of a pipeline, which it shares with other pipelines of the same character. Of a cast each member has a set of
+    its own; without `member` the pictures of all are told, and nothing but these."""
 
     images: list[ShownPicture]
     tags: list[TagCount]
@@ -107,60 +111,102 @@ class ExcludeIn(RequestModel):
     reason: str = Field(default="", max_length=500)
 
 
+class MemberSet(NamedTuple):
+    """The set that an address means. member: whose it is, in a cast, else ""."""
+
+    pipeline: str
+    member: str
+    paths: RunPaths
+
+
+async def member_set(
+    here: Here,
+    pipeline: str,
+    member: Annotated[str, Query(max_length=200, description="Of a cast: whose set.")] = "",
+) -> MemberSet:
+    """Raises NotFoundError, and InputError where a cast has several sets and none is named."""
+    found = await here.pipeline(pipeline)
+    known = here.sets(found)
+    if member not in known:
+        if not member:
+            raise InputError(f"{found.character} is a cast; say with `member` whose set: {', '.join(known)}.")
+        raise NotFoundError(f"{found.character} has no member {member!r}.")
+    return MemberSet(found.id, member, known[member])
+
+
+ChosenSet = Annotated[MemberSet, Depends(member_set)]
+
+
 @router.get("/dataset")
-async def read(here: Here, pipeline: str) -> Dataset:
+async def read(
+    here: Here,
+    pipeline: str,
+    member: Annotated[
+        str, Query(max_length=200, description="Of a cast: whose set; else all pictures.")
+    ] = "",
+) -> Dataset:
     """Every picture with caption, shot and standing, tag frequencies and pairs that look alike."""
     found = await here.pipeline(pipeline)
-    return await asyncio.to_thread(_read, here, found)
-
-
-def _read(here: Site, pipeline: Pipeline) -> Dataset:
-    paths = here.folder(pipeline)
-    records = sets.read_records(paths)
-    pictures = sets.pictures_of(paths, here.looks, records)
-    counts = {
-        name: sum(each.status == name for each in pictures) for name in ("included", "excluded", "rejected")
-    }
+    if member or not found.members:
+        return await asyncio.to_thread(_read, here, await member_set(here, pipeline, member))
+    each_set = [MemberSet(found.id, name, paths) for name, paths in here.sets(found).items()]
+    parts = [await asyncio.to_thread(_read, here, each) for each in each_set]
+    counts = sum((Counter(each.counts) for each in parts), Counter[str]())
+    images = [picture for each in parts for picture in each.images]
     return Dataset(
-        images=[_shown(pipeline.id, each) for each in pictures],
-        tags=sets.count_tags(pictures),
-        near_duplicates=sets.near_pairs(pictures, records),
-        counts=counts,
-        undo=step.words if (step := set_history.last_step(paths)) else None,
-        redraw=here.redraws.state(pipeline.id),
+        images=images, tags=[], near_duplicates=[], counts={name: counts[name] for name in _STANDINGS}
     )
 
 
-def _shown(pipeline: str, picture: SetPicture) -> ShownPicture:
-    where = address(pipeline, "dataset", picture.file)
-    version = f"v={int(picture.modified.timestamp() * 1000):x}"
-    small = f"{where}/thumbnail?size=256&{version}"
-    return ShownPicture(**picture.model_dump(), url=f"{where}?{version}", thumbnail=small)
+def _read(here: Site, chosen: MemberSet) -> Dataset:
+    paths = chosen.paths
+    records = sets.read_records(paths)
+    pictures = sets.pictures_of(paths, here.looks, records)
+    return Dataset(
+        images=[_shown(chosen, each) for each in pictures],
+        tags=sets.count_tags(pictures),
+        near_duplicates=sets.near_pairs(pictures, records),
+        counts={name: sum(each.status == name for each in pictures) for name in _STANDINGS},
+        undo=step.words if (step := set_history.last_step(paths)) else None,
+        redraw=here.redraws.state(paths),
+    )
+
+
+def _shown(chosen: MemberSet, picture: SetPicture) -> ShownPicture:
+    where = address(chosen.pipeline, "dataset", picture.file)
+    whose = {"member": chosen.member} if chosen.member else {}
+    version = urlencode(whose | {"v": f"{int(picture.modified.timestamp() * 1000):x}"})
+    return ShownPicture(
+        **picture.model_dump(),
+        member=chosen.member,
+        url=f"{where}?{version}",
+        thumbnail=f"{where}/thumbnail?size=256&{version}",
+    )
 
 
 @router.get("/dataset/{file:path}/thumbnail", response_class=Response, responses=PICTURE)
-async def thumbnail(here: Here, request: Request, pipeline: str, file: str, size: Size = 256) -> Response:
+async def thumbnail(here: Here, request: Request, chosen: ChosenSet, file: str, size: Size = 256) -> Response:
     """The same, small."""
-    path = sets.find_picture(await _paths(here, pipeline), file)
+    path = sets.find_picture(chosen.paths, file)
     return answers.thumbnail(request, await here.thumbnails.of(path, size))
 
 
 @router.get("/thumbnail", response_class=Response, responses=PICTURE)
 async def newest(here: Here, request: Request, pipeline: str, size: Size = 128) -> Response:
-    """The newest picture of the set, small."""
-    paths = await _paths(here, pipeline)
-    listed = await asyncio.to_thread(list_set, paths)
-    if not listed.pictures:
+    """The newest picture of the set, or of a cast's sets, small."""
+    found = here.sets(await here.pipeline(pipeline)).values()
+    listed = [picture for each in found for picture in (await asyncio.to_thread(list_set, each)).pictures]
+    if not listed:
         raise NotFoundError("There is no picture yet.")
-    path = max((each.path for each in listed.pictures), key=lambda each: each.stat().st_mtime_ns)
+    path = max((each.path for each in listed), key=lambda each: each.stat().st_mtime_ns)
     return answers.thumbnail(request, await here.thumbnails.of(path, size))
 
 
 @router.get("/dataset/{file:path}", response_class=Response, responses=PICTURE)
-async def picture(here: Here, request: Request, pipeline: str, file: str) -> Response:
+async def picture(here: Here, request: Request, chosen: ChosenSet, file: str) -> Response:
     """A picture as it lies in the set, or among the rejected ones; one that is a link to elsewhere, or of a kind that browsers
     do not show, within 1024 pixels."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     path = sets.find_picture(paths, file)
     if sets.leads_out(paths, path) or not answers.can_be_shown(path):
         return answers.thumbnail(request, await here.thumbnails.of(path, SIZES[-1]))
@@ -168,9 +214,9 @@ async def picture(here: Here, request: Request, pipeline: str, file: str) -> Res
 
 
 @router.put("/dataset/{file:path}/caption")
-async def edit_caption(here: Here, pipeline: str, file: str, asked: CaptionIn) -> ShownPicture:
+async def edit_caption(here: Here, chosen: ChosenSet, file: str, asked: CaptionIn) -> ShownPicture:
     """Writes the .txt beside the picture; the caption stage leaves it alone from now on."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     async with here.edits:
         found = sets.in_set(paths, file)
 
@@ -179,13 +225,13 @@ async def edit_caption(here: Here, pipeline: str, file: str, asked: CaptionIn) -
                 sets.write_caption(found, asked.caption, asked.previous)
 
         await asyncio.to_thread(write)
-    return await _one(here, pipeline, paths, file)
+    return await _one(here, chosen, file)
 
 
 @router.post("/dataset/tags")
-async def edit_tags(here: Here, pipeline: str, asked: TagsIn) -> TagsChanged:
+async def edit_tags(here: Here, chosen: ChosenSet, asked: TagsIn) -> TagsChanged:
     """Adds or removes tags in many captions at once."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     words = [f"added {', '.join(asked.add)}"] if asked.add else []
     words += [f"removed {', '.join(asked.remove)}"] if asked.remove else []
 
@@ -196,9 +242,9 @@ async def edit_tags(here: Here, pipeline: str, asked: TagsIn) -> TagsChanged:
 
 
 @router.post("/dataset/replace")
-async def replace(here: Here, pipeline: str, asked: ReplaceIn) -> TagsChanged:
+async def replace(here: Here, chosen: ChosenSet, asked: ReplaceIn) -> TagsChanged:
     """Puts other words in the place of some in many captions at once; nothing in their place removes them."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
 
     def change(trigger: str) -> list[str]:
         return sets.replace_words(paths, asked.find, asked.replace, asked.files, trigger)
@@ -212,7 +258,7 @@ async def _change_many(
     """One step that can be undone; `change` gets the trigger word."""
 
     def work() -> list[str]:
-        run = sets.read_records(paths).run
+        run = sets.run_of(paths)
         with set_history.recorded(paths, words):
             return change(run.character.trigger if run else "")
 
@@ -222,9 +268,9 @@ async def _change_many(
 
 
 @router.post("/dataset/exclude")
-async def exclude_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChanged:
+async def exclude_many(here: Here, chosen: ChosenSet, asked: ChosenIn) -> TagsChanged:
     """Throws pictures out of the set."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
 
     def change(trigger: str) -> list[str]:
         found = [sets.in_set(paths, file) for file in asked.files]
@@ -236,9 +282,9 @@ async def exclude_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChange
 
 
 @router.post("/dataset/restore")
-async def restore_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChanged:
+async def restore_many(here: Here, chosen: ChosenSet, asked: ChosenIn) -> TagsChanged:
     """Takes pictures back that were thrown out."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
 
     def change(trigger: str) -> list[str]:
         found = [sets.in_set(paths, file) for file in asked.files]
@@ -250,44 +296,42 @@ async def restore_many(here: Here, pipeline: str, asked: ChosenIn) -> TagsChange
 
 
 @router.post("/dataset/undo")
-async def undo(here: Here, pipeline: str) -> Undone:
+async def undo(here: Here, chosen: ChosenSet) -> Undone:
     """Takes the newest change back: captions, tags, exclusions, a crop, a picture that was drawn again. 409 where there is
     none."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     async with here.edits:
         step = await asyncio.to_thread(set_history.undo, paths)
     return Undone(words=step.words)
 
 
 @router.post("/dataset/{file:path}/redraw", status_code=202, responses=BUSY)
-async def redraw(here: Here, pipeline: str, file: str) -> Redraw:
+async def redraw(here: Here, chosen: ChosenSet, file: str) -> Redraw:
     """Begins to draw a picture again, the same shot from another seed, and returns at once; `GET /dataset` shows when it is
     there. 503 while the machine draws or trains something else."""
-    found = await here.pipeline(pipeline)
-    paths = here.folder(found)
-    run = (await asyncio.to_thread(sets.read_records, paths)).run
+    run = await asyncio.to_thread(sets.run_of, chosen.paths)
     if run is None:
         raise NotFoundError("This run has not begun yet; there is no picture to draw again.")
     async with here.drawing:
         await refuse_while_busy(here)
-        return here.redraws.start(here.settings, found.id, run, paths, file)
+        return here.redraws.start(here.settings, run, chosen.paths, file)
 
 
 @router.post("/dataset/{file:path}/crop", status_code=201)
-async def crop(here: Here, pipeline: str, file: str, asked: CropIn) -> ShownPicture:
+async def crop(here: Here, chosen: ChosenSet, file: str, asked: CropIn) -> ShownPicture:
     """Puts a part of a picture in its place: a copy, under the same caption and with that part of its mask. The whole one
     stays where it is and is left out."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     async with here.edits:
         found = sets.in_set(paths, file)
         name = await asyncio.to_thread(crop_picture, paths, found, Area(**asked.model_dump()))
-    return await _one(here, pipeline, paths, name)
+    return await _one(here, chosen, name)
 
 
 @router.post("/dataset/{file:path}/exclude")
-async def exclude(here: Here, pipeline: str, file: str, asked: ExcludeIn | None = None) -> ShownPicture:
+async def exclude(here: Here, chosen: ChosenSet, file: str, asked: ExcludeIn | None = None) -> ShownPicture:
     """Throws a picture out of the set; the next training is without it."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     async with here.edits:
         found = sets.in_set(paths, file)
 
@@ -296,13 +340,13 @@ async def exclude(here: Here, pipeline: str, file: str, asked: ExcludeIn | None 
                 sets.exclude(paths, found, asked.reason if asked else "")
 
         await asyncio.to_thread(work)
-    return await _one(here, pipeline, paths, file)
+    return await _one(here, chosen, file)
 
 
 @router.post("/dataset/{file:path}/restore")
-async def restore(here: Here, pipeline: str, file: str) -> ShownPicture:
+async def restore(here: Here, chosen: ChosenSet, file: str) -> ShownPicture:
     """Takes a picture back that was thrown out."""
-    paths = await _paths(here, pipeline)
+    paths = chosen.paths
     async with here.edits:
         found = sets.in_set(paths, file)
 
@@ -311,20 +355,16 @@ async def restore(here: Here, pipeline: str, file: str) -> ShownPicture:
                 sets.restore(paths, found)
 
         await asyncio.to_thread(work)
-    return await _one(here, pipeline, paths, file)
+    return await _one(here, chosen, file)
 
 
-async def _paths(here: Site, pipeline: str) -> RunPaths:
-    return here.folder(await here.pipeline(pipeline))
-
-
-async def _one(here: Site, pipeline: str, paths: RunPaths, file: str) -> ShownPicture:
+async def _one(here: Site, chosen: MemberSet, file: str) -> ShownPicture:
     """One picture as it stands now."""
 
     def read_one() -> ShownPicture:
-        for each in sets.pictures_of(paths, here.looks, sets.read_records(paths)):
+        for each in sets.pictures_of(chosen.paths, here.looks, sets.read_records(chosen.paths)):
             if each.file == file:
-                return _shown(pipeline, each)
+                return _shown(chosen, each)
         raise NotFoundError(f"{quote(file[:120])} has gone.")
 
     return await asyncio.to_thread(read_one)

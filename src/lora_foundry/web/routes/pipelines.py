@@ -16,7 +16,7 @@ from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import TaskPriority, TaskStatus
 from lora_foundry.files.images import is_readable
-from lora_foundry.files.importing import take_pictures
+from lora_foundry.files.importing import take_all_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 from lora_foundry.recipe_files import load_recipe, recipe_names
@@ -38,7 +38,13 @@ from lora_foundry.web.models import (
 from lora_foundry.web.problems import ConflictError, NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.site import Here, Site
-from lora_foundry.web.submission import checked_run, own_pictures, pipeline_request, waits_to_begin
+from lora_foundry.web.submission import (
+    checked_run,
+    own_pictures,
+    pipeline_request,
+    uploads_of,
+    waits_to_begin,
+)
 from lora_foundry.web.views import address, pipeline_view
 
 router = APIRouter(prefix="/api/v1/pipelines", tags=["pipelines"])
@@ -62,19 +68,20 @@ async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline
     """The pipeline that a client asked for, in the table. creator: the door that it came by."""
     request = await asyncio.to_thread(pipeline_request, here.settings, asked)
     run = await asyncio.to_thread(checked_run, here.settings, asked)
-    await asyncio.to_thread(check_ahead, run, here.settings)
-    if sources := await asyncio.to_thread(own_pictures, here.settings, asked):
+    for member in run.member_runs:
+        await asyncio.to_thread(check_ahead, member, here.settings)
+    if wanted := await asyncio.to_thread(own_pictures, here.settings, asked, run):
         if waiting := await waits_to_begin(here.store, here.settings, run.character.name):
             raise ConflictError(
                 f"Another run of {waiting.character} waits to begin, and would get these pictures, too; wait until it has "
                 "begun, cancel it, or choose another name."
             )
         paths = RunPaths(run.dataset_dir, run.character.slug)
-        await asyncio.to_thread(take_pictures, sources, paths, run, request.again)
+        await asyncio.to_thread(take_all_pictures, wanted, paths, run, request.again)
     request = request.model_copy(update={"creator": creator})
     made = await engine.submit(here.store, here.settings, request)
-    if asked.upload is not None:
-        await asyncio.to_thread(uploads.forget, here.settings, asked.upload)
+    for upload in uploads_of(asked):
+        await asyncio.to_thread(uploads.forget, here.settings, upload)
     return made
 
 
@@ -168,14 +175,21 @@ async def show(here: Site, pipeline: Pipeline) -> PipelineView:
 def thumbnail_address(here: Site, pipeline: Pipeline) -> str | None:
     """None where no picture was made yet."""
     try:
-        images = here.folder(pipeline).images
-        changed = images.stat().st_mtime_ns
-        with os.scandir(images) as entries:
-            if not any(is_readable(Path(each.name)) or each.is_dir() for each in entries):
-                return None
-    except (OSError, NotFoundError):
+        changed = max(_newest(paths.images) for paths in here.sets(pipeline).values())
+    except NotFoundError:
         return None
-    return f"{address(pipeline.id, 'thumbnail')}?v={changed:x}"
+    return f"{address(pipeline.id, 'thumbnail')}?v={changed:x}" if changed else None
+
+
+def _newest(images: Path) -> int:
+    """When a folder of pictures was last changed; 0 for one without any."""
+    try:
+        with os.scandir(images) as entries:
+            if any(is_readable(Path(each.name)) or each.is_dir() for each in entries):
+                return images.stat().st_mtime_ns
+    except OSError:
+        pass
+    return 0
 
 
 async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
@@ -190,7 +204,7 @@ async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
     published = await asyncio.to_thread(read_model, paths.publication, Publication)
     return PipelineDetail(
         **view.model_dump(),
-        trigger=run.character.trigger if run else "",
+        trigger=run.trigger if run else "",
         tags=list(run.character.tags) if run else [],
         dataset_dir=str(paths.root),
         has_results=paths.evaluation_result.is_file(),

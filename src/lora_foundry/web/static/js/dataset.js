@@ -12,6 +12,7 @@ import { complain, look, showHead } from "./head.js";
 import { startLasso } from "./lasso.js";
 import { coalesced, live } from "./live.js";
 import { isOver, retryRun } from "./retry.js";
+import { isOfCast, setPath, showMembers } from "./which_set.js";
 
 let dataset = { images: [], tags: [], near_duplicates: [], undo: null, redraw: null };
 const onlyTags = new Set();
@@ -146,7 +147,7 @@ function makeTile(each) {
     save, el("div", { class: "row tools" }, el("button", {
       type: "button", class: "quiet", "aria-label": `Crop ${each.file}`, on: { click: () => cropped(each.file).catch(complain) },
     }, "Crop"), each.seed === null || each.own ? null : el("button", {
-      type: "button", class: "quiet", "aria-label": `Draw ${each.file} again with another seed`, on: { click: () => post(pipelinePath("dataset", each.file, "redraw")).then(refresh).catch(complain) },
+      type: "button", class: "quiet", "aria-label": `Draw ${each.file} again with another seed`, on: { click: () => post(setPath(each.file, "redraw")).then(refresh).catch(complain) },
     }, "New seed"), el("button", {
       type: "button", class: "quiet danger", "aria-label": `Exclude ${each.file}`, on: { click: () => change("exclude", each.file) },
     }, "Exclude"))));
@@ -170,7 +171,7 @@ function updateTile(node, each, open) {
 
 async function saveCaption(file, text, save) {
   try {
-    await put(pipelinePath("dataset", file, "caption"), { caption: text.value, previous: text.dataset.stored });
+    await put(setPath(file, "caption"), { caption: text.value, previous: text.dataset.stored });
     text.dataset.stored = text.value;
     save.hidden = true;
     done(`The caption of ${file} is saved.`);
@@ -184,7 +185,7 @@ async function saveCaption(file, text, save) {
 // Shows what somebody else has written. Only the text that is shown may be replaced by saving again: had a third one changed
 // it since, that is a conflict again.
 async function showTheirs(file, text) {
-  const now = await getIfThere(pipelinePath("dataset"));
+  const now = await getIfThere(setPath());
   const theirs = now?.images.find((each) => each.file === file)?.caption ?? text.dataset.stored;
   if (theirs === text.dataset.stored) return;
   text.dataset.stored = theirs;
@@ -194,14 +195,14 @@ async function showTheirs(file, text) {
 async function cropped(file) {
   const area = await crop(dataset.images.find((each) => each.file === file));
   if (!area) return;
-  const made = await post(pipelinePath("dataset", file, "crop"), area);
+  const made = await post(setPath(file, "crop"), area);
   done(`${made.file} is in the place of ${file}, which stays as it is and is left out.`);
   refresh();
 }
 
 async function change(what, file) {
   try {
-    await post(pipelinePath("dataset", file, what));
+    await post(setPath(file, what));
     done(what === "exclude" ? `${file} is left out.` : `${file} is back.`);
     refresh();
   } catch (problem) {
@@ -235,8 +236,10 @@ function drawTwins() {
 }
 
 const refresh = coalesced(async () => {
-  const [run, found] = await Promise.all([get(pipelinePath()), getIfThere(pipelinePath("dataset"))]);
+  const run = await get(pipelinePath());
   showHead(run, refresh);
+  showMembers(run);
+  const found = await getIfThere(setPath());
   over = isOver(run);
   if (found) dataset = found;
   draw();
@@ -256,7 +259,7 @@ byId("select-none").addEventListener("click", () => { selected.clear(); draw(); 
 byId("delete-set").addEventListener("click", async () => {
   const what = "Its pictures, captions and what was found of them go to the bin, and can be restored for 30 days. The LoRA and the results stay.";
   try {
-    if (!await confirm(`Delete the dataset of ${byId("name").textContent}?`, what, "Delete the dataset")) return;
+    if (!await confirm(`Delete the dataset of ${byId("name").textContent}${isOfCast() ? ", of all its characters" : ""}?`, what, "Delete the dataset")) return;
     const entry = await remove(pipelinePath("dataset"));
     await refresh();
     offerUndo(byId("done"), entry, refresh, complain);

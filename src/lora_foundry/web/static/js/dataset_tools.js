@@ -1,9 +1,10 @@
 // Changing many pictures at once, and the keys that do it without a mouse.
 
 import { byId } from "./dom.js";
-import { pipelinePath, post } from "./api.js";
+import { post } from "./api.js";
 import { plural } from "./format.js";
 import { complain } from "./head.js";
+import { setPath } from "./which_set.js";
 
 /** scope(): the files that are changed, null for all; scopeWords(): what these are called. */
 export function startTools({ scope, scopeWords, selected, done, refresh }) {
@@ -15,7 +16,7 @@ export function startTools({ scope, scopeWords, selected, done, refresh }) {
     const tag = event.target.tag.value.trim();
     const adding = event.submitter.value === "add";
     act(async () => {
-      const answer = await post(pipelinePath("dataset", "tags"), { [event.submitter.value]: [tag], ...all() });
+      const answer = await post(setPath("tags"), { [event.submitter.value]: [tag], ...all() });
       done(`“${tag}” was ${adding ? "added to" : "removed from"} ${plural(answer.changed, "caption")} of ${scopeWords()}.`);
     });
   });
@@ -23,17 +24,17 @@ export function startTools({ scope, scopeWords, selected, done, refresh }) {
     event.preventDefault();
     const { find, replace } = event.target;
     act(async () => {
-      const answer = await post(pipelinePath("dataset", "replace"), { find: find.value, replace: replace.value, ...all() });
+      const answer = await post(setPath("replace"), { find: find.value, replace: replace.value, ...all() });
       done(`“${find.value}” became “${replace.value}” in ${plural(answer.changed, "caption")} of ${scopeWords()}.`);
     });
   });
   byId("bulk-exclude").addEventListener("click", () => act(async () => {
     const files = [...selected];
-    await post(pipelinePath("dataset", "exclude"), { files });
+    await post(setPath("exclude"), { files });
     done(`${plural(files.length, "picture")} left out.`);
   }));
   byId("undo").addEventListener("click", () => act(async () => {
-    const { words } = await post(pipelinePath("dataset", "undo"));
+    const { words } = await post(setPath("undo"));
     done(`Undone: ${words}.`);
   }));
 }

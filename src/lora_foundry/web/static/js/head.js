@@ -7,11 +7,14 @@ import { cancelRun, isOver, retryRun } from "./retry.js";
 
 export const complain = (problem) => tell(byId("message"), problem.message, "bad");
 
+/** Who is drawn: the description, or the names of a cast. */
+export const whoIs = (run) => run.character.description || (run.members ?? []).join(", ");
+
 /** Shows name, description and state of `run`, with the buttons that fit it; `changed` is called after each of them. */
 export function showHead(run, changed) {
   say(byId("name"), run.character.name);
   document.title = `${run.character.name} · lora-foundry`;
-  showDescription(run.character.description);
+  showDescription(whoIs(run));
   const state = byId("state");
   state.hidden = false;
   state.className = `chip ${run.status}`;

@@ -1,12 +1,13 @@
 // A new character: what it is, how it is made, and the pictures that will be made, before anything is made.
 
 import { byId, el, rich, say, shown, sync, tell } from "./dom.js";
-import { get, page, path, post, upload } from "./api.js";
+import { get, page, path, post } from "./api.js";
 import { addPicker } from "./base_picker.js";
 import { startChrome } from "./chrome.js";
 import { bytes, plural } from "./format.js";
 import { coalesced } from "./live.js";
-import { startOwnPictures, uploadedId } from "./own_pictures.js";
+import { castMembers, startCast } from "./cast_form.js";
+import { sendReference, startTray } from "./own_pictures.js";
 import { baseMissing, forgetBase, noteReadiness, readinessOf, showCards, showEarlier, showNeeds, showReadiness, startCards, withBase } from "./recipe_cards.js";
 import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form.js";
 
@@ -14,8 +15,11 @@ const DOORS = {
   words: "Describe the character; its pictures are drawn, looked at and captioned by themselves.",
   reference: "Describe the character and add one picture of it; the drawn pictures follow it.",
   pictures: "Bring 15 to 60 pictures of the character; nothing is drawn, and no description is needed.",
+  cast: "Two to six characters that one LoRA draws, each called by a trigger word of its own.",
 };
 const form = byId("new");
+const own = (part) => byId(`own-${part}`);
+const uploadedId = startTray({ panel: byId("own"), input: own("files"), bar: own("progress"), about: own("about"), left: own("left") }, complain);
 let recipe = null;
 let listed = null; // settles when the first recipe is shown with all that belongs to it
 let controls = [];
@@ -74,11 +78,13 @@ function showChanges() {
   byId("keep").hidden = !count;
 }
 
+const isCast = () => form.door.value === "cast";
+
 function asked() {
   const body = {
     name: form.elements.name.value.trim(),
-    description: form.description.value.trim(),
-    tags: form.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
+    description: byId("looks-field").hidden ? "" : form.description.value.trim(),
+    tags: isCast() ? [] : form.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
     recipe: recipe.name,
     settings: changes(),
   };
@@ -121,11 +127,16 @@ function showDoor() {
   const door = form.door.value;
   say(byId("door-about"), DOORS[door]);
   byId("own").hidden = door !== "pictures";
-  byId("plan-panel").hidden = door === "pictures";
-  byId("looks-field").hidden = door === "pictures";
+  byId("cast").hidden = byId("cast-name-help").hidden = !isCast();
+  byId("character-help").hidden = byId("tags-field").hidden = byId("trigger-field").hidden = isCast();
+  byId("character").setAttribute("aria-describedby", isCast() ? "cast-name-help" : "character-help");
+  say(byId("who-title"), isCast() ? "LoRA" : "Character");
+  say(byId("more-about"), isCast() ? "Seed" : "Tags, trigger word and seed");
+  byId("plan-panel").hidden = door === "pictures" || isCast();
+  byId("looks-field").hidden = door === "pictures" || isCast();
   byId("reference-field").hidden = door !== "reference";
   byId("reference-shown").hidden = door !== "reference" || !form.reference.files.length;
-  form.description.required = door !== "pictures";
+  form.description.required = !byId("looks-field").hidden;
   hideUnused();
   if (recipe) aboutRecipe();
   shown();
@@ -138,16 +149,13 @@ function hideUnused() {
 
 async function start() {
   if (!recipe) await listed; // Start was faster than the recipes
-  const body = { ...asked(), trigger: form.trigger.value.trim() };
-  if (!body.name) throw new Error("Give the character a name first.");
+  const body = { ...asked(), trigger: isCast() ? "" : form.trigger.value.trim() };
+  if (!body.name) throw new Error(`Give the ${isCast() ? "LoRA" : "character"} a name first.`);
+  if (isCast()) body.members = await castMembers();
   if (form.door.value === "pictures") body.upload = await uploadedId();
   const [picture] = form.door.value === "reference" ? form.reference.files : [];
   if (form.door.value === "reference" && !picture) throw new Error("Choose the reference picture first.");
-  if (picture) {
-    const parts = new FormData();
-    parts.append("file", picture);
-    body.reference = (await upload(path("references"), parts)).name;
-  }
+  if (picture) body.reference = await sendReference(picture);
   const made = await post(path("pipelines"), body);
   location.assign(page("pipelines", made.id));
 }
@@ -214,7 +222,7 @@ const showMemory = coalesced(async () => {
 }, { pause: 1500 });
 
 startChrome();
-startOwnPictures(complain);
+startCast(complain);
 startCards(complain, () => showPlan());
 showDoor();
 for (const each of form.elements.door) each.addEventListener("change", showDoor);

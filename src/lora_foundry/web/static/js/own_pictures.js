@@ -6,24 +6,58 @@ import { plural } from "./format.js";
 
 const PART_BYTES = 24 * 1024 * 1024; // a few pictures a request, so that the bar moves and a lost request costs little
 const PART_FILES = 40;
-let sent = null; // what the server says of it all: {id, pictures, zips, left_out}
-let busy = Promise.resolve();
-const taken = new Map(); // name -> which file that was; another folder may have a picture of the same name
-let selections = 0;
+const PATIENCE = [1, 2, 4, 8, 16]; // seconds between attempts
 
-/** The id under which the server keeps what was sent, once everything has arrived. Raises an Error where nothing was. */
-export async function uploadedId() {
-  await busy;
-  if (!sent || sent.pictures + sent.zips === 0) throw new Error("Add your pictures first: drop them on the page or choose them.");
-  return sent.id;
-}
+/**
+ * Sends what is dropped on `panel` or chosen in `input`, and shows how far that is in `bar`, `about` and `left`. Returns what
+ * gives the id under which the server keeps it, once everything has arrived; it raises an Error where nothing was sent.
+ */
+export function startTray({ panel, input, bar, about, left }, complain) {
+  let sent = null; // what the server says of it all: {id, pictures, zips, left_out}
+  const waiting = []; // parts that have not arrived
+  let [total, arrived] = [0, 0]; // files
+  let busy = Promise.resolve();
+  const taken = new Map(); // name -> which file that was; another folder may have a picture of the same name
+  let selections = 0;
 
-export function startOwnPictures(complain) {
-  const panel = byId("own");
-  const take = (files) => {
-    busy = busy.then(() => send(apart(files))).catch(complain);
+  /** A selection in which a name stands for another picture than before goes into a folder of its own, captions and all. */
+  const apart = (files) => {
+    selections += 1;
+    const mark = (file) => `${file.size} ${file.lastModified}`;
+    const clash = files.some(({ file, name }) => taken.has(name) && taken.get(name) !== mark(file));
+    const named = clash ? files.map(({ file, name }) => ({ file, name: `selection-${selections}/${name}` })) : files;
+    for (const { file, name } of named) taken.set(name, mark(file));
+    return named;
   };
-  byId("own-files").addEventListener("change", (event) => take([...event.target.files].map((file) => ({ file, name: file.name }))));
+
+  const send = async () => {
+    if (!waiting.length) return;
+    bar.hidden = false;
+    try {
+      for (; waiting.length; waiting.shift()) {
+        say(about, `Sending ${arrived + 1} to ${arrived + waiting[0].length} of ${plural(total, "file")} ...`);
+        sent = await sendPart(waiting[0], sent?.id, about);
+        arrived += waiting[0].length;
+        bar.value = arrived / total;
+      }
+      byId("message").hidden = true; // whatever it asked for is here now
+      show(sent, about, left);
+    } catch (problem) {
+      if (problem.status === 404) [sent, total, arrived] = [null, 0, 0]; // it lay there for too long
+      if (isRefusal(problem)) total -= waiting.shift()?.length ?? 0;
+      say(about, `${arrived} of ${plural(total, "file")} have arrived.${waiting.length ? " Start sends the rest first." : ""}`);
+      throw problem;
+    } finally {
+      bar.hidden = true;
+    }
+  };
+
+  const take = (files) => {
+    waiting.push(...parts(apart(files)));
+    total += files.length;
+    busy = busy.then(send).catch(complain);
+  };
+  input.addEventListener("change", (event) => take([...event.target.files].map((file) => ({ file, name: file.name }))));
   for (const name of ["dragenter", "dragover"]) {
     panel.addEventListener(name, (event) => {
       event.preventDefault();
@@ -37,8 +71,22 @@ export function startOwnPictures(complain) {
   });
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (!panel.hidden && files.length) take(files.map((file) => ({ file, name: file.name })));
+    const here = panel.contains(document.activeElement) || panel.id === "own";
+    if (panel.checkVisibility() && here && files.length) take(files.map((file) => ({ file, name: file.name })));
   });
+  return async () => {
+    await busy;
+    await send(); // what did not arrive at first
+    if (!sent || sent.pictures + sent.zips === 0) throw new Error("Add your pictures first: drop them on the page or choose them.");
+    return sent.id;
+  };
+}
+
+/** Sends one reference picture; the name under which the server keeps it. */
+export async function sendReference(picture) {
+  const form = new FormData();
+  form.append("file", picture);
+  return (await upload(path("references"), form)).name;
 }
 
 /** The files of a drop with their paths; folders are read to the bottom. */
@@ -62,35 +110,28 @@ async function read(entry) {
   }
 }
 
-/** A selection in which a name stands for another picture than before goes into a folder of its own, captions and all. */
-function apart(files) {
-  selections += 1;
-  const mark = (file) => `${file.size} ${file.lastModified}`;
-  const clash = files.some(({ file, name }) => taken.has(name) && taken.get(name) !== mark(file));
-  const named = clash ? files.map(({ file, name }) => ({ file, name: `selection-${selections}/${name}` })) : files;
-  for (const { file, name } of named) taken.set(name, mark(file));
-  return named;
+/** What the server says after another part. While it does not answer, as when it is started anew, it is asked again for a while. */
+async function sendPart(part, id, about) {
+  const form = new FormData();
+  if (id) form.append("upload", id);
+  for (const { file, name } of part) form.append("files", file, name);
+  for (const seconds of [...PATIENCE, 0]) {
+    try {
+      return await upload(path("uploads"), form);
+    } catch (problem) {
+      if (isRefusal(problem) || !seconds) throw problem;
+      say(about, "The server does not answer; it is asked again in a moment ...");
+      await new Promise((done) => setTimeout(done, seconds * 1000));
+    }
+  }
+  return null;
 }
 
-async function send(files) {
-  if (!files.length) return;
-  const bar = byId("own-progress");
-  bar.hidden = false;
-  let done = 0;
-  for (const part of parts(files)) {
-    say(byId("own-about"), `Sending ${done + 1} to ${done + part.length} of ${plural(files.length, "file")} ...`);
-    const form = new FormData();
-    if (sent) form.append("upload", sent.id);
-    for (const { file, name } of part) form.append("files", file, name);
-    sent = await upload(path("uploads"), form);
-    done += part.length;
-    bar.value = done / files.length;
-  }
-  bar.hidden = true;
-  show();
-}
+/** Whether sending the same again would be of no use. */
+const isRefusal = ({ status }) => status >= 400 && ![502, 503, 504].includes(status);
 
 function parts(files) {
+  if (!files.length) return [];
   const made = [[]];
   let bytes = 0;
   for (const each of files) {
@@ -104,11 +145,9 @@ function parts(files) {
   return made;
 }
 
-function show() {
+function show(sent, about, left) {
   const zips = sent.zips ? ` and ${plural(sent.zips, "zip file")}, opened at the start` : "";
-  say(byId("own-about"), `${plural(sent.pictures, "picture")}${zips}. They are looked through before the training; the report says what is blurred, too small or double.`);
-  byId("message").hidden = true; // whatever it asked for is here now
-  const left = byId("own-left");
+  say(about, `${plural(sent.pictures, "picture")}${zips}. They are looked through before the training; the report says what is blurred, too small or double.`);
   left.hidden = !sent.left_out.length;
   say(left.querySelector("summary"), `${plural(sent.left_out.length, "file")} cannot be used`);
   left.querySelector("ul").replaceChildren(...sent.left_out.map((each) => el("li", {}, `${each.name}: ${each.reason}`)));

@@ -31,7 +31,7 @@ function make(run) {
 function update(row, run) {
   const name = run.character.name;
   say(row.querySelector(".who a"), name);
-  say(row.querySelector(".who span"), run.character.description);
+  say(row.querySelector(".who span"), run.character.description || run.members.join(", "));
   const picture = row.querySelector("img");
   if (run.thumbnail && picture.getAttribute("src") !== run.thumbnail) picture.src = run.thumbnail;
   say(row.querySelector(".doing"), doing(run));

@@ -84,9 +84,9 @@ async function showPictures() {
   byId("no-pictures").hidden = pictures.length > 0;
   say(byId("count"), pictures.length ? plural(pictures.length, "picture") : "");
   const large = pictures.map((picture) => ({
-    source: picture.url, title: picture.file, text: [picture.caption, `seed ${picture.seed}`].filter(Boolean).join(" · "),
+    source: picture.url, title: [picture.member, picture.file].filter(Boolean).join(" · "), text: [picture.caption, `seed ${picture.seed}`].filter(Boolean).join(" · "),
   }));
-  sync(byId("gallery"), pictures, (picture) => picture.file, makePicture, (node, picture) => {
+  sync(byId("gallery"), pictures, (picture) => `${picture.member}/${picture.file}`, makePicture, (node, picture) => {
     const index = pictures.indexOf(picture);
     node.firstElementChild.onclick = () => look(large, index);
     const image = node.querySelector("img");
