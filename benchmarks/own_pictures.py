@@ -1,10 +1,11 @@
 """A set of own pictures made by another hand becomes a LoRA of the miniature model: 60 pictures of one character of the style
 Pixel Art, whose design is under CC0 1.0 (npm packages @dicebear/core and @dicebear/pixel-art, drawn by @resvg/resvg-js).
 
-    python own_pictures.py [--packages FOLDER] [--home FOLDER] [--no-save]
+    python own_pictures.py [--packages FOLDER] [--home FOLDER] [--set SECTION.KEY=VALUE ...] [--no-save]
 
 First ten faults are planted among them and the report of the curation is read: which of the ten it names as what they
-are, and how many of the sixty good ones it doubts. Then the sixty are trained on as `create --pictures` trains.
+are, and how many of the sixty good ones it doubts. Then the sixty are trained on as `create --pictures` trains, without
+regularisation pictures and with the recipe's (`--set` changes it).
 `likeness`: mean cosine of the drawn pictures to the set, by the miniature's own embedder, beside that of the set's own
 pictures. `colours`: the share of pixels that have one of the character's four colours, which needs no network to judge.
 Node and npm are needed; what they fetch goes to a folder that is removed, or is in that of --packages. The first eight
@@ -185,9 +186,9 @@ def lined_up(paths: Sequence[Path], target: Path) -> None:
     sheet.save(target, optimize=True)
 
 
-def trained(source: Path, home: Path, save: bool) -> dict[str, Any]:
+def trained(source: Path, home: Path, settings: Sequence[str], save: bool) -> dict[str, Any]:
     """A LoRA of the sixty, and what it draws."""
-    result = Foundry(home).create(PIXIE, "mini", pictures=[source])
+    result = Foundry(home).create(PIXIE, "mini", pictures=[source], settings=settings)
     paths = RunPaths(result.dataset_dir, PIXIE.slug)
     scores = require_model(paths.evaluation_result, Evaluation, "evaluate")
     drawn = {
@@ -226,6 +227,7 @@ def main() -> None:
         "--packages", type=Path, default=None, help="a folder with the npm packages installed"
     )
     parser.add_argument("--home", type=Path, default=None, help="keep everything in this folder")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="SECTION.KEY=VALUE")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="lora-foundry-own-"))
@@ -240,7 +242,8 @@ def main() -> None:
         shutil.copytree(work / "set", work / "spoiled")
         planted = plant(packages, work / "spoiled")
         said, doubted = triaged(work / "spoiled", home / "spoiled", planted)
-        learned = trained(work / "set", home / "clean", not options.no_save)
+        without = trained(work / "set", home / "without", ("train.regularisation=0",), save=False)
+        learned = trained(work / "set", home / "with", options.settings, not options.no_save)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     named = {name: code in said.get(name, ()) for name, code in planted.items()}
@@ -248,8 +251,9 @@ def main() -> None:
         ["planted", "expected", "said"],
         [[name, code, ", ".join(said.get(name, ())) or "nothing"] for name, code in planted.items()],
     )
-    table(["measure", *learned["likeness"]], [["likeness", *learned["likeness"].values()]])
-    table(["measure", *learned["colours"]], [["colours", *learned["colours"].values()]])
+    rows = {"without regularisation pictures": without, "with them": learned}
+    for measure in ("likeness", "colours"):
+        table([measure, *learned[measure]], [[name, *row[measure].values()] for name, row in rows.items()])
     figures = {
         "pictures": COUNT,
         "faults_named": sum(named.values()),
@@ -257,12 +261,15 @@ def main() -> None:
         "good_pictures_doubted": len(doubted),
         "likeness": learned["likeness"],
         "colours": learned["colours"],
+        "without_regularisation": {each: without[each] for each in ("likeness", "colours")},
     }
     details = {
         "art": {"style": "Pixel Art by DiceBear", "licence": "CC0 1.0", "packages": list(PACKAGES)},
         "triage": {"planted": {name: {"expected": code, "said": said.get(name, [])} for name, code in planted.items()},
                    "doubted": doubted},
+        "settings": options.settings,
         "training": learned,
+        "training_without_regularisation": without,
     }  # fmt: skip
     finish("own_pictures", figures, details, not options.no_save)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_foundry.backends.vlm import VisionCaptioner, parse_answer
-from lora_foundry.domain.captions import corrected, merge, open_features, own_features
+from lora_foundry.domain.captions import corrected, merge, open_features, own_features, uncalled
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.picture_plan import plan_pictures
 from lora_foundry.domain.tags import GROUPS, booru, topics_of, without_contradictions
@@ -36,6 +36,22 @@ def test_features_of_most_pictures_are_the_characters_and_rare_ones_are_not() ->
     seen = [["red hair", "hat"], ["red hair", "blue dress"], ["red hair", "smile"], ["smile", "smile"]]
     assert own_features(seen, 0.35) == ("red hair",)
     assert own_features(seen, 0.25) == ("red hair", "blue dress")
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("elara, running", "running"),
+        ("Elara", ""),
+        ("running,, elara ,smile", "running, smile"),
+        ("a sketch of ELARA, from behind", "a sketch of someone, from behind"),
+        ("elara voss, elara, elarabird", "elarabird"),
+        ("elara+brom, rain", "someone+someone, rain"),
+    ],
+)
+def test_an_uncalled_caption_names_nobody(caption: str, said: str) -> None:
+    assert uncalled(caption, ("elara", "elara voss", "brom")) == said
+    assert uncalled("running, smile", ()) == "running, smile"
 
 
 def test_pruning_knows_every_spelling_and_the_trigger_is_first() -> None:

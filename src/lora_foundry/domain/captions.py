@@ -60,6 +60,14 @@ def call(caption: str, trigger: str, former: Iterable[str] = ()) -> str:
     return ", ".join(filter(None, (trigger, caption)))
 
 
+def uncalled(caption: str, triggers: Iterable[str]) -> str:
+    """What a caption says of whoever has no name: "elara, running" is "running", "a sketch of elara" one "of someone"."""
+    words = "|".join(re.escape(each) for each in sorted(triggers, key=len, reverse=True) if each)
+    named = re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
+    parts = [part.strip() for part in caption.split(",")]
+    return ", ".join(named.sub("someone", part) for part in parts if part and not named.fullmatch(part))
+
+
 def framed(caption: str, framing: str) -> str:
     """A person's caption for a part of the picture: it names that framing, and no other."""
     rivals = [group for group in GROUPS if framing in group]

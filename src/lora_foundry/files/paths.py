@@ -314,6 +314,12 @@ def training_sample(workdir: Path, step: int, number: int) -> Path:
     return workdir / SAMPLES / f"step-{step:04d}-{number}.png"
 
 
+def training_samples(workdir: Path) -> list[tuple[Path, int]]:
+    """The pictures that were drawn while training, each with the steps that were done then."""
+    named = ((path, path.stem.split("-")[1]) for path in sorted((workdir / SAMPLES).glob("step-*-*.png")))
+    return [(path, int(step)) for path, step in named if step.isdecimal()]
+
+
 VERSIONS = "versions"
 ROUNDS = "rounds"
 SAMPLE_REQUEST = ".sample-now"  # asks a running training for its sample pictures; it takes the file away

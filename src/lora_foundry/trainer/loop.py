@@ -39,6 +39,7 @@ class Loop:
         """Trains steps `start` to the last, with a checkpoint every so often and after the last. Raises DivergedError
         for NaN, leaving the last good checkpoint."""
         self.exporter.begin(start)
+        self.previews.begin(start)
         total, every = self.step.total, self.step.settings.checkpoint_every
         reported = self.clock()
         for number in range(start, total):

@@ -13,7 +13,7 @@ import torch
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.family import Batch, FamilyModel
 from lora_foundry.files import storage
-from lora_foundry.files.paths import SAMPLE_REQUEST, VALIDATION_LOSS, training_sample
+from lora_foundry.files.paths import SAMPLE_REQUEST, VALIDATION_LOSS, training_sample, training_samples
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.data import TrainingDataset, derive_seed
 from lora_foundry.trainer.logging import TrainingLog
@@ -36,6 +36,16 @@ class Previews:
     ) -> None:
         self._model, self._dataset, self._state, self._job = model, dataset, state, job
         self._held_out = held_out
+
+    def begin(self, start: int) -> None:
+        """Removes what another training, or steps that are to come again, left behind: a picture of a step that was never
+        reached would stand beside ours as its last."""
+        for picture, step in training_samples(self._job.workdir):
+            if step > start:
+                storage.remove_file(picture)
+        losses = self._job.workdir / VALIDATION_LOSS
+        if losses.exists():
+            _write_rows(losses, {step: loss for step, loss in read_rows(losses) if step <= start})
 
     def draw(self, step: int) -> list[Path]:
         """Draws the sample prompts into training/samples/step-NNNN-K.png."""
@@ -104,7 +114,10 @@ def sample_texts(settings: TrainSection, trigger: str) -> list[str]:
 def add_row(path: Path, step: int, loss: float) -> None:
     """Puts a figure into the file at its step; figures of later steps, which are to come again, go."""
     rows = {row[0]: row[1] for row in read_rows(path) if row[0] < step}
-    rows[step] = loss
+    _write_rows(path, rows | {step: loss})
+
+
+def _write_rows(path: Path, rows: dict[int, float]) -> None:
     text = "".join(f"{number},{rows[number]:.6g}\n" for number in sorted(rows))
     storage.write_text(path, _HEADER + text)
 

@@ -16,9 +16,10 @@ from lora_foundry.families._shared import devices
 from lora_foundry.families._shared.family import load_family
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.families._shared.parts import Parts
-from lora_foundry.files.paths import SAMPLE_REQUEST
+from lora_foundry.files.paths import SAMPLE_REQUEST, SAMPLES, VALIDATION_LOSS
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer.images import read_tensor
+from lora_foundry.trainer.previews import read_rows
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer import tiny_bases
 from tests.unit.trainer.conftest import short_section
@@ -68,6 +69,20 @@ def test_every_export_draws_the_prompts(
         with Image.open(path) as picture:
             assert picture.size == (64, 64)
             assert len(set(picture.convert("L").tobytes())) > 5  # not of one colour
+
+
+def test_what_another_training_showed_is_gone(
+    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, steps=2, saves=1, sample_steps=1, sample_prompts=["{trigger}"], validation=0.3)
+    folder = job.workdir / SAMPLES
+    folder.mkdir(parents=True)
+    for name in ("step-0001-1.png", "step-0012-1.png", "step-mine-1.png"):
+        (folder / name).write_bytes(b"another training's")
+    (job.workdir / VALIDATION_LOSS).write_text("step,loss\n1,0.5\n12,0.4\n", encoding="utf-8")
+    files = drawn(base, job)
+    assert [path.name for path in files] == ["step-0002-1.png", "step-mine-1.png"]
+    assert [step for step, _ in read_rows(job.workdir / VALIDATION_LOSS)] == [2]
 
 
 @pytest.mark.parametrize("family", ["sdxl", "z_image"])

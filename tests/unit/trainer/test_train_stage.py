@@ -245,6 +245,26 @@ def test_regularisation_pictures_are_drawn_once_and_know_neither_name_nor_looks(
     assert all(image.path.parent == paths_of(run).regularisation for image in drawn)
 
 
+def test_regularisation_pictures_of_a_set_that_a_person_brought_differ_by_the_trigger_alone(
+    ready: Run, trainer: CountingTrainer
+) -> None:
+    painter, run = Painter(), changed(ready, regularisation=4)
+    dataset = run.recipe.dataset.model_copy(update={"source": "own"})
+    run = run.model_copy(update={"recipe": run.recipe.model_copy(update={"dataset": dataset})})
+    paths = paths_of(run)
+    for index, text in enumerate(
+        ("Zoë van Dijk, blue ground", "a sketch of zoë van dijk, red ground", "zoë van dijk")
+    ):
+        paths.caption(paths.image(index)).write_text(text, encoding="utf-8")
+    gpu = SimpleNamespace(room=lambda settings: nullcontext())
+    ports = cast(Ports, SimpleNamespace(trainer=trainer, generator=painter, gpu=gpu))
+    train.run(run, ports, lambda event: None)
+    drawn = sorted(image.caption for image in trainer.jobs[0].images if image.regular)
+    assert drawn == ["a sketch of someone, red ground"] * 2 + ["blue ground"] * 2
+    assert len(painter.prompts) == 4
+    assert all(any(words in prompt for words in drawn) for prompt in painter.prompts)
+
+
 def test_own_regularisation_pictures_are_read_with_their_captions(
     ready: Run, trainer: CountingTrainer, tmp_path: Path
 ) -> None:

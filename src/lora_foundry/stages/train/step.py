@@ -31,7 +31,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TrainedLora:
     """
     paths = RunPaths(run.dataset_dir, run.character.slug)
     images = training_images(run)
-    images += regularisation_pictures(run, ports, progress)
+    images += regularisation_pictures(run, images, ports, progress)
     made_from, settings = (
         _fingerprint(run, images, ports.trainer.model),
         for_cast(run.recipe.train, len(run.members)),
@@ -65,7 +65,7 @@ def ask_for_more(run: Run, ports: Ports, times: int) -> bool:
     done already. `pipeline.evaluate` asks."""
     paths = RunPaths(run.dataset_dir, run.character.slug)
     images = training_images(run)
-    images += regularisation_pictures(run, ports, lambda event: None)
+    images += regularisation_pictures(run, images, ports, lambda event: None)
     stamp = _fingerprint(run, images, ports.trainer.model)
     earlier = read_model(paths.more_training, MoreTraining)
     done = earlier.times if earlier is not None and earlier.fingerprint == stamp else 0
