@@ -9,7 +9,8 @@ regularisation pictures and with the recipe's (`--set` changes it).
 `likeness`: mean cosine of the drawn pictures to the set, by the miniature's own embedder, beside that of the set's own
 pictures. `colours`: the share of pixels that have one of the character's four colours, which needs no network to judge.
 Node and npm are needed; what they fetch goes to a folder that is removed, or is in that of --packages. The first eight
-pictures without and with the LoRA are lined up in results/own_pictures_before.png and _after.png.
+pictures without the LoRA, with that which knows no regularisation pictures, and with the recipe's are lined up in
+results/own_pictures_before.png, _plain.png and _after.png.
 """
 
 from __future__ import annotations
@@ -186,8 +187,8 @@ def lined_up(paths: Sequence[Path], target: Path) -> None:
     sheet.save(target, optimize=True)
 
 
-def trained(source: Path, home: Path, settings: Sequence[str], save: bool) -> dict[str, Any]:
-    """A LoRA of the sixty, and what it draws."""
+def trained(source: Path, home: Path, settings: Sequence[str], sheets: Mapping[str, Path]) -> dict[str, Any]:
+    """A LoRA of the sixty, and what it draws; what stands in `sheets` for a side is written as one picture."""
     result = Foundry(home).create(PIXIE, "mini", pictures=[source], settings=settings)
     paths = RunPaths(result.dataset_dir, PIXIE.slug)
     scores = require_model(paths.evaluation_result, Evaluation, "evaluate")
@@ -195,9 +196,8 @@ def trained(source: Path, home: Path, settings: Sequence[str], save: bool) -> di
         side: [paths.evaluation_pictures() / picture.file for picture in scores.side(side).pictures]
         for side in ("before", "after")
     }
-    if save:
-        for side, files in drawn.items():
-            lined_up(files, RESULTS / f"own_pictures_{side}.png")
+    for side, target in sheets.items():
+        lined_up(drawn[side], target)
     return {
         "published": result.published,
         "verdict": result.assessment.model_dump(mode="json"),
@@ -242,8 +242,11 @@ def main() -> None:
         shutil.copytree(work / "set", work / "spoiled")
         planted = plant(packages, work / "spoiled")
         said, doubted = triaged(work / "spoiled", home / "spoiled", planted)
-        without = trained(work / "set", home / "without", ("train.regularisation=0",), save=False)
-        learned = trained(work / "set", home / "with", options.settings, not options.no_save)
+        shown = RESULTS if not options.no_save else work
+        plain = {"before": shown / "own_pictures_before.png", "after": shown / "own_pictures_plain.png"}
+        regularised = {"after": shown / "own_pictures_after.png"}
+        without = trained(work / "set", home / "without", ("train.regularisation=0",), plain)
+        learned = trained(work / "set", home / "with", options.settings, regularised)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     named = {name: code in said.get(name, ()) for name, code in planted.items()}
