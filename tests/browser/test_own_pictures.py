@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PATIENCE, WIDE, Server, png, settled
+from tests.browser.conftest import NARROW, PATIENCE, WIDE, Server, png, settled
 
 expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.timeout(600)
@@ -82,3 +82,25 @@ def test_pictures_of_one_name_from_two_folders_both_come(
     images = server.home / "datasets" / "Nyx" / "images"
     found = {path.read_bytes(): path.with_suffix(".txt").read_text() for path in images.rglob("*.png")}
     assert found == {png(1): "nyx, from the front", png(2) + b" ": "nyx, from behind"}
+
+
+def test_pictures_on_their_way_outlive_a_restart_of_the_server(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    """On a slow line the server is stopped in the middle, and started again a while later."""
+    page = settled(open_page(f"{server.url}/new", viewport=NARROW))
+    page.get_by_label("My pictures").check()
+    page.locator("#character").fill("Nyx")
+    slow = {"offline": False, "latency": 50, "downloadThroughput": 500_000, "uploadThroughput": 300_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+    drop(page, [(f"{index:02d}.png", png(index)) for index in range(COUNT)])
+    about = page.locator("#own-about")
+    expect(about).to_contain_text("Sending 41 to 60 of 60")
+    server.stop()
+    expect(about).to_contain_text("The server does not answer")
+    server.start()
+    expect(about).to_contain_text(f"{COUNT} pictures")
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    images = server.home / "datasets" / "Nyx" / "images"
+    assert len(list(images.glob("*.png"))) == COUNT

@@ -16,10 +16,9 @@ from urllib.parse import urlsplit
 
 from lora_foundry.errors import BackendError, FoundryError, InputError, StorageError
 from lora_foundry.files.hashing import file_hash
-from lora_foundry.files.storage import disk_space
+from lora_foundry.files.storage import SPARE, disk_space
 
 SHA256_DIGITS = 64  # hexadecimal; the hub's other etags are git hashes
-SPARE = 1 << 30  # bytes that a disk must keep free beside what is fetched
 _log = logging.getLogger(__name__)
 
 # All that a diffusers folder needs, and no pickles.

@@ -23,7 +23,7 @@ from lora_foundry.files.images import is_readable
 from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.sidecars import CAPTION_SUFFIXES, FolderNames, captions_beside
-from lora_foundry.files.storage import make_folder, storage_errors, write_aside
+from lora_foundry.files.storage import check_room, in_gb, make_folder, storage_errors, write_aside
 from lora_foundry.files.training_set import (
     LeftOut,
     SetPicture,
@@ -34,7 +34,8 @@ from lora_foundry.files.training_set import (
 from lora_foundry.files.versions import continued, current_run, make_room
 
 MOST_FILES = 20_000
-MOST_BYTES = 64 * 1024**3  # of a zip file's content, before it is unpacked
+# Of a zip file's content, before it is unpacked, and of what is sent to the dashboard for one set: 5000 photographs of 3 MB.
+MOST_BYTES = 16 * 1000**3
 _PIECE = 1 << 20
 _LONGEST = 240  # bytes of a name; file systems end at 255, and some of ours are a little longer
 _DEEPEST = 32  # folders in one another
@@ -61,7 +62,7 @@ def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
     left_out: list[LeftOut] = []
     copier = _Copier(paths)
     for source in sources:
-        with _opened(source) as found:
+        with _opened(source, paths.images) as found:
             if not found.pictures:
                 reasons = "; ".join(f"{each.name}: {each.reason}" for each in found.left_out[:3])
                 raise InputError(f"There is no picture in {source}." + (f" {reasons}." if reasons else ""))
@@ -103,8 +104,9 @@ def take_all_pictures(
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[TrainingSet]:
-    """What is in a source; a zip file is unpacked for the time of the block. Raises InputError."""
+def _opened(source: Path, target: Path) -> Iterator[TrainingSet]:
+    """What is in a source; a zip file is unpacked for the time of the block, where there is room for it and for its copy
+    below `target`. Raises InputError, StorageError."""
     if source.is_dir():
         yield pictures_in(source)
     elif source.is_file() and is_readable(source):
@@ -112,23 +114,30 @@ def _opened(source: Path) -> Iterator[TrainingSet]:
         yield TrainingSet(tuple(picture for picture in beside.pictures if picture.path == source))
     elif source.is_file() and zipfile.is_zipfile(source):
         with TemporaryDirectory(prefix="lora-foundry-") as place:
-            _unpack(source, Path(place))
+            _unpack(source, Path(place), target)
             yield pictures_in(Path(place))
     else:
         what = "is neither a folder, a zip file nor a picture" if source.exists() else "is not there"
         raise InputError(f"{source} {what}; give a folder of pictures, a zip file of them, or a picture.")
 
 
-def _unpack(source: Path, place: Path) -> None:
+def _unpack(source: Path, place: Path, target: Path) -> None:
     """Unpacks what may belong to a set: pictures and captions. Raises InputError for a damaged file, for one that is
-    too large, and for names that lead out of it, StorageError."""
+    too large, and for names that lead out of it, StorageError, also where there is no room."""
     with _read_errors(source), zipfile.ZipFile(source) as archive:
         members = [each for each in archive.infolist() if not each.is_dir()]
         if len(members) > MOST_FILES:
             raise InputError(f"{source} holds {len(members):,} files; at most {MOST_FILES:,} are read.")
         total = sum(each.file_size for each in members)
         if total > MOST_BYTES:
-            raise InputError(f"{source} unpacks to {total:,} bytes; at most {MOST_BYTES:,} are read.")
+            raise InputError(
+                f"{source} unpacks to {in_gb(total)}; at most {in_gb(MOST_BYTES)} are read. Divide it, or unpack it and "
+                "give the folder."
+            )
+        check_room(place, total)
+        if target.stat().st_dev == place.stat().st_dev:
+            total *= 2  # the copy in the set comes beside it
+        check_room(target, total)
         for member in members:
             _unpack_one(archive, member, place, source)
 

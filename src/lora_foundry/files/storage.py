@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from lora_foundry.errors import StageError, StorageError
 
 Model = TypeVar("Model", bound=BaseModel)
+SPARE = 1 << 30  # bytes that are left for everything else on a disk
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
@@ -129,6 +130,21 @@ class DiskSpace(NamedTuple):
 def disk_space(folder: Path) -> DiskSpace:
     """Of the disk on which a folder lies, or will lie."""
     return DiskSpace(*shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())))
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises StorageError where the disk of `folder` has not so many bytes, and some to spare."""
+    free = disk_space(folder).free
+    needed += SPARE
+    if free < needed:
+        raise StorageError(
+            f"{in_gb(needed)} are needed on the disk that holds {folder}, and {in_gb(free)} are free; free some space, and "
+            "try again."
+        )
+
+
+def in_gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 def remove_tree(path: Path) -> None:

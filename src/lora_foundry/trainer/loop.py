@@ -70,7 +70,9 @@ class Loop:
         checkpoint."""
         if export:
             self.exporter.keep(done)
-        if self.previews.take_request() or export:
+        if self.previews.take_request():
+            self.previews.draw_now(done, self.log)
+        elif export:
             self.previews.draw(done)
         if export or checkpoint:
             self.previews.validate(done, self.log)

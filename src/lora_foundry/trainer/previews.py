@@ -47,10 +47,31 @@ class Previews:
         if losses.exists():
             _write_rows(losses, {step: loss for step, loss in read_rows(losses) if step <= start})
 
-    def draw(self, step: int) -> list[Path]:
-        """Draws the sample prompts into training/samples/step-NNNN-K.png."""
+    def draw_now(self, step: int, log: TrainingLog) -> list[Path]:
+        """The same because somebody has asked for it; without sample prompts some of the set's captions, which are encoded
+        already. Where the memory does not hold the drawing, that is said and the training goes on."""
+        texts = sample_texts(self._job.settings, self._job.trigger)
+        try:
+            return self.draw(step, texts or self._some_captions())
+        except torch.OutOfMemoryError:
+            pass  # not in the handler, whose error holds what the attempt had made
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.say(
+            step,
+            "the memory does not hold the drawing of sample pictures beside the training; none were drawn",
+        )
+        return []
+
+    def _some_captions(self) -> list[str]:
+        """Of the first picture of the set and of one half way through it, which in a cast is another's."""
+        captions = [image.caption for image in self._job.images if not image.regular]
+        return list(dict.fromkeys([captions[0], captions[len(captions) // 2]]))
+
+    def draw(self, step: int, texts: Sequence[str] | None = None) -> list[Path]:
+        """Draws the sample prompts, or others, into training/samples/step-NNNN-K.png."""
         settings, workdir = self._job.settings, self._job.workdir
-        texts = sample_texts(settings, self._job.trigger)
+        texts = sample_texts(settings, self._job.trigger) if texts is None else texts
         if not texts:
             return []
         conditions = [self._dataset.captions.one(text) for text in ["", *texts]]

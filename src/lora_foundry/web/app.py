@@ -23,6 +23,7 @@ from lora_foundry.web.proxied import Network, Proxied
 from lora_foundry.web.routes import pipelines
 from lora_foundry.web.sessions import GuessLimit, Sessions
 from lora_foundry.web.site import Site
+from lora_foundry.web.told_paths import teller
 
 
 def create_app(
@@ -53,7 +54,9 @@ def create_app(
         app.include_router(module.router)
     app.include_router(pages.page_router())
     app.mount("/static", pages.static_files())
-    problems.install(app, lambda title, text: pages.render_problem(title, text, root), site.store.url)
+    problems.install(
+        app, lambda title, text: pages.render_problem(title, text, root), site.store.url, teller(settings)
+    )
     app.add_middleware(Guard, sessions=site.sessions, limit=site.limit, root=root)
     app.add_middleware(TrafficMiddleware, traffic=Traffic(site.registry))
     app.add_middleware(Proxied, root=root, trusted=trusted)

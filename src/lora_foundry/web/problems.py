@@ -94,11 +94,14 @@ def status_of(error: FoundryError) -> int:
     return int(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def install(app: FastAPI, page: Callable[[str, str], str], database: sa.URL) -> None:
+def install(
+    app: FastAPI, page: Callable[[str, str], str], database: sa.URL, tell: Callable[[str], str]
+) -> None:
     """Has every error of this app answered as a problem; whoever looks for a page gets one, which `page(title, text)`
-    makes."""
+    makes. tell: takes out of a sentence what a client need not know."""
 
     def answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+        detail = tell(detail)
         if _wants_page(request):
             return HTMLResponse(page(HTTPStatus(status).phrase, detail), status, headers)
         return problem(status, detail, request.url.path, headers=headers)

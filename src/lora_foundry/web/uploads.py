@@ -4,6 +4,7 @@ reader that the stages use."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -14,11 +15,13 @@ from uuid import uuid4
 
 from lora_foundry.errors import InputError
 from lora_foundry.files.images import picture_size
-from lora_foundry.files.storage import make_folder, remove_tree, write_aside
+from lora_foundry.files.importing import MOST_BYTES
+from lora_foundry.files.storage import check_room, in_gb, make_folder, remove_tree, write_aside
 from lora_foundry.files.training_set import pictures_in
 from lora_foundry.settings import Settings
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.safe_files import is_plain_name
+from lora_foundry.web.told_paths import UPLOADS
 
 MOST_FILES = 5000
 KEPT_SECONDS = 7 * 24 * 3600.0  # what nobody has started a run with after that is removed
@@ -38,13 +41,20 @@ class Uploaded(NamedTuple):
 def add(settings: Settings, upload: str | None, files: Iterable[tuple[str, BinaryIO]]) -> Uploaded:
     """Keeps files under a new id, or beside those of `upload`. Names may hold folders, as a dropped folder has them.
 
-    Raises NotFoundError for an unknown id, InputError for names that lead elsewhere or too many files, StorageError.
+    Raises NotFoundError for an unknown id, InputError for too many files or bytes, StorageError, also where there is no room
+    for them.
     """
     _remove_old(_root(settings))
     folder = _root(settings) / uuid4().hex if upload is None else _folder(settings, upload)
+    there = [path for path in folder.rglob("*") if path.is_file()]
+    count, new = len(there), [(name, content, _size(content)) for name, content in files]
+    if sum(path.stat().st_size for path in there) + sum(size for _, _, size in new) > MOST_BYTES:
+        raise InputError(
+            f"More than {in_gb(MOST_BYTES)} were sent; leave some out, or give the folder to `create --pictures`."
+        )
+    check_room(folder, sum(size for _, _, size in new))
     make_folder(folder)
-    count = sum(1 for path in folder.rglob("*") if path.is_file())
-    for name, content in files:
+    for name, content, _ in new:
         count += 1
         if count > MOST_FILES:
             raise InputError(
@@ -52,6 +62,12 @@ def add(settings: Settings, upload: str | None, files: Iterable[tuple[str, Binar
             )
         _keep(folder, name, content)
     return look(settings, folder.name)
+
+
+def _size(content: BinaryIO) -> int:
+    size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    return size
 
 
 def look(settings: Settings, upload: str) -> Uploaded:
@@ -91,7 +107,7 @@ def forget(settings: Settings, upload: str) -> None:
 
 
 def _root(settings: Settings) -> Path:
-    return settings.home.expanduser().absolute() / "uploads"
+    return settings.home.expanduser().absolute() / UPLOADS
 
 
 def _folder(settings: Settings, upload: str) -> Path:

@@ -561,7 +561,7 @@ def test_every_answer_carries_the_headers_that_bind_a_browser(
         assert "access-control-allow-origin" not in headers
 
 
-def test_samples_are_asked_of_a_training_that_runs_and_has_prompts(
+def test_samples_are_asked_of_a_training_that_runs_in_this_program(
     client: TestClient, pipeline: str, paths: RunPaths, settings: Settings
 ) -> None:
     assert client.post(f"{pipeline}/samples").status_code == 409
@@ -570,11 +570,11 @@ def test_samples_are_asked_of_a_training_that_runs_and_has_prompts(
     execute(database, f"UPDATE echo_tasks SET status = 'running' WHERE id = {train['task_id']}")
     run = read_model(paths.run_file, Run)
     assert run is not None
-    without = load_recipe("mini", ["train.sample_prompts=[]"])
-    write_model(paths.run_file, run.model_copy(update={"recipe": without}))
+    elsewhere = load_recipe("mini", ["train.backend=kohya"])
+    write_model(paths.run_file, run.model_copy(update={"recipe": elsewhere}))
     refused = client.post(f"{pipeline}/samples")
     assert refused.status_code == 409
-    assert "sample_prompts" in refused.json()["detail"]
-    write_model(paths.run_file, run)  # the shipped recipe has some
+    assert "another program" in refused.json()["detail"]
+    write_model(paths.run_file, run)
     assert client.post(f"{pipeline}/samples").json() == {"samples": [], "asked": True, "refusal": ""}
     assert paths.sample_request.is_file()

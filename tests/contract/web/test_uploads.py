@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from starlette.testclient import TestClient
 
+from lora_foundry.files import importing, storage
 from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import make_folder
+from lora_foundry.files.storage import DiskSpace, make_folder
 from lora_foundry.settings import Settings
+from lora_foundry.web import uploads
 from tests.contract.web.conftest import paint_set
 from tests.painted import paint, tree
 
@@ -142,6 +145,51 @@ def test_what_is_only_called_a_picture_is_told_before_the_run(client: TestClient
     assert looked["pictures"] == 1
     assert [each["name"] for each in looked["left_out"]] == ["b.png", "c.png"]
     assert all("/" not in each["reason"] for each in looked["left_out"])
+
+
+def refused_at_the_start(client: TestClient, sent: Files) -> str:
+    upload = client.post("/api/v1/uploads", files=sent).json()["id"]
+    made = client.post("/api/v1/pipelines", json={"name": "Elara", "recipe": "mini", "upload": upload})
+    assert made.status_code in (422, 507), made.text
+    return str(made.json()["detail"])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        files(("a.zip", b"PK broken")),
+        files(("a.zip", zipped(**{"../../evil": picture_bytes(1)}))),
+        files(("a.zip", zipped()[:-4] + b"\0\0\0\0")),
+        files(("only.txt", b"words")),
+    ],
+)
+def test_a_refusal_names_what_was_sent_and_no_place_of_the_server(
+    client: TestClient, settings: Settings, sent: Files
+) -> None:
+    said = refused_at_the_start(client, sent)
+    assert str(settings.home) not in said
+    assert gettempdir() not in said
+
+
+def test_what_has_no_room_is_told_before_it_is_written(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = files(("a.zip", zipped(a=picture_bytes(1), b=picture_bytes(2))))
+    upload = client.post("/api/v1/uploads", files=sent).json()["id"]
+    asked = {"name": "Elara", "recipe": "mini", "upload": upload}
+    monkeypatch.setattr(importing, "MOST_BYTES", 10)
+    assert "a.zip unpacks to" in client.post("/api/v1/pipelines", json=asked).json()["detail"]
+    monkeypatch.undo()
+    monkeypatch.setattr(storage, "disk_space", lambda folder: DiskSpace(10**12, 10**12 - 100, 100))
+    refused = client.post("/api/v1/pipelines", json=asked)
+    assert refused.status_code == 507
+    assert "0.0 GB are free" in refused.json()["detail"]
+    assert client.post("/api/v1/uploads", files=sent).status_code == 507
+    monkeypatch.undo()
+    assert not list((settings.datasets_dir / "Elara" / "images").iterdir())
+    assert len(list((settings.home / "uploads").iterdir())) == 1
+    monkeypatch.setattr(uploads, "MOST_BYTES", 10)
+    assert client.post("/api/v1/uploads", files=sent).status_code == 422
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "/".join(["d"] * 100)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_foundry.families._shared import devices
 from lora_foundry.families._shared.family import load_family
+from lora_foundry.families._shared.frozen import FrozenModel
 from lora_foundry.families._shared.inspect import Base, find_base
 from lora_foundry.families._shared.parts import Parts
 from lora_foundry.files.paths import SAMPLE_REQUEST, SAMPLES, VALIDATION_LOSS
@@ -188,14 +189,38 @@ class _Wrapped(torch.nn.Module):
         return self._call(given)
 
 
+@pytest.mark.parametrize(("prompts", "count"), [(["{trigger}"], 1), ([], 2)])
 def test_pictures_that_are_asked_for_come_once_after_the_next_steps(
-    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path
+    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path, prompts: list[str], count: int
 ) -> None:
-    given: dict[str, Any] = {"saves": 0, "sample_steps": 1, "sample_prompts": ["{trigger}"]}
+    """Without sample prompts of two captions of the set."""
+    given: dict[str, Any] = {"saves": 0, "sample_steps": 1, "sample_prompts": prompts}
     job = make_job(tmp_path, steps=4, checkpoint_every=2, **given)
     request = job.workdir / SAMPLE_REQUEST
     request.parent.mkdir(parents=True, exist_ok=True)
     request.touch()
-    (picture,) = drawn(base, job)
-    assert picture.name < "step-0004-1.png"
+    made = drawn(base, _with_unlike_captions(job))
+    assert len(made) == count
+    assert all(picture.name < "step-0004-1.png" for picture in made)
     assert not request.exists()
+
+
+def test_where_the_memory_does_not_hold_what_is_asked_for_the_training_goes_on(
+    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FrozenModel, "draw", draw)
+    job = make_job(tmp_path, steps=2, checkpoint_every=2, saves=0, sample_prompts=[])
+    request = job.workdir / SAMPLE_REQUEST
+    request.parent.mkdir(parents=True, exist_ok=True)
+    request.touch()
+    assert drawn(base, job) == []
+    assert job.output.is_file()
+    assert "does not hold the drawing" in (job.workdir / "log.txt").read_text(encoding="utf-8")
+
+
+def _with_unlike_captions(job: TrainingJob) -> TrainingJob:
+    images = [each._replace(caption=f"{each.caption}, {number}") for number, each in enumerate(job.images)]
+    return job._replace(images=tuple(images))

@@ -87,7 +87,7 @@ class FamilyModel(Protocol):
         self, conditions: Sequence[Condition], frame: tuple[int, int], seed: int, steps: int, cfg: float
     ) -> list[Image.Image]:
         """Pictures with the network as it stands, one for each condition but the first, which is the negative one.
-        Only after loading with `sample_prompts`."""
+        Where they were let go of, the VAE is loaded again."""
         ...
 
     def metadata(self) -> dict[str, str]:

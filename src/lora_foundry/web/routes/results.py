@@ -133,7 +133,8 @@ async def samples(here: Here, pipeline: str) -> Samples:
 
 @router.post("/pipelines/{pipeline}/samples", status_code=202)
 async def ask_for_samples(here: Here, pipeline: str) -> Samples:
-    """Has the training that runs draw its sample prompts after its next steps. 409 where none runs, or it has no prompts."""
+    """Has the training that runs draw its sample prompts after its next steps, or without any two captions of the set. 409
+    where none runs that could."""
     found = await here.pipeline(pipeline)
     if refusal := await asyncio.to_thread(_no_samples, here, found):
         raise ConflictError(refusal)
@@ -158,8 +159,6 @@ def _no_samples(here: Site, pipeline: Pipeline) -> str:
     run = read_model(here.folder(pipeline).run_file, Run)
     if run is None or run.recipe.train.backend != "inprocess":
         return "This training is done by another program, which draws when its own settings say."
-    if not run.recipe.train.sample_prompts:
-        return "This run has no sample prompts; the next one has if `train.sample_prompts` names some."
     return ""
 
 

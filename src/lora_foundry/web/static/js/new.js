@@ -251,6 +251,8 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
+addEventListener("pageshow", () => { byId("start").disabled = false; }); // the back button may bring the page as it was left
+
 function complain(problem) {
   tell(byId("message"), problem.message, "bad");
   byId("message").scrollIntoView({ block: "center" });
