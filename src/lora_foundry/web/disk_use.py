@@ -70,7 +70,9 @@ def used(settings: Settings, nothing_runs: bool) -> list[Use]:
     held = "" if nothing_runs else "A run is unfinished and may need them."
     sent = home / "uploads"
     fresh = (
-        "" if _unused(sent) else "Sent within the last hour; somebody may be about to start a run with them."
+        ""
+        if _unused(sent) or not size_of(sent)
+        else "Sent within the last hour; somebody may be about to start a run with them."
     )
     datasets, models = settings.datasets_dir, settings.model_folders[0]
     waste = BinPaths(home, "").bin

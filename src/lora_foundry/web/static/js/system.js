@@ -21,7 +21,7 @@ function draw(system) {
     card("ComfyUI", comfyui?.reachable ? "up" : comfyui?.url ? "down" : "not set", comfyui?.detail ?? comfyui?.url ?? ""),
   );
   byId("workers").replaceChildren(workers.length
-    ? table(["worker", "does", "takes", "last heard from"], workers.map((each) => [each.name, each.doing.join(", ") || "waits for work", each.lanes.replace(",", ", "), ago(each.last_seen)]), "Workers")
+    ? table(["worker", "does", "takes", "last heard from"], workers.map((each) => [each.name, each.doing.join(", ") || "waits for work", each.lanes.replace(",", ", ") || "its own run", ago(each.last_seen)]), "Workers")
     : el("p", { class: "soft" }, "No worker is alive. Start one with ", el("code", {}, "lora-foundry worker"), " or ", el("code", {}, "lora-foundry serve --with-worker"), "."));
   byId("devices").replaceChildren(
     ...gpus.map((gpu) => meter(gpu.name, gpu.used_bytes, gpu.total_bytes)),

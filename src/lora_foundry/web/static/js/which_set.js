@@ -10,12 +10,12 @@ export const setPath = (...parts) => pipelinePath("dataset", ...parts) + (member
 
 export const isOfCast = () => member !== "";
 
-/** Shows the members of a cast as links, the first one where the address names none. */
+/** Shows the members of a cast as links, the first one where the address names none of them. */
 export function showMembers({ members }) {
   const list = byId("members");
   list.hidden = !members.length;
-  if (!members.length || list.children.length) return;
-  member ||= members[0];
+  if (!members.includes(member)) member = members[0] ?? "";
+  if (list.children.length) return;
   list.replaceChildren(...members.map((name) => el("a", {
     class: "button", href: `?member=${encodeURIComponent(name)}`, "aria-current": name === member && "page",
   }, name)));
