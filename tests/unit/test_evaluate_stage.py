@@ -413,3 +413,112 @@ def test_an_overfitted_checkpoint_is_recognised_and_not_taken(tmp_path: Path) ->
     assert (result.step, result.overfit_from) == (2, 5)
     assert "training had gone on too long" in paths.report.read_text(encoding="utf-8")
     assert read_header(paths.chosen_lora).metadata["lora_foundry.recommended_strength"] == "1"
+
+
+def save_checkpoints(paths: RunPaths, *steps: int) -> None:
+    """Earlier exports beside the training's last step, which is 5."""
+    saved = []
+    make_folder(paths.saved_loras)
+    for step in steps:
+        path = paths.saved_loras / f"step-{step:04d}.safetensors"
+        save_file({"x.lora_up.weight": np.full((2, 2), step / 10, np.float16)}, path)
+        saved.append(SavedLora(step=step, path=path, sha256=file_hash(path)))
+    trained = require_model(paths.training_result, TrainedLora, "train")
+    write_model(paths.training_result, trained.model_copy(update={"saved": tuple(saved)}))
+
+
+class Better(Painter):
+    """Without a LoRA, and with one of the checkpoints that are good, hair is brown in every picture; else in none."""
+
+    def __init__(self, *good: str, breaks_after: int | None = None) -> None:
+        super().__init__(breaks_after)
+        self.good = good
+        self.by_file: dict[str, int] = {}
+
+    def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
+        name = lora.path.name if lora else "base"
+        for made in super().generate(batches):
+            self.by_file[name] = self.by_file.get(name, 0) + 1
+            colour = (0, 90, 120) if lora is None or name in self.good else (1, 90, 120)
+            picture = Image.effect_noise((64, 64), 90).convert("RGB")
+            picture.putpixel((0, 0), colour)
+            yield made._replace(image=picture)
+
+
+class Poses(Lookout):
+    """Understands a shot, too, and sees it always."""
+
+    def understand(self, tags: Iterable[str]) -> list[Trait]:
+        words = list(tags)
+        return super().understand(words) or [Trait("pose", words[0])] * bool(words)
+
+    def read(self, images: Sequence[Image.Image]) -> list[dict[str, str]]:
+        return [{**row, "pose": "standing"} for row in super().read(images)]
+
+
+def several(folder: Path, *settings: str) -> tuple[Run, RunPaths]:
+    run, paths = prepare(
+        folder, "evaluate.choice_prompts=6", "evaluate.prompts=8", "shots.impossible=[]", "generate.batch_size=4",
+        'shots.poses=["standing"]', *settings,
+    )  # fmt: skip
+    save_checkpoints(paths, 2, 3)
+    return run, paths
+
+
+def test_one_that_is_clearly_better_is_found_on_half_of_the_pictures(tmp_path: Path) -> None:
+    run, _ = several(tmp_path)
+    ports = Ports(Better("step-0003.safetensors"), Poses())
+    result = measure(run, ports)
+    assert result.step == 3
+    assert {each.step: each.pictures for each in result.candidates} == {2: 3, 3: 3, 5: 3}
+    drawn = ports.generator.by_file  # type: ignore[attr-defined]
+    # Of the last checkpoint one batch, after which it has lost; of the chosen one everything that is reported, and
+    # eight without the trigger; of the base none for the choice, since the tagger tells how far a prompt is followed.
+    assert drawn == {
+        "base": 16,
+        "step-0002.safetensors": 3,
+        "step-0003.safetensors": 3 + 16 + 8,
+        "lora.safetensors": 3 + 4,
+    }
+    assert len(result.after.pictures) == len(result.before.pictures) == 16
+
+
+def test_what_is_reported_without_the_trigger_is_of_the_checkpoint_that_is_taken(tmp_path: Path) -> None:
+    """It leads on the few prompts of the choice and loses on all: then the last one is, with all that is told of it."""
+
+    class Lucky(Better):
+        def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
+            batches = [list(batch) for batch in batches]
+            self.good = (*self.good[:1], "step-0003.safetensors") if len(batches[0]) == 3 else self.good[:1]
+            yield from super().generate(batches, lora)  # type: ignore[no-untyped-call]
+
+    run, paths = several(tmp_path)
+    ports = Ports(Lucky("nothing"), Poses())
+    result = measure(run, ports)
+    assert result.step == 5
+    assert {each.file.split("/")[0] for each in result.after.pictures} == {"last"}
+    assert len(result.after.pictures) == 16
+    assert ports.generator.by_file["lora.safetensors"] == 3 + 16 + 8  # type: ignore[attr-defined]
+    assert read_header(paths.chosen_lora).metadata["lora_foundry.chosen_step"] == "5"
+
+
+def test_a_checkpoint_that_is_named_is_compared_with_no_other_in_full(tmp_path: Path) -> None:
+    run, paths = several(tmp_path, "evaluate.step=2")
+    result = measure(run, Ports(Better("step-0003.safetensors"), Poses()))
+    assert result.step == 2
+    assert not paths.evaluation_pictures("last").exists()
+
+
+@pytest.mark.parametrize("breaks_after", [2, 8, 20, 29, 40])
+def test_an_interrupted_choice_ends_as_an_undisturbed_one(tmp_path: Path, breaks_after: int) -> None:
+    straight, _ = several(tmp_path / "straight")
+    measure(straight, Ports(tagger=Lookout()))
+    run, paths = several(tmp_path / "broken")
+    with pytest.raises(BackendError):
+        measure(run, Ports(Painter(breaks_after=breaks_after), Lookout()))
+    measure(run, Ports(Painter(), Lookout()))
+    there = tree(tmp_path / "straight" / "evaluation")
+    for name, content in tree(paths.evaluation).items():
+        if name != "report.html":  # it tells seconds
+            assert content == there.pop(name), name
+    assert there.keys() == {"report.html"}

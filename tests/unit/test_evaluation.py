@@ -14,7 +14,7 @@ from lora_foundry.domain.dataset import own_record
 from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.shots import Shot
 from lora_foundry.ports import Trait
-from lora_foundry.stages.evaluate.scoring import likeness, mean_share, own_likeness, shares_right
+from lora_foundry.stages.evaluate.scoring import cosines_to, mean_share, own_likeness, shares_right
 from mini_world.render import render
 from mini_world.scene import Scene, sample_character, sample_scene, value_of
 from mini_world.vocabulary import SHOT, TRAITS
@@ -49,7 +49,7 @@ def test_own_likeness_leaves_each_picture_out_of_its_own_mean() -> None:
     assert own_likeness(alike) == 1
     assert own_likeness(np.array([[1, 0], [0, 1]], np.float32)) == 0
     assert own_likeness(alike[:1]) is None
-    assert likeness(np.array([[0, 1], [1, 0]], np.float32), alike) == 0.5
+    assert cosines_to(np.array([[0, 1], [1, 0]], np.float32), alike).tolist() == [0, 1]
 
 
 def picture(name: str, traits: int, shot: int) -> EvaluationPicture:

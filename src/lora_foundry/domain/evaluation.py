@@ -96,7 +96,8 @@ class Candidate(BaseModel):
 
     identity: cosine to the training set as a share of the set's own (or, without an embedder, the share of traits).
     adherence: the share of the prompt that is seen; without a tagger, the variety kept of the base's. score: F-beta of
-    the two, 0 where too many pictures are broken.
+    the two, 0 where too many pictures are broken. pictures: on how many it was compared; one that was dropped early has
+    fewer, and its figures are made comparable by those of the last checkpoint on the same shots.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,6 +110,7 @@ class Candidate(BaseModel):
     memorised: float | None = None
     sound: float = 1.0
     score: float = 0.0
+    pictures: int = 0
 
 
 class Bleed(BaseModel):

@@ -38,7 +38,8 @@ class EvaluateSection(Section):
     )
     choice_prompts: Annotated[int, Field(ge=1, le=100)] = Field(
         6,
-        description="Further held-out shots, one seed each, on which checkpoints and strengths are compared.",
+        description="Further held-out shots, one seed each, on which checkpoints and strengths are compared; where half of "
+        "them settle it, the rest is not drawn.",
     )
     beta: float = Field(
         1.0,

@@ -43,6 +43,7 @@ from lora_foundry.stages.evaluate.choosing import (
 from lora_foundry.stages.evaluate.pictures import EvaluationPictures
 from lora_foundry.stages.evaluate.scoring import (
     EvaluationMetrics,
+    hears_shots,
     mean_share,
     own_likeness,
     score,
@@ -156,17 +157,19 @@ class _Measuring(NamedTuple):
         count = max(_FEWEST_CHOICE_PROMPTS, ceil(section.choice_prompts / len(self.members)))
         known = [*_known(self.members), *(shot for each in self.members for shot in each.shots)]
         shots = held_out_shots(self.run.recipe.shots, count, self.run.recipe.seed + 1, known)
-        self.pictures.total = count * len(self.members) * (len(options) + 1)
-        base = _mean(
-            [each.row for each in self._draw("choice", "choice/base", None, shots, "checkpoints: the base")]
-        )
+        heard = all(hears_shots(shots, each.metrics) for each in self.members)
+        self.pictures.total = count * len(self.members) * (len(options) + (not heard))
+        variety = None
+        if not heard:
+            base = self._draw("choice", "choice/base", None, shots, "checkpoints: the base")
+            variety = _mean([each.row for each in base]).variety
         own, rated = _mean_of([each.own for each in self.members]), list[tuple[Choice, Candidate]]()
         for option in options:
             drawn = self._draw(
                 "choice", f"choice/{option.name}", option, shots, f"checkpoints: {option.name}"
             )
             row = _mean([each.row for each in drawn])
-            rated.append((option, rate(option, row, ScoreWeights(own, base.variety, section))))
+            rated.append((option, rate(option, row, ScoreWeights(own, variety, section))))
         return named or clearly_best_of(rated), tuple(candidate for _, candidate in rated)
 
     def side(self, side: Side, choice: Choice | None) -> list[_Drawn]:

@@ -29,12 +29,17 @@ class EvaluationPictures:
     done: int = 0
 
     def draw(
-        self, folder: Path, records: Sequence[PictureRecord], lora: LoraUse | None, message: str
+        self,
+        folder: Path,
+        records: Sequence[PictureRecord],
+        lora: LoraUse | None,
+        message: str,
+        kept: Sequence[PictureRecord] = (),
     ) -> list[Image.Image]:
         """Makes every picture that is not in its folder, takes away those that nothing asks for any more, and returns
-        them all."""
+        them all. kept: all that the folder may hold, where `records` are only a part of them."""
         remove_leftovers(make_folder(folder))
-        wanted = {record.file for record in records}
+        wanted = {record.file for record in kept or records}
         for stale in folder.glob("*.png"):
             if stale.name not in wanted:
                 remove_file(stale)

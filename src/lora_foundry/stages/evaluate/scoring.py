@@ -4,6 +4,7 @@ hand."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from lora_foundry.domain.dataset import PictureRecord
 from lora_foundry.domain.evaluation import EvaluationPicture, ScoreRow
-from lora_foundry.measures import Grey, contrast, difference, grey, sharpness, thumbnail
+from lora_foundry.domain.shots import Shot
+from lora_foundry.measures import Grey, contrast, grey, sharpness, thumbnail
 from lora_foundry.ports import Embedder, FloatArray, Tagger, Trait
 
 _LEAST_LENGTH = 1e-8
@@ -22,15 +24,29 @@ COPY = 0.5  # a picture half as far from a training picture as those are from ea
 
 class EvaluationMetrics(NamedTuple):
     """What pictures are measured with: the described traits, the instruments there are, and the training set as
-    the embedder sees it, a row a picture. thumbnails: (n, 1024), the same pictures as `measures.thumbnail` has them."""
+    the embedder sees it, a row a picture. thumbnails: (n, 1024), the same pictures as `measures.thumbnail` has them.
+    own_nearness: of these, see the function of that name."""
 
     traits: Sequence[Trait]
     tagger: Tagger | None
     embedder: Embedder | None
     own: FloatArray | None
     thumbnails: Grey = NO_THUMBNAILS
+    own_nearness: float = 0.0
     least_contrast: float = 0.0
     least_sharpness: float = 0.0
+
+
+class Observed(NamedTuple):
+    """One picture as the instruments see it. asked: the parts of its shot that the tagger knows. likeness: cosine to the
+    mean of the training set. nearest: difference to the nearest training picture; None where there is none."""
+
+    picture: EvaluationPicture
+    asked: Sequence[Trait]
+    likeness: float | None
+    thumbnail: Grey
+    nearest: float | None
+    sound: bool
 
 
 def score(
@@ -40,39 +56,82 @@ def score(
     metrics: EvaluationMetrics,
 ) -> ScoreRow:
     """Identity and adherence by the tagger, likeness by the embedder; None for what has no instrument."""
+    return summarise(observe(files, records, images, metrics), metrics)
+
+
+def observe(
+    files: Sequence[str],
+    records: Sequence[PictureRecord],
+    images: Sequence[Image.Image],
+    metrics: EvaluationMetrics,
+) -> list[Observed]:
+    """Each picture by itself; what the models say of it is asked once, however often it is counted afterwards."""
     traits, tagger, embedder, own = metrics[:4]
     seen: Sequence[Mapping[str, str]] = tagger.read(images) if tagger else [{} for _ in images]
-    asked = [tagger.understand(record.shot.words()) if tagger else [] for record in records]
-    by_trait = shares_right([traits] * len(seen), seen)
-    by_attribute = shares_right(asked, seen, hidden_is_wrong=True)
+    cosines = cosines_to(embedder.embed(images), own) if embedder and own is not None else None
+    found = []
+    for place, (file, record, image, row) in enumerate(zip(files, records, images, seen, strict=True)):
+        asked = tagger.understand(record.shot.words()) if tagger else []
+        small = thumbnail(image).ravel()
+        alike = metrics.thumbnails @ small if len(metrics.thumbnails) else None
+        found.append(
+            Observed(
+                picture=_picture(file, record, traits, asked, row),
+                asked=asked,
+                likeness=None if cosines is None else float(cosines[place]),
+                thumbnail=small,
+                nearest=None if alike is None else 1.0 - float(alike.max()),
+                sound=_is_sound(image, metrics),
+            )
+        )
+    return found
+
+
+def summarise(observed: Sequence[Observed], metrics: EvaluationMetrics) -> ScoreRow:
+    """The scores of these pictures together. One that stands there twice counts twice, and makes no pair with itself."""
+    seen = [each.picture.seen for each in observed]
+    by_trait = shares_right([metrics.traits] * len(seen), seen)
+    by_attribute = shares_right([each.asked for each in observed], seen, hidden_is_wrong=True)
+    cosines = [each.likeness for each in observed if each.likeness is not None]
+    nearest = [each.nearest for each in observed if each.nearest is not None]
+    memorised = None
+    if nearest and len(metrics.thumbnails) > 1:
+        copies = metrics.own_nearness * COPY
+        memorised = _mean([each < copies for each in nearest])
     return ScoreRow(
         identity=mean_share(by_trait),
         adherence=mean_share(by_attribute),
         identity_by_trait=by_trait,
         adherence_by_attribute=by_attribute,
-        likeness=likeness(embedder.embed(images), own) if embedder and own is not None else None,
-        **look_at(images, metrics),
-        pictures=tuple(
-            _picture(file, record, traits, shot, row)
-            for file, record, shot, row in zip(files, records, asked, seen, strict=True)
-        ),
+        likeness=_mean(cosines),
+        variety=_variety(observed),
+        nearest=_mean(nearest),
+        memorised=memorised,
+        sound=_mean([each.sound for each in observed]),
+        pictures=tuple(each.picture for each in observed),
     )
 
 
-def look_at(images: Sequence[Image.Image], metrics: EvaluationMetrics) -> dict[str, float]:
-    """What needs no model: variety, nearness to the training set, and whether there is anything to see."""
-    small = [thumbnail(image) for image in images]
-    found = {"sound": round(sum(_is_sound(image, metrics) for image in images) / max(len(images), 1), 4)}
-    pairs = [difference(one, other) for at, one in enumerate(small) for other in small[at + 1 :]]
-    if pairs:
-        found["variety"] = round(float(np.mean(pairs)), 4)
-    if len(metrics.thumbnails):
-        nearest = [1.0 - float((metrics.thumbnails @ one.ravel()).max()) for one in small]
-        found["nearest"] = round(float(np.mean(nearest)), 4)
-        if len(metrics.thumbnails) > 1:
-            copies = own_nearness(metrics.thumbnails) * COPY
-            found["memorised"] = round(sum(each < copies for each in nearest) / len(nearest), 4)
-    return found
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _variety(observed: Sequence[Observed]) -> float | None:
+    """Mean difference of all pairs of different pictures; None for fewer than two. See `measures.difference`."""
+    times = Counter(id(each) for each in observed)
+    thumbnails = {id(each): each.thumbnail for each in observed}
+    if len(times) < 2:
+        return None
+    stacked, weights = np.stack(list(thumbnails.values())), np.array([times[each] for each in thumbnails])
+    pairs = np.outer(weights, weights)
+    np.fill_diagonal(pairs, 0)
+    return round(1.0 - float((pairs * (stacked @ stacked.T)).sum() / pairs.sum()), 4)
+
+
+def hears_shots(shots: Sequence[Shot], metrics: EvaluationMetrics) -> bool:
+    """Whether adherence can be measured; else the variety that is left of the base's stands for it."""
+    tagger = metrics.tagger
+    return tagger is not None and any(tagger.understand(shot.words()) for shot in shots)
 
 
 def own_nearness(thumbnails: Grey) -> float:
@@ -128,9 +187,9 @@ def mean_share(shares: Mapping[str, float]) -> float | None:
     return round(sum(shares.values()) / len(shares), 4) if shares else None
 
 
-def likeness(embeddings: FloatArray, own: FloatArray) -> float:
-    """Mean cosine of `embeddings` with the direction of the mean of `own`."""
-    return round(float((embeddings @ _direction(own.sum(axis=0))).mean()), 4)
+def cosines_to(embeddings: FloatArray, own: FloatArray) -> FloatArray:
+    """Cosine of each row of `embeddings` with the direction of the mean of `own`."""
+    return embeddings @ _direction(own.sum(axis=0))
 
 
 def own_likeness(own: FloatArray) -> float | None:

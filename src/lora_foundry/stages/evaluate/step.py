@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from lora_foundry.domain.dataset import GenerationMetadata
+from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
 from lora_foundry.domain.evaluation import Candidate, Evaluation, ScoreRow, Side
 from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.lora import TrainedLora
@@ -30,11 +30,9 @@ from lora_foundry.stages._shared.reference import told_by_reference
 from lora_foundry.stages._shared.report import write_report
 from lora_foundry.stages.evaluate.before_after import draw_before_after
 from lora_foundry.stages.evaluate.choosing import (
-    CLEARLY,
     Choice,
     ScoreWeights,
     choices,
-    clearly_best_of,
     demanded,
     overfit_from,
     rate,
@@ -42,12 +40,16 @@ from lora_foundry.stages.evaluate.choosing import (
     requests_of,
 )
 from lora_foundry.stages.evaluate.pictures import EvaluationPictures
+from lora_foundry.stages.evaluate.race import Draw, Rate, halves, race
 from lora_foundry.stages.evaluate.scoring import (
     NO_THUMBNAILS,
     EvaluationMetrics,
-    look_at,
+    Observed,
+    hears_shots,
+    observe,
     own_likeness,
-    score,
+    own_nearness,
+    summarise,
 )
 
 _AT_ONCE = 64  # training pictures in memory
@@ -75,15 +77,13 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     options = choices(lora, paths, run.recipe.evaluate)
     evaluation = EvaluationRun(run, paths, pictures, metrics, model, own)
     best, candidates = evaluation.choose(options, [*trained, *shots])
-    rows, drawn = evaluation.measure(shots, best, options[-1])
-    best = evaluation.better_of(rows, best, options[-1])
-    after: Side = "last" if best == options[-1] and "last" in rows else "after"
+    best, rows, drawn = evaluation.measure(shots, best, options[-1])
     result = Evaluation(
         character=run.character.name,
         trigger=run.character.trigger,
         model=model,
         before=rows["before"],
-        after=rows[after],
+        after=rows["after"],
         without_trigger=rows.get("without_trigger", ScoreRow()),
         strength=best.use.strength,
         step=best.step,
@@ -102,7 +102,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
     result = keep_chosen(run, paths, result, best)
     details = (detail_of(result, result.before), detail_of(result, result.after))
     records = evaluation_prompts(run.character, run.recipe, shots, model, "before")
-    draw_before_after(paths.before_after, run, records, drawn["before"], drawn[after], details)
+    draw_before_after(paths.before_after, run, records, drawn["before"], drawn["after"], details)
     write_report(run, paths, result)
     write_model(paths.evaluation_result, result)
     return result
@@ -136,61 +136,99 @@ class EvaluationRun(NamedTuple):
             return options[0], ()
         shots = held_out_shots(run.recipe.shots, section.choice_prompts, run.recipe.seed + 1, known)
         records = evaluation_prompts(run.character, run.recipe, shots, self.model, "choice")
-        folder = self.paths.evaluation_pictures("choice")
-        self.pictures.total = len(records) * (len(options) + 1)
-        base = self.pictures.draw(folder / "base", records, None, "checkpoints: the base")
-        variety = look_at(base, self.metrics).get("variety")
-        rated = []
-        for option in options:
-            asked = requests_of(records, with_lora(self.model, option))
-            images = self.pictures.draw(
-                folder / option.name, asked, option.use, f"checkpoints: {option.name}"
-            )
-            files = [f"choice/{option.name}/{each.file}" for each in asked]
-            row = score(files, asked, images, self.metrics)
-            rated.append((option, rate(option, row, ScoreWeights(self.own, variety, section))))
-        return named or clearly_best_of(rated), tuple(candidate for _, candidate in rated)
+        heard = hears_shots(shots, self.metrics)
+        base = None if heard else _Side(self, "choice/base", records, None, "checkpoints: the base")
+        self.pictures.total = len(records) * (len(options) + (base is not None))
+        sides = {
+            option.name: _Side(self, f"choice/{option.name}", records, option, f"checkpoints: {option.name}")
+            for option in options
+        }
+        best, candidates = race(options, halves(len(records)), *self._comparing(sides, base))
+        return named or best, candidates
 
     def measure(
         self, shots: Sequence[Shot], best: Choice, last: Choice
-    ) -> tuple[dict[Side, ScoreRow], dict[Side, list[Image.Image]]]:
-        """All sides: the base, the chosen checkpoint, it without the trigger, and the last one for comparison."""
-        sides: dict[Side, Choice | None] = {"before": None, "after": best}
-        if (
-            self.metrics.tagger or self.metrics.embedder
-        ):  # else nobody could tell what appears without the trigger
-            sides["without_trigger"] = best
-        if best != last:
-            sides["last"] = last
+    ) -> tuple[Choice, dict[Side, ScoreRow], dict[Side, list[Image.Image]]]:
+        """The chosen checkpoint and all sides: the base, that checkpoint, and it without the trigger. The best of the
+        choice has to do clearly better on all prompts than the last one, else that is taken."""
         character, recipe = self.run.character, self.run.recipe
-        records = {
-            side: evaluation_prompts(character, recipe, shots, with_lora(self.model, choice), side)
-            for side, choice in sides.items()
-        }
-        self.pictures.total = self.pictures.done + sum(map(len, records.values()))
-        rows, drawn = dict[Side, ScoreRow](), dict[Side, list[Image.Image]]()
-        for side, choice in sides.items():
-            folder, use = self.paths.evaluation_pictures(side), choice.use if choice else None
-            drawn[side] = self.pictures.draw(folder, records[side], use, _MESSAGES[side])
-            files = [f"{side}/{each.file}" for each in records[side]]
-            rows[side] = score(files, records[side], drawn[side], self.metrics)
-        return rows, drawn
 
-    def better_of(self, rows: Mapping[Side, ScoreRow], best: Choice, last: Choice) -> Choice:
-        """The chosen checkpoint where it did clearly better on all prompts than the last one, else that."""
-        if "last" not in rows or self.run.recipe.evaluate.step:
-            return best
-        weights = ScoreWeights(self.own, rows["before"].variety, self.run.recipe.evaluate)
-        kept, other = rate(best, rows["after"], weights), rate(last, rows["last"], weights)
-        return best if kept.score > other.score + CLEARLY else last
+        def prompts(side: Side) -> list[PictureRecord]:
+            return evaluation_prompts(character, recipe, shots, self.model, side)
+
+        records = prompts("after")
+        # Without an instrument nobody could tell what appears without the trigger.
+        untold = prompts("without_trigger") if self.metrics.tagger or self.metrics.embedder else []
+        before = _Side(self, "before", prompts("before"), None, "without the LoRA")
+        sides = {"after": _Side(self, "after", records, best, "with the LoRA")}
+        if best != last and not recipe.evaluate.step:
+            sides["last"] = _Side(self, "last", records, last, "with the last checkpoint")
+        self.pictures.total = self.pictures.done + len(records) * (1 + len(sides)) + len(untold)
+        before.draw(len(records))
+        chosen = "after"
+        if "last" in sides:
+            looks = [
+                *range(recipe.generate.batch_size, len(records), recipe.generate.batch_size),
+                len(records),
+            ]
+            by_name = {best.name: sides["after"], last.name: sides["last"]}
+            base = None if hears_shots(shots, self.metrics) else before
+            best = race([best, last], looks, *self._comparing(by_name, base)).best
+            chosen = "last" if best == last else "after"
+        self.pictures.total = self.pictures.done + len(records) - len(sides[chosen].observed) + len(untold)
+        sides[chosen].draw(len(records))
+        drawn: dict[Side, _Side] = {"before": before, "after": sides[chosen]}
+        if untold:
+            drawn["without_trigger"] = _Side(self, "without_trigger", untold, best, "without the trigger")
+            drawn["without_trigger"].draw(len(untold))
+        rows = {side: summarise(each.observed, self.metrics) for side, each in drawn.items()}
+        return best, rows, {side: each.images for side, each in drawn.items()}
+
+    def _comparing(self, sides: Mapping[str, _Side], base: _Side | None) -> tuple[Draw, Rate]:
+        """How a race draws and rates options. base: where adherence is the variety that is left of the base's."""
+
+        def draw(option: Choice, start: int, stop: int) -> None:
+            if base is not None:
+                base.draw(stop)
+            sides[option.name].draw(stop)
+
+        def rated(option: Choice, places: Sequence[int]) -> Candidate:
+            row = summarise([sides[option.name].observed[place] for place in places], self.metrics)
+            variety = None
+            if base is not None:
+                variety = summarise([base.observed[place] for place in places], self.metrics).variety
+            return rate(option, row, ScoreWeights(self.own, variety, self.run.recipe.evaluate))
+
+        return draw, rated
 
 
-_MESSAGES: dict[Side, str] = {
-    "before": "without the LoRA",
-    "after": "with the LoRA",
-    "without_trigger": "without the trigger",
-    "last": "with the last checkpoint",
-}
+class _Side:
+    """Pictures of one checkpoint, or of the base, which come a part at a time."""
+
+    def __init__(
+        self,
+        within: EvaluationRun,
+        folder: str,
+        records: Sequence[PictureRecord],
+        choice: Choice | None,
+        message: str,
+    ) -> None:
+        self._within, self._folder, self._choice, self._message = within, folder, choice, message
+        self._records = requests_of(records, with_lora(within.model, choice))
+        self.images: list[Image.Image] = []
+        self.observed: list[Observed] = []
+
+    def draw(self, stop: int) -> None:
+        """Draws and observes what is missing of the first `stop` pictures."""
+        part = self._records[len(self.observed) : stop]
+        if not part:
+            return
+        within, use = self._within, self._choice.use if self._choice else None
+        folder = within.paths.evaluation_pictures(self._folder)
+        images = within.pictures.draw(folder, part, use, self._message, self._records)
+        files = [f"{self._folder}/{each.file}" for each in part]
+        self.images += images
+        self.observed += observe(files, part, images, within.metrics)
 
 
 def with_lora(model: str, choice: Choice | None) -> str:
@@ -216,12 +254,14 @@ def metrics_of(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationM
         ]
         if embedder is not None and shown:
             rows.append(embedder.embed(shown))
+    thumbnails = np.stack(small) if small else NO_THUMBNAILS
     return EvaluationMetrics(
         traits=ports.tagger.understand(features) if ports.tagger else [],
         tagger=ports.tagger,
         embedder=embedder,
         own=np.concatenate(rows) if rows else None,
-        thumbnails=np.stack(small) if small else NO_THUMBNAILS,
+        thumbnails=thumbnails,
+        own_nearness=own_nearness(thumbnails) if len(thumbnails) > 1 else 0.0,
         least_contrast=rules.min_contrast,
         least_sharpness=rules.min_sharpness / 2,
     )
@@ -268,7 +308,7 @@ def fingerprint_of(run: Run, training_set: TrainingSet, lora: TrainedLora, model
     """Of everything that decides the figures; the threshold for publishing is none of it."""
     recipe = run.recipe
     return fingerprint(
-        "evaluate-3",
+        "evaluate-4",
         model,
         recipe.model,
         recipe.shots,
