@@ -48,8 +48,8 @@ class Previews:
             _write_rows(losses, {step: loss for step, loss in read_rows(losses) if step <= start})
 
     def draw_now(self, step: int, log: TrainingLog) -> list[Path]:
-        """The same because somebody has asked for it; without sample prompts some of the set's captions, which are encoded
-        already. Where the memory does not hold the drawing, that is said and the training goes on."""
+        """Draws because somebody has asked for it: the sample prompts, or where there are none captions of the set, which are
+        encoded already. Where the memory does not hold the drawing, that is said and the training goes on."""
         texts = sample_texts(self._job.settings, self._job.trigger)
         try:
             return self.draw(step, texts or self._some_captions())

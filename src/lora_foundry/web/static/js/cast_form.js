@@ -9,7 +9,9 @@ const PICTURES = "image/*,.zip,.txt,.caption,.tags,.heic,.avif";
 let made = 0; // numbers the fields, so that each label has one of its own
 let members = [];
 
+/** Shows the fields of the first characters, once somebody wants several. */
 export function startCast(complain) {
+  if (members.length) return;
   byId("add-member").addEventListener("click", () => {
     add(complain);
     members.at(-1).name.focus();

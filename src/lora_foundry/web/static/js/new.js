@@ -128,6 +128,7 @@ function showDoor() {
   say(byId("door-about"), DOORS[door]);
   byId("own").hidden = door !== "pictures";
   byId("cast").hidden = byId("cast-name-help").hidden = !isCast();
+  if (isCast()) startCast(complain);
   byId("character-help").hidden = byId("tags-field").hidden = byId("trigger-field").hidden = isCast();
   byId("character").setAttribute("aria-describedby", isCast() ? "cast-name-help" : "character-help");
   say(byId("who-title"), isCast() ? "LoRA" : "Character");
@@ -222,7 +223,6 @@ const showMemory = coalesced(async () => {
 }, { pause: 1500 });
 
 startChrome();
-startCast(complain);
 startCards(complain, () => showPlan());
 showDoor();
 for (const each of form.elements.door) each.addEventListener("change", showDoor);

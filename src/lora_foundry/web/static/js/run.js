@@ -74,7 +74,7 @@ function updateStep(node, stage) {
 function showStages() {
   const select = byId("log-stage");
   sync(select, run.stages, (stage) => stage.stage, (stage) => el("option", { value: stage.stage }, stage.label));
-  const running = run.stages.find((stage) => stage.status === "running") ?? run.stages.findLast((stage) => stage.started_at);
+  const running = run.stages.find((stage) => stage.status === "running" || stage.status === "failed") ?? run.stages.findLast((stage) => stage.started_at);
   if (!select.dataset.chosen && running) select.value = running.stage;
 }
 
