@@ -7,6 +7,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,35 @@ def test_ctrl_c_stops_at_once_and_leaves_nothing_for_a_worker_to_find(
     assert "Stopped. Run the same command again to go on from here." in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert [task.status for task in rows(at_curation)] == ["completed", *["cancelled"] * 5]
+
+
+def test_a_rented_worker_does_what_waits_and_ends_by_itself(
+    start: Callable[..., Running], at_curation: Path, commands: Commands
+) -> None:
+    """A task that waits for its time is waited for: it is somebody's wish."""
+    assert start(at_curation, "--detach").done().returncode == 0
+    later = asyncio.run(_put_off(at_curation))
+    environment = {"LORA_FOUNDRY_HOME": str(at_curation), "OMP_NUM_THREADS": "1"}
+    worker = commands.run("worker", "--until-idle", "0.1", environment=environment)
+    assert worker.returncode == 0, worker.stderr
+    assert "this worker ends" in worker.stderr
+    assert [task.status for task in rows(at_curation)] == ["completed"] * 6
+    publish = rows(at_curation)[-1]
+    assert publish.completed_at is not None
+    assert publish.completed_at.replace(tzinfo=UTC) > later
+
+
+async def _put_off(home: Path) -> datetime:
+    """Has the last task begin ten seconds from now, which is later than an idle worker would end."""
+    store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
+    last = (await store.recent())[0]
+    later = datetime.now(UTC) + timedelta(seconds=10)
+    await store.close()
+    execute(
+        f"sqlite:///{home / 'tasks.db'}",
+        f"UPDATE echo_tasks SET scheduled_for = '{later:%Y-%m-%d %H:%M:%S.%f}' WHERE id = {last.id}",
+    )
+    return later
 
 
 def test_a_living_worker_is_left_the_work(start: Callable[..., Running], home: Path) -> None:
