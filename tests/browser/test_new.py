@@ -93,6 +93,20 @@ def test_what_is_no_value_is_said_by_the_name_of_its_field(
     expect(page.get_by_role("alert")).to_have_text('Rank: "many" is no number.')
 
 
+def test_the_back_button_brings_the_way_to_begin_that_was_chosen(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = settled(open_page(f"{server.url}/new"))
+    page.get_by_label("My pictures").check()
+    page.get_by_role("link", name="Settings", exact=True).click()
+    page.wait_for_url(re.compile("/settings"))
+    settled(page)
+    page.go_back()
+    expect(page.get_by_label("My pictures")).to_be_checked()
+    expect(page.locator("#own")).to_be_visible()
+    expect(page.locator("#looks-field")).to_be_hidden()
+
+
 def test_several_characters_become_one_run_and_each_has_its_pictures(
     server: Server, open_page: Callable[..., Page]
 ) -> None:

@@ -251,7 +251,10 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
-addEventListener("pageshow", () => { byId("start").disabled = false; }); // the back button may bring the page as it was left
+addEventListener("pageshow", () => { // the back button brings the page as it was left, or its fields
+  byId("start").disabled = false;
+  showDoor();
+});
 
 function complain(problem) {
   tell(byId("message"), problem.message, "bad");
