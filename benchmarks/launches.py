@@ -2,9 +2,11 @@
 meta device: no weights, no GPU, half a minute. A GPU at small batches waits for these launches, so the number is what a
 change of the step must lower; `tests/unit/trainer/test_launches.py` keeps it from growing.
 
-    python benchmarks/launches.py
+    python -m benchmarks.launches [--only klein] [--kinds 10]
 
-A launch is an operation that is not a view; attention counts as the one kernel that a GPU has for it.
+UNets and Z-Image are called as diffusers has them; the other transformers by the trainer's own loss, as the memory estimate
+counts them. With `--only`, what is stored of the other cases stays. A launch is an operation that is not a view; attention
+counts as the one kernel that a GPU has for it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,20 +135,58 @@ def targets(network: nn.Module, settings: TrainSection) -> list[Target]:
     ]
 
 
+def count_family(case: str, size: int, half_copies: bool = True) -> Launches:
+    """The same of a family's base at full size, with the trainer's own network and loss. case: of the memory test's."""
+    import pytest
+
+    from lora_foundry.families._shared.family import Batch, load_family
+    from lora_foundry.families._shared.parts import Parts
+    from tests.unit.families.meter import Remembering, full_size, meta_network
+    from tests.unit.families.test_memory import CASES as KNOWN
+    from tests.unit.families.test_memory import condition
+
+    family, configuration, (channels, scale), _, text = KNOWN[case]
+    base = full_size(family, configuration)
+    settings = TrainSection.model_validate(
+        {"precision": "bf16", "rank": 32, "alpha": 16.0, "min_snr_gamma": 0.0, "batch_size": 1, "resolution": size}
+        | {"targets": ("attention", "feed_forward")}
+    )  # fmt: skip
+    words = condition(1, **text)
+    with pytest.MonkeyPatch.context() as patch, Remembering():
+        patch.setattr(Parts, "load_denoiser", lambda self: meta_network(base).requires_grad_(False))
+        patch.setattr(nn.Module, "cpu", lambda self: self)
+        with META:
+            model = load_family(base, settings, META)
+            adapter = Adapter(model.networks, model.lora_targets(settings), settings, 0)
+            fuse(model.network, NAME, adapter.keep_half_copies(model.dtype) if half_copies else {})
+            latents = torch.empty(1, channels, size // scale, size // scale)
+            given = Batch(latents, words, latents, torch.full((1,), 0.5))
+        return counted(adapter, lambda: model.losses(given).sum())
+
+
 def count_step(network: nn.Module, given: dict[str, Any], half_copies: bool = True) -> Launches:
     """Forward and backward pass, clipping and AdamW, of LoRA of rank 32 on a network in bf16."""
     settings = TrainSection.model_validate({"rank": 32, "alpha": 16.0})
     adapter = Adapter({DENOISER: network}, targets(network, settings), settings, 1)
     twins = adapter.keep_half_copies(torch.bfloat16) if half_copies else {}
     fuse(network, NAME, twins)
+
+    def loss() -> Tensor:
+        answer = network(**given)[0]
+        answers = answer if isinstance(answer, list) else [answer]
+        return torch.stack([one.float().square().mean() for one in answers]).sum()
+
+    return counted(adapter, loss)
+
+
+def counted(adapter: Adapter, loss: Callable[[], Tensor]) -> Launches:
+    """What one step launches: the loss, the backward pass, clipping and AdamW."""
     optimizer = torch.optim.AdamW(adapter.buffers.values(), foreach=False)
     usual = nn.functional.scaled_dot_product_attention
     nn.functional.scaled_dot_product_attention = attention
     try:
         with Launches() as launches:
-            answer = network(**given)[0]
-            answers = answer if isinstance(answer, list) else [answer]
-            torch.stack([one.float().square().mean() for one in answers]).sum().backward()
+            loss().backward()
             adapter.gradients_added()
             torch.nn.utils.clip_grad_norm_(adapter.buffers.values(), 1.0)
             optimizer.step()
@@ -156,12 +197,16 @@ def count_step(network: nn.Module, given: dict[str, Any], half_copies: bool = Tr
     return launches
 
 
-CASES = {
-    "sd15 512, batch 1": lambda: unet("sd", "sd", 512, 1),
-    "sd15 512, batch 4": lambda: unet("sd", "sd", 512, 4),
-    "sdxl 1024, batch 1": lambda: unet("sdxl", "sdxl", 1024, 1),
-    "sdxl 1024, batch 4": lambda: unet("sdxl", "sdxl", 1024, 4),
-    "z-image 1024, batch 1": lambda: z_image(1024, 1),
+CASES: dict[str, Callable[[bool], Launches]] = {
+    "sd15 512, batch 1": lambda half: count_step(*unet("sd", "sd", 512, 1), half),
+    "sd15 512, batch 4": lambda half: count_step(*unet("sd", "sd", 512, 4), half),
+    "sdxl 1024, batch 1": lambda half: count_step(*unet("sdxl", "sdxl", 1024, 1), half),
+    "sdxl 1024, batch 4": lambda half: count_step(*unet("sdxl", "sdxl", 1024, 4), half),
+    "z-image 1024, batch 1": lambda half: count_step(*z_image(1024, 1), half),
+    "klein 1024, batch 1": lambda half: count_family("klein 512", 1024, half),
+    "anima 1024, batch 1": lambda half: count_family("anima 512", 1024, half),
+    "krea2 1024, batch 1": lambda half: count_family("krea2 512", 1024, half),
+    "qwen-image 1024, batch 1": lambda half: count_family("qwen_image 512", 1024, half),
 }
 
 
@@ -174,11 +219,13 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     options = parser.parse_args()
     found: dict[str, dict[str, object]] = {}
-    for name, make in CASES.items():
+    if options.only and RESULTS.is_file():
+        found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for name, count in CASES.items():
         if options.only not in name:
             continue
         for half in (False, True):
-            launches = count_step(*make(), half_copies=half)
+            launches = count(half)
             row = {"launches": launches.count, "gigabytes": round(launches.bytes / 1e9, 2)}
             found.setdefault(name, {})["with 16-bit copies" if half else "cast matrix by matrix"] = row
             print(

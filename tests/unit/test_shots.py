@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from hashlib import sha256
 from itertools import combinations
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -86,3 +89,30 @@ def test_no_images_cannot_be_planned() -> None:
 def test_useless_word_lists_are_refused(words: list[str]) -> None:
     with pytest.raises(InputError, match="without commas or repeats"):
         small(poses=words)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "digest"),
+    [("mini", 40, "cfd0a2307694"), ("mini", 160, "955b08a151c6"), ("sd15", 160, "0cde31337bcd")],
+)
+def test_the_plan_of_a_seed_is_what_it_always_was(name: str, count: int, digest: str) -> None:
+    """A set that is continued by a later version is asked for the same shots."""
+    plan = plan_shots(load_recipe(name).shots, count, 3)
+    assert sha256(repr(plan).encode()).hexdigest()[:12] == digest
+
+
+def test_few_of_the_swaps_of_a_large_plan_are_tried() -> None:
+    """Trying each swap with each row made the plan of 640 pictures cost ninety times that of 40."""
+    tried = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal tried
+        tried += event == "call" and frame.f_code.co_name == "gain"
+
+    vocabulary = load_recipe("mini").shots
+    sys.setprofile(count)
+    try:
+        plan_shots(vocabulary, 640, 3)
+    finally:
+        sys.setprofile(None)
+    assert 0 < tried < 150 * 640

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -112,6 +113,11 @@ def _even_column(words: Sequence[str], count: int, rng: random.Random) -> list[s
 
 def _conflicts(row: Sequence[str], forbidden: frozenset[frozenset[str]]) -> int:
     """How many impossible pairs stand in `row`."""
+    return _count_pairs(tuple(row), forbidden)
+
+
+@lru_cache(maxsize=1 << 16)  # a repair asks again and again for the few rows that a vocabulary can form
+def _count_pairs(row: tuple[str, ...], forbidden: frozenset[frozenset[str]]) -> int:
     words = [word for word in row if word]
     return sum(frozenset((a, b)) in forbidden for i, a in enumerate(words) for b in words[i + 1 :])
 
@@ -164,8 +170,13 @@ def _swap_best(
         row[axis], other[axis] = other[axis], row[axis]
         return before - after
 
-    best = max(swaps, key=gain, default=None)
-    if best is None or gain(best) < 0:
+    # The first of the best. Once a swap solves all that is wrong with `row`, only one with a row that has conflicts of its
+    # own can solve more, and those are few.
+    best, most, wrong = None, -1, _conflicts(row, forbidden)
+    for swap in swaps:
+        if (most < wrong or _conflicts(swap[1], forbidden)) and (gained := gain(swap)) > most:
+            best, most = swap, gained
+    if best is None:
         return False
     axis, other = best
     row[axis], other[axis] = other[axis], row[axis]

@@ -34,6 +34,9 @@ VERSION = (
 )
 WORKFLOW = "attempt"
 PART = 500
+# Connections of one worker's engine. Its own 20 and those of the task store are too many for eight hosts on a PostgreSQL as
+# it is installed, which takes 100.
+POOL = 5
 _LIVE = ["ENQUEUED", "DELAYED", "PENDING"]
 _ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
 _LEASE = re.compile(r"task-(\d+)-[0-9a-f]{32}")
@@ -131,6 +134,7 @@ class Engine:
             notification_coalesce_sec=0.1,  # of streams; the default wakes a thread 100 times a second
             system_database_url=self._url.render_as_string(hide_password=False),
             sys_db_idle_transaction_timeout_sec=ASLEEP_SECONDS,
+            sys_db_pool_size=POOL,
         )
         if not self.shared:  # as an engine, since a path may hold what means something in an address
             config["system_database_engine"] = self._database
