@@ -34,8 +34,7 @@ VERSION = (
 )
 WORKFLOW = "attempt"
 PART = 500
-# Connections of one worker's engine. Its own 20 and those of the task store are too many for eight hosts on a PostgreSQL as
-# it is installed, which takes 100.
+# Connections of one worker's engine at most; by its own default 20, which a worker never needs.
 POOL = 5
 _LIVE = ["ENQUEUED", "DELAYED", "PENDING"]
 _ENDED = ["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"]
