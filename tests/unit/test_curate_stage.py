@@ -37,6 +37,17 @@ def both(folder: Path, *settings: str, painter: PaintedGenerator | None = None) 
     return curate.run(run, ports, quiet)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders that no test writes to: `generated` with planted faults, as curation finds it, and `whole`, curated without
+    a disturbance."""
+    folder = tmp_path_factory.mktemp("made")
+    generate.run(make_run(folder / "generated"), PaintedPorts(PaintedGenerator(FAULTS)), quiet)
+    shutil.copytree(folder / "generated", folder / "whole")
+    curate.run(make_run(folder / "whole"), PaintedPorts(PaintedGenerator(FAULTS)), quiet)
+    return folder
+
+
 def reasons(result: CurationResult) -> dict[str, list[str]]:
     return {
         f"{verdict.index + 1:03d}.{verdict.attempt}": [reason.code for reason in verdict.reasons]
@@ -192,26 +203,24 @@ def test_a_finished_stage_does_nothing_and_a_changed_rule_decides_anew(tmp_path:
 
 
 @pytest.mark.parametrize("stop", range(5))
-def test_it_goes_on_where_the_generator_stopped(tmp_path: Path, stop: int) -> None:
-    both(tmp_path / "whole", painter=PaintedGenerator(FAULTS))
+def test_it_goes_on_where_the_generator_stopped(tmp_path: Path, made: Path, stop: int) -> None:
+    shutil.copytree(made / "generated", tmp_path / "broken")
     run = make_run(tmp_path / "broken")
-    generate.run(run, PaintedPorts(PaintedGenerator(FAULTS)), quiet)
     broken = PaintedGenerator(FAULTS, breaks_after=stop)
     if stop < 4:
         with pytest.raises(BackendError):
             curate.run(run, PaintedPorts(broken), quiet)
         assert not (tmp_path / "broken" / "curation.json").exists()
     both(tmp_path / "broken", painter=PaintedGenerator(FAULTS))
-    assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
+    assert tree(tmp_path / "broken") == tree(made / "whole")
 
 
 @pytest.mark.parametrize("moves", range(7))
 def test_a_stop_between_two_moves_does_no_harm(
-    tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made: Path, moves: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both(tmp_path / "whole", painter=PaintedGenerator(FAULTS))
+    shutil.copytree(made / "generated", tmp_path / "broken")
     run = make_run(tmp_path / "broken")
-    generate.run(run, PaintedPorts(PaintedGenerator(FAULTS)), quiet)
     real, left = storage.move_file, [moves]
 
     def stopping(source: Path, target: Path) -> Path:
@@ -227,7 +236,7 @@ def test_a_stop_between_two_moves_does_no_harm(
             curate.run(run, PaintedPorts(PaintedGenerator(FAULTS)), quiet)
     painter = PaintedGenerator(FAULTS)
     both(tmp_path / "broken", painter=painter)
-    assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
+    assert tree(tmp_path / "broken") == tree(made / "whole")
     assert painter.made == [], "no picture is lost by the stop"
 
 

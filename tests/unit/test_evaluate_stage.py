@@ -175,20 +175,29 @@ def test_a_description_without_known_traits_is_told(tmp_path: Path) -> None:
     assert "names no trait" in result.note
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an evaluation that nothing interrupted."""
+    run, paths = prepare(tmp_path_factory.mktemp("undisturbed"))
+    measure(run, Ports(tagger=Lookout()))
+    return tree(paths.evaluation)
+
+
 @pytest.mark.parametrize("breaks_after", [0, 1, 4, 8, 13, 19])
-def test_an_interrupted_evaluation_ends_as_an_undisturbed_one(tmp_path: Path, breaks_after: int) -> None:
-    straight, _ = prepare(tmp_path / "straight")
-    measure(straight, Ports(tagger=Lookout()))
+def test_an_interrupted_evaluation_ends_as_an_undisturbed_one(
+    tmp_path: Path, undisturbed: dict[str, bytes], breaks_after: int
+) -> None:
     run, paths = prepare(tmp_path / "broken")
     with pytest.raises(BackendError):
         measure(run, Ports(Painter(breaks_after=breaks_after), Lookout()))
     assert not paths.evaluation_result.exists()
     second = Painter()
     measure(run, Ports(second, Lookout()))
-    assert tree(paths.evaluation).keys() == tree(tmp_path / "straight" / "evaluation").keys()
-    for name, content in tree(paths.evaluation).items():
+    resumed = tree(paths.evaluation)
+    assert resumed.keys() == undisturbed.keys()
+    for name, content in resumed.items():
         if name != "report.html":  # it tells seconds
-            assert content == tree(tmp_path / "straight" / "evaluation")[name], name
+            assert content == undisturbed[name], name
     assert len(second.made) <= 20 - breaks_after + 2  # a batch is made as a whole
 
 
