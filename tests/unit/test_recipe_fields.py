@@ -19,18 +19,27 @@ SECTIONS = {
 FIELDS = [(section, name) for section, kind in SECTIONS.items() for name in kind.model_fields]
 # What these do with a field changes nothing of a run: they store, show, check or compare it.
 IDLE = ("trainer/metadata.py", "doctor.py", "web/routes/recipes.py", "domain/sharing.py", "domain/recipe.py")
+NAMING = (ast.arg, ast.AnnAssign, ast.Assign, ast.NamedExpr)
 
 
 class Reader:
     """Which fields of which sections a source file reads, by what its names are annotated with or assigned from."""
 
     def __init__(self, tree: ast.AST, held: dict[str, str]) -> None:
-        self._tree, self._held = tree, held
+        self._held = held
+        self._attributes, self._naming = list[ast.Attribute](), list[ast.AST]()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                self._attributes.append(node)
+            elif isinstance(node, NAMING):
+                self._naming.append(node)
         self._names: dict[str, str] = {}
         self._classes = {kind.__name__: name for name, kind in SECTIONS.items()}
-        self._learn()
+        self.learn()
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
+        """Anew, when all that other files hold is known."""
+        self._names.clear()
         before = None
         while before != (len(self._names), len(self._held)):
             before = (len(self._names), len(self._held))
@@ -41,7 +50,7 @@ class Reader:
                     self._held[target.attr] = section
 
     def _named(self) -> Iterator[tuple[ast.expr, str]]:
-        for node in ast.walk(self._tree):
+        for node in self._naming:
             if isinstance(node, ast.arg) and (found := self._annotated(node.annotation)):
                 yield ast.Name(node.arg), found
             elif isinstance(node, ast.AnnAssign) and (found := self._annotated(node.annotation)):
@@ -72,8 +81,7 @@ class Reader:
 
     def reads(self) -> set[tuple[str, str]]:
         """(section, field) of everything that is read."""
-        nodes = [node for node in ast.walk(self._tree) if isinstance(node, ast.Attribute)]
-        loads = [node for node in nodes if isinstance(node.ctx, ast.Load)]
+        loads = [node for node in self._attributes if isinstance(node.ctx, ast.Load)]
         return {(section, node.attr) for node in loads if (section := self._section(node.value))}
 
 
@@ -81,17 +89,20 @@ def read_in(sources: dict[str, str]) -> set[tuple[str, str]]:
     """What is read in any of the files, by their texts."""
     held: dict[str, str] = {}
     trees = [ast.parse(text) for text in sources.values()]
-    for tree in trees:
-        Reader(tree, held)
-    return {field for tree in trees for field in Reader(tree, held).reads()} | _properties(trees)
+    found = _properties(trees)
+    for reader in [Reader(tree, held) for tree in trees]:
+        reader.learn()
+        found |= reader.reads()
+    return found
 
 
 def _properties(trees: list[ast.Module]) -> set[tuple[str, str]]:
     """What a section's own properties read of it."""
     found = set()
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     for section, kind in SECTIONS.items():
-        for node in (node for tree in trees for node in ast.walk(tree)):
-            if isinstance(node, ast.ClassDef) and node.name in [each.__name__ for each in kind.__mro__]:
+        for node in classes:
+            if node.name in [each.__name__ for each in kind.__mro__]:
                 for method in node.body:
                     names = [getattr(each, "id", "") for each in getattr(method, "decorator_list", ())]
                     if "property" in names:
