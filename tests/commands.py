@@ -62,6 +62,9 @@ class Running:
         code: int | None = self._process.exitcode
         return code
 
+    def poll(self) -> int | None:
+        return self.returncode
+
     def send_signal(self, number: signal.Signals) -> None:
         if self.returncode is None:
             os.kill(self.pid, number)
@@ -94,6 +97,15 @@ class Commands:
         self.folder.mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return Running(self.processes, words, environment, folder / "stdout", folder / "stderr")
+
+
+def start_code(code: str, folder: Path) -> Running:
+    """A program of Python that is given as its text; what it writes is in files beside it, in a new folder below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(dir=folder))
+    program = own / "program.py"
+    program.write_text(code, encoding="utf-8")
+    return Running(fork_server(), [str(program)], {}, own / "stdout", own / "stderr")
 
 
 def _main(words: tuple[str, ...], environment: dict[str, str], files: tuple[str, str]) -> None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
 
-OURS = ("lora_foundry", "lora_foundry.tasks.runner")
+OURS = ("lora_foundry", "lora_foundry.tasks.runner", "tests.contract.engine_jobs")
 _start = asyncio.create_subprocess_exec
 
 

@@ -1,4 +1,5 @@
-"""What the children of the worker tests do: the words of a character's description are their orders."""
+"""What the children of the worker tests do: the words of a character's description are their orders. As a program,
+`engine_jobs.py URL HOME`, it is a worker of such children."""
 
 from __future__ import annotations
 
@@ -81,3 +82,12 @@ def _steps(folder: Path, total: int, tell: Callable[[dict[str, Any]], None]) -> 
         aside.write_text(json.dumps(done))
         aside.replace(state)
     tell({"progress": {"stage": "train", "done": done, "total": total, "unit": "step"}})
+
+
+if __name__ == "__main__":
+    from lora_foundry.settings import Settings
+    from lora_foundry.tasks.service import serve
+    from lora_foundry.tasks.worker import WorkerOptions
+    from tests.contract.test_worker import JOBS, QUICK
+
+    serve(sys.argv[1], Settings(home=Path(sys.argv[2])), WorkerOptions(JOBS, {"gpu": 1}, QUICK))

@@ -45,6 +45,7 @@ def job(fault: str, keep: bool) -> Job:
     return Job(ENTRY, {"fault": fault}, patience=300, timeout=timeout, keep=keep)
 
 
+@pytest.mark.usefixtures("forked_children")
 @pytest.mark.parametrize("keep", [False, True], ids=["not kept", "kept"])
 def test_a_child_that_fails_is_an_error_of_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
@@ -67,6 +68,7 @@ def test_a_child_that_fails_is_an_error_of_its_parent(
     asyncio.run(fail_all())
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_child_that_freezes_is_an_error_after_a_silence_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_child_that_freezes_is_an_error_after_a_silence_that_is_told(
     )
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: Path) -> None:
     async def three() -> list[Outcome]:
         first = Child(tmp_path / "log", lambda event: None)

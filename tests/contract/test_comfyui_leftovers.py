@@ -4,8 +4,6 @@ what other people have there stays."""
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +23,11 @@ from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 from lora_foundry.testing.comfyui_stub import StubServer
+from tests.commands import Commands, start_code
 from tests.contract.comfyui_fixtures import CHECKPOINT, sd15
 from tests.contract.test_comfyui_generator import lora_file
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 OTHERS = "somebody-else-s"
 JOBS = "tests.contract.comfyui_jobs:run"
@@ -58,10 +59,13 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def test_what_a_killed_process_left_is_taken_back_by_whoever_lives(stub: StubServer, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_taken_back_by_whoever_lives(
+    stub: StubServer, tmp_path: Path, commands: Commands
+) -> None:
     lora = lora_file(tmp_path).path
     paths = [str(path) for path in (tmp_path / "home", tmp_path / "loras", lora)]
-    process = subprocess.Popen([sys.executable, "-m", "tests.contract.comfyui_jobs", stub.url, *paths])
+    jobs = str(Path(__file__).with_name("comfyui_jobs.py"))
+    process = commands.start(jobs, stub.url, *paths, environment={})
     try:
         until(lambda: len(waiting(stub)) == 4)
         stub.post_prompt({"prompt": sd15(), "prompt_id": OTHERS})
@@ -137,7 +141,7 @@ def test_the_next_worker_takes_back_what_a_killed_one_left(stub: StubServer, tmp
         payload = {"character_name": "a", "description": words}
         (row,) = await store.add(Task(name="a", task_type=TaskType.LORA_GENERATION, payload=payload))
         code = WORKER.format(url=settings.task_database, home=str(settings.home))
-        first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+        first = start_code(code, tmp_path / "first")
         try:
             await _until(lambda: len(waiting(stub)) == 4)
         finally:

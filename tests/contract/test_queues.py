@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,12 @@ from lora_foundry.tasks.queues import Engine, queue_of
 from lora_foundry.tasks.recovery import bury, heartbeat
 from lora_foundry.tasks.store import Failure, TaskStore
 from lora_foundry.tasks.worker import Worker
+from tests.commands import start_code
 from tests.contract.taking import admit, queues
 from tests.contract.test_store import ALL, execute, generation, one, opened, run
 from tests.contract.test_worker import attempts, order, until, work
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 KILLED = """
 import os
@@ -42,10 +43,8 @@ serve({url!r}, Settings(home=Path({home!r})), WorkerOptions(JOBS, {{"gpu": 1}}, 
 
 def killed_at(place: str, url: str, settings: Settings) -> None:
     code = KILLED.format(place=place, url=url, home=str(settings.home))
-    ended = subprocess.run(
-        [sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2], timeout=120
-    )
-    assert ended.returncode == -9, "it was to be killed"
+    running = start_code(code, settings.home.parent / "killed")
+    assert running.wait() == -9, "it was to be killed"
 
 
 @pytest.fixture

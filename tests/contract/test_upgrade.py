@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg
@@ -21,6 +19,7 @@ from lora_foundry.tasks.database import parse_url
 from lora_foundry.tasks.migrations.versions.v0002_beside import _ours_among
 from lora_foundry.tasks.recovery import reclaim
 from lora_foundry.tasks.store import TaskStore
+from tests.commands import start_code
 from tests.contract.taking import admit
 from tests.contract.test_store import ALL, GENERATION, execute, generation, one, run
 
@@ -214,16 +213,14 @@ async def start():
 
 asyncio.run(start())
 """
-    starts = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
-    said = [start.communicate(timeout=240)[1].decode() for start in starts]
-    assert [start.returncode for start in starts] == [0] * 3, said
+    ends = [start.done() for start in [start_code(code, tmp_path / "starts") for _ in range(3)]]
+    assert [end.returncode for end in ends] == [0] * 3, ends
 
 
-def test_many_first_starts_at_once(database_url: str) -> None:
+def test_many_first_starts_at_once(database_url: str, tmp_path: Path) -> None:
     code = f"import asyncio; from lora_foundry.tasks.store import TaskStore; asyncio.run(TaskStore({database_url!r}).upgrade())"
-    starts = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
-    said = [start.communicate()[1].decode() for start in starts]
-    assert [start.returncode for start in starts] == [0] * 4, said
+    ends = [start.done() for start in [start_code(code, tmp_path / "starts") for _ in range(4)]]
+    assert [end.returncode for end in ends] == [0] * 4, ends
     assert set(CONTRACT) == set(columns(database_url))
 
 

@@ -34,7 +34,11 @@ from lora_foundry.tasks.recovery import Timing, this_process
 from lora_foundry.tasks.recovery import workers as workers_of
 from lora_foundry.tasks.store import TaskStore
 from lora_foundry.tasks.worker import Worker, WorkerOptions
+from tests.commands import Running, fork_server, start_code
+from tests.contract import engine_jobs
 from tests.contract.test_store import execute
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 JOBS = "tests.contract.engine_jobs:run"
 QUICK = Timing(heartbeat=0.5, patience=4, dead_after=5, poll=1, queue=0.1, report=0.1, grace=1)
@@ -426,30 +430,21 @@ def test_redis_hints_wake_and_rubbish_or_a_dead_redis_changes_nothing(
     work(database_url, settings, scenario, redis_url=url)
 
 
-STOPPED = """
-from pathlib import Path
-from lora_foundry.settings import Settings
-from lora_foundry.tasks.service import serve
-from lora_foundry.tasks.worker import WorkerOptions
-from tests.contract.test_worker import JOBS, QUICK
-serve({url!r}, Settings(home=Path({home!r})), WorkerOptions(JOBS, {{"gpu": 1}}, QUICK))
-"""
-
-
 EACH = """
 from lora_foundry.tasks import service
 service.PAUSE = 0.1
-service.serve_each([([{python!r}, "-c", {code!r}], {{"CUDA_VISIBLE_DEVICES": each}}) for each in ("3", "5")])
+worker = ({python!r}, "-m", "tests.contract.engine_jobs", {url!r}, {home!r})
+service.serve_each([(worker, {{"CUDA_VISIBLE_DEVICES": each}}) for each in ("3", "5")])
 """
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # what is looked at are the processes
-def test_each_gpu_has_a_worker_and_its_attempts_see_no_other(database_url: str, settings: Settings) -> None:
+def test_each_gpu_has_a_worker_and_its_attempts_see_no_other(
+    database_url: str, settings: Settings, tmp_path: Path
+) -> None:
     """One that dies is replaced, and both end with the process that keeps them."""
-    code = STOPPED.format(url=database_url, home=str(settings.home))
-    keeper = subprocess.Popen(
-        [sys.executable, "-c", EACH.format(python=sys.executable, code=code)], cwd=Path(__file__).parents[2]
-    )
+    code = EACH.format(python=sys.executable, url=database_url, home=str(settings.home))
+    keeper = start_code(code, tmp_path / "keeper")
 
     async def scenario() -> None:
         store = TaskStore(database_url)
@@ -465,7 +460,7 @@ def test_each_gpu_has_a_worker_and_its_attempts_see_no_other(database_url: str, 
         workers[0].kill()
         done = [await until(store, row, "completed", "failed") for row in rows]
         assert [row.status for row in done] == ["completed"] * 3
-        keeper.terminate()
+        keeper.send_signal(signal.SIGTERM)
         await asyncio.to_thread(keeper.wait)
         assert all(gone(worker.pid) for worker in workers)
         assert execute(database_url, "SELECT * FROM lora_foundry_executors") == []
@@ -474,7 +469,7 @@ def test_each_gpu_has_a_worker_and_its_attempts_see_no_other(database_url: str, 
     try:
         asyncio.run(scenario())
     finally:
-        keeper.terminate()
+        keeper.send_signal(signal.SIGTERM)
 
 
 def device_of(settings: Settings, name: str) -> str:
@@ -490,12 +485,12 @@ def device_of(settings: Settings, name: str) -> str:
 @asynccontextmanager
 async def two_workers(
     url: str, settings: Settings
-) -> AsyncIterator[tuple[TaskStore, subprocess.Popen[bytes], Callable[[], None]]]:
+) -> AsyncIterator[tuple[TaskStore, Running, Callable[[], None]]]:
     """The store, a worker in a process of its own, and what begins a second one here."""
     store = TaskStore(url)
     await store.upgrade()
-    code = STOPPED.format(url=url, home=str(settings.home))
-    first = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    log = settings.home.parent / "first.log"
+    first = Running(fork_server(), [engine_jobs.__file__, url, str(settings.home)], {}, log, log)
     second = Worker(store, settings, WorkerOptions(JOBS, {"gpu": 1}, QUICK))
     stop = asyncio.Event()
     running: list[asyncio.Task[None]] = []
