@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.forked import forking
 from tests.homes import ELARA, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+FAILED = pytest.StashKey[bool]()
 # What the tests import are half a million objects that stay: to look through them again and again, while they are
 # imported and later in every test, takes a fifth of the import's time.
 gc.disable()
@@ -26,6 +28,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--screenshots", metavar="DIR", help="Have the browser tests write a picture of each page there."
     )
+
+
+@pytest.fixture(autouse=True)
+def blame_for_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test that failed left open, its own frames hold until another test begins, and that one would fail for it:
+    here they are let go of, and the test that failed is told of what it left."""
+    yield
+    if FAILED in request.node.stash:
+        for name in {"last_exc", "last_value", "last_traceback"} & vars(sys).keys():
+            delattr(sys, name)
+        gc.collect()
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.excinfo is not None:
+        item.stash[FAILED] = True
 
 
 @pytest.fixture
