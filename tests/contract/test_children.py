@@ -4,6 +4,7 @@ for another job. Job.timeout is far away in these tests: a parent that waits for
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from lora_foundry.errors import StorageError
-from lora_foundry.tasks import children
+from lora_foundry.tasks import children, runner
 from lora_foundry.tasks.children import Child, Job, Outcome
 from tests.contract.faulty_jobs import FAULTS
 
@@ -100,6 +101,16 @@ def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: P
     assert after.result
     assert after.result["pid"] != first.result["pid"]
     assert not psutil.pid_exists(first.result["pid"])
+
+
+def test_no_garbage_is_looked_for_while_modules_are_imported_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_ahead.py").write_text("import gc\nlooked = gc.isenabled()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    runner._preload(["imported_ahead", "no_such_module"])
+    assert not sys.modules["imported_ahead"].looked
+    assert gc.isenabled()
 
 
 def test_a_child_that_cannot_be_started_is_an_error_too(
