@@ -39,7 +39,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingImage, .
     return tuple(images)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_job(pictures: tuple[TrainingImage, ...]) -> Callable[..., TrainingJob]:
     """A job in a folder, with settings that can be changed one by one."""
 

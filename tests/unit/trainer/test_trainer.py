@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lora_foundry.domain.lora import TrainedLora
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.errors import DivergedError, InputError, StopRequested
 from lora_foundry.families._shared import devices
@@ -49,15 +51,33 @@ def outcome(job: TrainingJob) -> tuple[bytes, bytes]:
     return job.output.read_bytes(), (job.workdir / "loss.csv").read_bytes()
 
 
-def test_equal_jobs_give_equal_bytes(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
-    jobs = [make_job(tmp_path / name) for name in ("one", "two")]
-    results = [train(base, job) for job in jobs]
-    assert outcome(jobs[0]) == outcome(jobs[1])
-    assert results[0].sha256 == results[1].sha256
-    assert results[0].final_loss == results[1].final_loss > 0
-    other = make_job(tmp_path / "three", seed=8)
+class Trained(NamedTuple):
+    """A training of the usual settings that is over; no test writes into its folder."""
+
+    job: TrainingJob
+    result: TrainedLora
+
+    def copy(self, make_job: MakeJob, folder: Path) -> TrainingJob:
+        """The same, over in another folder too."""
+        shutil.copytree(self.job.output.parent, folder, dirs_exist_ok=True)
+        return make_job(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(base: Base, make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    job = make_job(tmp_path_factory.mktemp("trained"))
+    return Trained(job, train(base, job))
+
+
+def test_equal_jobs_give_equal_bytes(base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained) -> None:
+    again = make_job(tmp_path / "again")
+    result = train(base, again)
+    assert outcome(again) == outcome(trained.job)
+    assert result.sha256 == trained.result.sha256
+    assert result.final_loss == trained.result.final_loss > 0
+    other = make_job(tmp_path / "other", seed=8)
     train(base, other)
-    assert outcome(other) != outcome(jobs[0])
+    assert outcome(other) != outcome(trained.job)
 
 
 EVERYTHING: dict[str, object] = {
@@ -69,10 +89,12 @@ EVERYTHING: dict[str, object] = {
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_a_stopped_training_goes_on_to_the_same_bytes(
-    base: Base, make_job: MakeJob, tmp_path: Path, settings: dict[str, object]
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained, settings: dict[str, object]
 ) -> None:
-    whole, stopped = make_job(tmp_path / "whole", **settings), make_job(tmp_path / "stopped", **settings)
-    train(base, whole)
+    whole, stopped = trained.job, make_job(tmp_path / "stopped", **settings)
+    if settings:
+        whole = make_job(tmp_path / "whole", **settings)
+        train(base, whole)
     for step in (3, 5):
         with pytest.raises(Stopped):
             train(base, stopped, stop_at(step))
@@ -118,10 +140,9 @@ def test_exports_are_kept_on_the_way_and_the_last_of_them_is_the_result(
 
 
 def test_running_a_finished_training_again_writes_the_same_file(
-    base: Base, make_job: MakeJob, tmp_path: Path
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained
 ) -> None:
-    job = make_job(tmp_path)
-    train(base, job)
+    job = trained.copy(make_job, tmp_path)
     before = outcome(job)
     job.output.unlink()
     assert train(base, job).resumed_from == 6
@@ -129,10 +150,9 @@ def test_running_a_finished_training_again_writes_the_same_file(
 
 
 def test_other_settings_begin_anew_and_how_often_to_save_is_no_setting_of_the_result(
-    base: Base, make_job: MakeJob, tmp_path: Path
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained
 ) -> None:
-    job = make_job(tmp_path / "a")
-    train(base, job)
+    job = trained.copy(make_job, tmp_path / "a")
     assert train(base, make_job(tmp_path / "a", learning_rate=1e-3)).resumed_from == 0
     seldom = make_job(tmp_path / "b", checkpoint_every=5)
     train(base, seldom)
@@ -177,30 +197,28 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(
 
 def test_a_single_picture_is_learned(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(
-        tmp_path, steps=40, batch_size=4, learning_rate=5e-3, lr_schedule="constant", checkpoint_every=40
+        tmp_path, steps=16, batch_size=4, learning_rate=5e-3, lr_schedule="constant", checkpoint_every=16
     )
     result = train(base, job._replace(images=job.images[:1]))
     losses = [float(row.split(",")[1]) for row in (job.workdir / "loss.csv").read_text().splitlines()[1:]]
-    assert sum(losses[-8:]) < 0.7 * sum(losses[:8])
-    assert result.steps == 40
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert result.steps == 16
     assert result.parameters == sum(
         tensor.numel() for name, tensor in _tensors(job.output).items() if not name.endswith("alpha")
     )
 
 
 def test_gradient_checkpointing_changes_memory_and_not_the_result(
-    base: Base, make_job: MakeJob, tmp_path: Path
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained
 ) -> None:
-    plain, saving = make_job(tmp_path / "a"), make_job(tmp_path / "b", gradient_checkpointing=True)
-    losses = [train(base, job).final_loss for job in (plain, saving)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    saving = train(base, make_job(tmp_path, gradient_checkpointing=True))
+    assert trained.result.final_loss == pytest.approx(saving.final_loss, rel=1e-3)
 
 
 def test_nan_stops_at_its_step_and_the_last_good_checkpoint_stays(
-    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, job = make_job(tmp_path / "whole"), make_job(tmp_path / "job")
-    train(base, whole)
+    job = make_job(tmp_path)
     real, calls = sd.Model.losses, []
 
     def poisoned(self: sd.Model, *arguments: Any) -> Tensor:
@@ -215,7 +233,7 @@ def test_nan_stops_at_its_step_and_the_last_good_checkpoint_stays(
     assert (job.workdir / "loss.csv").read_text().splitlines()[-1].startswith("4,")
     monkeypatch.undo()
     assert train(base, job).resumed_from == 4
-    assert outcome(job) == outcome(whole)
+    assert outcome(job) == outcome(trained.job)
 
 
 def test_a_lora_that_is_not_a_number_is_never_saved(
@@ -241,10 +259,9 @@ def test_a_lora_that_is_not_a_number_is_never_saved(
 
 
 def test_latents_and_captions_are_encoded_once(
-    base: Base, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(tmp_path)
-    train(base, job)
+    job = trained.copy(make_job, tmp_path)
     first = outcome(job)
 
     def never(self: sd.Model, *arguments: Any) -> Tensor:
@@ -256,9 +273,10 @@ def test_latents_and_captions_are_encoded_once(
     assert outcome(job) != first, "nothing was trained"
 
 
-def test_an_edited_caption_or_picture_is_encoded_again(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    train(base, job)
+def test_an_edited_caption_or_picture_is_encoded_again(
+    base: Base, make_job: MakeJob, tmp_path: Path, trained: Trained
+) -> None:
+    job = trained.copy(make_job, tmp_path)
     before = job.output.read_bytes()
     edited = (job.images[0]._replace(caption="elara, something else"), *job.images[1:])
     assert train(base, job._replace(images=edited)).resumed_from == 0
@@ -276,10 +294,8 @@ def test_progress_counts_steps_with_their_loss_and_is_not_a_flood(
     assert all(event.stage == "train" and event.total == 6 for event in events)
 
 
-def test_the_file_says_how_it_was_made(base: Base, make_job: MakeJob, tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    train(base, job)
-    with safe_open(job.output, "pt") as file:
+def test_the_file_says_how_it_was_made(base: Base, trained: Trained) -> None:
+    with safe_open(trained.job.output, "pt") as file:
         metadata = file.metadata()
     expected = {
         "modelspec.sai_model_spec": "1.0.1", "modelspec.trigger_phrase": "elara", "modelspec.prediction_type": "v",
