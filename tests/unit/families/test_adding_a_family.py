@@ -76,6 +76,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     unregister(family)
 
 
+@pytest.mark.slow
 def test_the_example_and_a_copy_of_it_draw_and_train(
     base: Base,
     make_job: Callable[..., TrainingJob],  # noqa: F811

@@ -35,8 +35,6 @@ from lora_foundry.trainer.fused import fuse
 from lora_foundry.trainer.lora import NAME, Adapter
 from tests.unit.trainer import tiny_bases, tiny_qwen
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 FAMILIES: dict[str, tuple[Callable[[Path], Path], int]] = {
     # and the channels of their latents
@@ -102,6 +100,7 @@ class Learner:
         return [losses.detach(), *gradients]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_streamed_blocks_learn_the_same_to_the_last_bit(family: Family, share: float) -> None:
     """On a GPU the weights of a block that is not there lie elsewhere; here NaN stands in their place, so that equal
@@ -124,6 +123,7 @@ def test_streamed_blocks_learn_the_same_to_the_last_bit(family: Family, share: f
             assert torch.equal(plain.model.losses(plain.batch), streamed.model.losses(streamed.batch))
 
 
+@pytest.mark.slow
 def test_after_the_first_step_every_block_is_brought_twice_a_step_and_never_in_vain(family: Family) -> None:
     learner = Learner(family, streamed=1.0)
     streams = streams_of(learner.model.network)
@@ -159,6 +159,7 @@ def test_a_share_of_the_blocks_is_spread_evenly(blocks: int, share: float) -> No
         assert max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("packing", "streamed"), [("int8", 0.0), ("int8", 1.0), ("nf4", 1.0)])
 def test_a_quantised_base_learns_what_its_unpacked_weights_do(
     family: Family, packing: Packing, streamed: float

@@ -21,8 +21,6 @@ from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 
-pytestmark = pytest.mark.slow
-
 CPU = torch.device("cpu")
 
 
@@ -118,6 +116,7 @@ def trained(base: Base, job: TrainingJob, device: str) -> str:
     return hashlib.sha256(job.output.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"buckets": True, "accumulation": 2, "optimizer": "adafactor"}])
 def test_a_training_by_playback_gives_the_same_file(
     base: Base,
@@ -126,14 +125,16 @@ def test_a_training_by_playback_gives_the_same_file(
     extra: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain = trained(base, make_job(tmp_path / "a", **extra, steps=12), "cpu")
+    given: dict[str, object] = {"steps": 8, "checkpoint_every": 8, **extra}
+    plain = trained(base, make_job(tmp_path / "a", **given), "cpu")
     recorder = FakeRecorder()
     monkeypatch.setattr(trainer, "can_record", lambda *_: True)
     monkeypatch.setattr(trainer, "CudaRecorder", lambda _: recorder)
-    assert trained(base, make_job(tmp_path / "b", **extra, steps=12), "cpu") == plain
+    assert trained(base, make_job(tmp_path / "b", **given), "cpu") == plain
     assert recorder.played > 0
 
 
+@pytest.mark.slow
 def test_who_asks_for_it_where_it_cannot_be_is_told(
     base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,6 +142,7 @@ def test_who_asks_for_it_where_it_cannot_be_is_told(
     assert "train.cuda_graphs is without effect: it needs a CUDA device" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("extra", [{"precision": "bf16"}, {"precision": "fp16"}, {"buckets": True}])
 def test_on_a_gpu(

@@ -30,7 +30,6 @@ from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 from tests.unit.trainer.toy import BASE, ToyModel
 
-pytestmark = pytest.mark.slow
 GIB = 1 << 30
 
 
@@ -72,6 +71,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> list[type[ToyModel]]:
     return kinds
 
 
+@pytest.mark.slow
 def test_out_of_memory_gives_way_step_by_step_says_so_and_learns_the_same(
     toy: list[type[ToyModel]], images: tuple[TrainingImage, ...], tmp_path: Path
 ) -> None:
@@ -95,6 +95,7 @@ def test_out_of_memory_gives_way_step_by_step_says_so_and_learns_the_same(
     assert not any("memory" in event.message for event in events)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_left_to_give_up_the_error_says_what_to_set(
     toy: list[type[ToyModel]],
     images: tuple[TrainingImage, ...],
