@@ -91,13 +91,13 @@ def test_it_learns_loads_and_draws_the_trainers_picture(
     family: Base, make_job: Callable[..., TrainingJob], tmp_path: Path
 ) -> None:
     job = make_job(
-        tmp_path, steps=60, learning_rate=2e-2, checkpoint_every=60, batch_size=4, rank=8, alpha=8.0, saves=2,
+        tmp_path, steps=20, learning_rate=2e-2, checkpoint_every=20, batch_size=4, rank=8, alpha=8.0, saves=2,
         lr_schedule="constant", sample_prompts=["{trigger}, running"], sample_steps=2, **SETTINGS[family.family],
     )  # fmt: skip
     job = job._replace(images=job.images[:1])
     InProcessTrainer(family, "cpu").train(job, lambda event: None)
     rows = losses(job)
-    assert sum(rows[-15:]) < 0.97 * sum(rows[:15])
+    assert sum(rows[-5:]) < 0.9 * sum(rows[:5])
     assert len(list((job.workdir / "samples").glob("*.png"))) == 2
 
     pipeline = load_pipeline(family, torch.float32, "cpu")
@@ -118,7 +118,7 @@ def test_it_learns_loads_and_draws_the_trainers_picture(
     with_lora = draw(pipeline)
     assert np.abs(with_lora - plain).mean() > 1e-3
     # The trainer drew with its own network when the last export was kept.
-    with Image.open(job.workdir / "samples" / "step-0060-1.png") as opened:
+    with Image.open(job.workdir / "samples" / "step-0020-1.png") as opened:
         ours = np.asarray(opened, dtype=float)
     with quiet_libraries():
         theirs = pipeline(
