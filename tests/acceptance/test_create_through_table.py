@@ -128,6 +128,9 @@ def test_a_rented_worker_does_what_waits_and_ends_by_itself(
 ) -> None:
     """A task that waits for its time is waited for: it is somebody's wish."""
     assert start(at_curation, "--detach").done().returncode == 0
+    again = start(at_curation, "--detach").done()
+    assert "already, and nothing was added" in again.stdout
+    assert len(rows(at_curation)) == 6
     later = asyncio.run(_put_off(at_curation))
     environment = {"LORA_FOUNDRY_HOME": str(at_curation), "OMP_NUM_THREADS": "1"}
     worker = commands.run("worker", "--until-idle", "0.1", environment=environment)

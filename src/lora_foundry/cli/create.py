@@ -187,18 +187,20 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     request = decided(wanted, settings, asks=False)
     wanted.take_pictures(run, request.again)
 
-    async def put(store: TaskStore) -> Pipeline:
-        from lora_foundry.tasks.pipelines import submit
+    async def put(store: TaskStore) -> tuple[Pipeline, bool]:
+        from lora_foundry.tasks.pipelines import submit, unfinished
 
-        return await submit(store, settings, request)
+        there = await unfinished(store, request)
+        return there or await submit(store, settings, request), there is not None
 
-    pipeline = with_store(settings, put)
+    pipeline, there = with_store(settings, put)
     tasks = [stage.task_id for stage in pipeline.stages]
     if as_json:
-        print(json.dumps({"status": "pending", "pipeline": pipeline.id, "tasks": tasks}))
+        print(json.dumps({"status": pipeline.status, "pipeline": pipeline.id, "tasks": tasks}))
     else:
         numbers = ", ".join(map(str, tasks))
-        _out.print(f"Tasks {numbers} are in the table; `lora-foundry worker` runs them.")
+        said = "are in the table already, and nothing was added" if there else "are in the table"
+        _out.print(f"Tasks {numbers} {said}; `lora-foundry worker` runs them.")
 
 
 def decided(wanted: Wanted, settings: Settings, asks: bool) -> PipelineRequest:
