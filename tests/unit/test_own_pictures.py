@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lora_foundry import pipeline
 from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.domain.dataset import TaggingResults
 from lora_foundry.domain.run import ProgressEvent, Run
-from lora_foundry.domain.triage import Triage
+from lora_foundry.domain.triage import FindingCode, Triage
 from lora_foundry.errors import InputError, StorageError
 from lora_foundry.files import importing
 from lora_foundry.files.importing import import_pictures
@@ -26,6 +27,7 @@ from lora_foundry.files.training_set import list_set
 from lora_foundry.ports import Box, FloatArray
 from lora_foundry.stages.caption import step as caption
 from lora_foundry.stages.curate import step as curate
+from lora_foundry.stages.curate import triage
 from lora_foundry.stages.train.step import collect_images
 from tests.painted import PaintedPorts, make_run, paint, quiet, tree
 
@@ -344,3 +346,13 @@ def test_twice_the_pictures_are_twice_the_work(tmp_path: Path) -> None:
         assert all(picture.mask and picture.caption for picture in list_set(paths).pictures)
     assert imported[2] < 2.2 * imported[1]
     assert listed[2] < 2.2 * listed[1]
+
+
+@pytest.mark.parametrize("code", get_args(FindingCode))
+def test_one_picture_and_several_are_spoken_of_in_their_own_number(code: FindingCode) -> None:
+    one, several = triage._counted(1, code).split(), triage._counted(2, code).split()
+    assert one[:2] == ["1", "picture"]
+    assert several[:2] == ["2", "pictures"]
+    assert not {"are", "have", "get"} & set(one)
+    assert not {"is", "has", "gets", "shows"} & set(several)
+    assert "may shows" not in " ".join(one)

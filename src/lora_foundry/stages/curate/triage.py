@@ -92,15 +92,17 @@ def messages(result: Triage, run: Run) -> Iterator[str]:
             continue  # every set without captions would be told of all its pictures
         named = [each.name for each in result.pictures if any(one.code == code for one in each.findings)]
         names = ", ".join(named[:_SHOWN]) + (" and more" if count > _SHOWN else "")
-        verb = _SAID[code] if count != 1 else _singular(_SAID[code])
-        yield f"{count} own {'pictures' if count != 1 else 'picture'} {verb} ({names}){_consequence(code, run)}"
+        yield f"{_counted(count, code, 'own ')} ({names}){_consequence(code, run)}"
 
 
-def _singular(verb: str) -> str:
-    first, _, rest = verb.partition(" ")
-    return (
-        f"{ {'are': 'is', 'have': 'has', 'show': 'shows', 'may': 'may', 'cannot': 'cannot'}[first] } {rest}"
-    )
+def _counted(count: int, code: FindingCode, whose: str = "") -> str:
+    """How many pictures have a finding, as a sentence."""
+    if count != 1:
+        return f"{count} {whose}pictures {_SAID[code]}"
+    singular = {"are": "is", "have": "has", "get": "gets", "show": "shows"}
+    verbs = [part.partition(" ") for part in _SAID[code].split(" and ")]
+    words = " and ".join(f"{singular.get(verb, verb)} {rest}" for verb, _, rest in verbs)
+    return f"1 {whose}picture {words}"
 
 
 def _consequence(code: FindingCode, run: Run) -> str:
@@ -239,8 +241,8 @@ class Row(NamedTuple):
 
 
 def _rows(paths: RunPaths, result: Triage) -> dict[str, list[Row]]:
-    """The findings by their kind, each with its picture as far as there are not too many."""
-    rows: dict[str, list[Row]] = {}
+    """The findings under what is said of their kind, each with its picture as far as there are not too many."""
+    rows: dict[FindingCode, list[Row]] = {}
     shown = 0
     for picture in result.pictures:
         for finding in picture.findings:
@@ -248,7 +250,7 @@ def _rows(paths: RunPaths, result: Triage) -> dict[str, list[Row]]:
                 continue
             shown += 1
             small = shown <= _MOST_PICTURED and finding.code != "unreadable"
-            rows.setdefault(_SAID[finding.code], []).append(
+            rows.setdefault(finding.code, []).append(
                 Row(
                     picture.name,
                     data_uri(paths.images / picture.name) if small else "",
@@ -258,7 +260,7 @@ def _rows(paths: RunPaths, result: Triage) -> dict[str, list[Row]]:
                     finding.action,
                 )
             )
-    return rows
+    return {_counted(len(found), code): found for code, found in rows.items()}
 
 
 @cache
