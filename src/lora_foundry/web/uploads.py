@@ -47,20 +47,21 @@ def add(settings: Settings, upload: str | None, files: Iterable[tuple[str, Binar
     _remove_old(_root(settings))
     folder = _root(settings) / uuid4().hex if upload is None else _folder(settings, upload)
     there = [path for path in folder.rglob("*") if path.is_file()]
-    count, new = len(there), [(name, content, _size(content)) for name, content in files]
-    if sum(path.stat().st_size for path in there) + sum(size for _, _, size in new) > MOST_BYTES:
-        raise InputError(
-            f"More than {in_gb(MOST_BYTES)} were sent; leave some out, or give the folder to `create --pictures`."
-        )
-    check_room(folder, sum(size for _, _, size in new))
-    make_folder(folder)
-    for name, content, _ in new:
-        count += 1
+    count, total = len(there), sum(path.stat().st_size for path in there)
+    for name, content in files:  # one by one: a caller may open each when its turn comes
+        size = _size(content)
+        count, total = count + 1, total + size
         if count > MOST_FILES:
             raise InputError(
                 f"More than {MOST_FILES} files were sent; put them into a zip file, or use --pictures."
             )
+        if total > MOST_BYTES:
+            raise InputError(
+                f"More than {in_gb(MOST_BYTES)} were sent; leave some out, or give the folder to `create --pictures`."
+            )
+        check_room(folder, size)
         _keep(folder, name, content)
+    make_folder(folder)
     return look(settings, folder.name)
 
 
