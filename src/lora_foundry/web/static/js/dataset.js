@@ -5,7 +5,6 @@ import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, getIfThere, page, path, pipelineId, pipelinePath, post, put, remove } from "./api.js";
 import { startChrome } from "./chrome.js";
 import { confirm, offerUndo } from "./confirm.js";
-import { crop } from "./crop.js";
 import { startKeys, startTools } from "./dataset_tools.js";
 import { plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
@@ -193,6 +192,7 @@ async function showTheirs(file, text) {
 }
 
 async function cropped(file) {
+  const { crop } = await import("./crop.js");
   const area = await crop(dataset.images.find((each) => each.file === file));
   if (!area) return;
   const made = await post(setPath(file, "crop"), area);

@@ -6,7 +6,6 @@ import { addPicker } from "./base_picker.js";
 import { startChrome } from "./chrome.js";
 import { bytes, plural } from "./format.js";
 import { coalesced } from "./live.js";
-import { castMembers, startCast } from "./cast_form.js";
 import { sendReference, startTray } from "./own_pictures.js";
 import { baseMissing, forgetBase, noteReadiness, readinessOf, showCards, showEarlier, showNeeds, showReadiness, startCards, withBase } from "./recipe_cards.js";
 import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form.js";
@@ -18,6 +17,7 @@ const DOORS = {
   cast: "Two to six characters that one LoRA draws, each called by a trigger word of its own.",
 };
 const form = byId("new");
+const castForm = () => import("./cast_form.js"); // loaded once somebody wants several characters
 const own = (part) => byId(`own-${part}`);
 const uploadedId = startTray({ panel: byId("own"), input: own("files"), bar: own("progress"), about: own("about"), left: own("left") }, complain);
 let recipe = null;
@@ -128,7 +128,7 @@ function showDoor() {
   say(byId("door-about"), DOORS[door]);
   byId("own").hidden = door !== "pictures";
   byId("cast").hidden = byId("cast-name-help").hidden = !isCast();
-  if (isCast()) startCast(complain);
+  if (isCast()) castForm().then(({ startCast }) => startCast(complain)).catch(complain);
   byId("character-help").hidden = byId("tags-field").hidden = byId("trigger-field").hidden = isCast();
   byId("character").setAttribute("aria-describedby", isCast() ? "cast-name-help" : "character-help");
   say(byId("who-title"), isCast() ? "LoRA" : "Character");
@@ -152,7 +152,7 @@ async function start() {
   if (!recipe) await listed; // Start was faster than the recipes
   const body = { ...asked(), trigger: isCast() ? "" : form.trigger.value.trim() };
   if (!body.name) throw new Error(`Give the ${isCast() ? "LoRA" : "character"} a name first.`);
-  if (isCast()) body.members = await castMembers();
+  if (isCast()) body.members = await (await castForm()).castMembers();
   if (form.door.value === "pictures") body.upload = await uploadedId();
   const [picture] = form.door.value === "reference" ? form.reference.files : [];
   if (form.door.value === "reference" && !picture) throw new Error("Choose the reference picture first.");
