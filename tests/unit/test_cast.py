@@ -56,7 +56,14 @@ def cast_of(folder: Path, *members: Member) -> Run:
         ([member("Elara"), member("elara")], "Two characters of the cast"),
         ([member("Kai"), member("Kai Lan")], "is part of Kai Lan's trigger"),
         ([member("Elara"), member("Kai", trigger="ELARA")], "is part of"),
-        ([member("Elara"), member("Kai", description="")], "The description is empty"),
+        (
+            [member("Elara"), member("Kai", description="")],
+            "Kai has neither a description, a reference nor pictures",
+        ),
+        (
+            [member("Elara"), Member(character=member("Kai").character, source="reference")],
+            "Kai has no reference",
+        ),
     ],
 )
 def test_who_cannot_be_in_one_lora_is_said(tmp_path: Path, members: list[Member], said: str) -> None:
@@ -96,8 +103,8 @@ def test_the_file_says_who_is_in_it_and_where_their_pictures_are(tmp_path: Path)
     ("text", "said"),
     [
         ("name = ", "is no TOML"),
-        ('name = "Duo"', "character: Field required.*It looks like this"),
-        ('name = "Duo"\n[[character]]\nname = "Elara"\ndescripton = "x"', r"character\.1\.descripton"),
+        ('name = "Duo"', "has no characters.*It looks like this"),
+        ('name = "Duo"\ncharacter = []', "has no characters.*It looks like this"),
         (EXAMPLE, "there is no .*kai.png"),
     ],
 )
@@ -107,6 +114,49 @@ def test_what_is_wrong_with_the_file_is_said(tmp_path: Path, text: str, said: st
         read_cast(tmp_path / "cast.toml")
     with pytest.raises(InputError, match="cannot be read"):
         read_cast(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("first", "elara", "said"),
+    [
+        ("name='Duo'", "[[character]]\nname='Elara'\ndescripton='x'",
+         "Elara has no 'descripton'; did you mean 'description'?"),
+        ("name='Duo'", "[[character]]\nnam='Elara'", "Character 1 has no 'nam'; did you mean 'name'?"),
+        ("name='Duo'", "[[character]]\nname=' '", 
+         'Character 1 needs a name: write name = "Elara" below its [[character]].'),
+        ("name='Duo'", "[[character]]\nname='Elara'\ntags=['x']", "Elara's 'tags' must be words in quotes."),
+        ("name='Duo'", "[[character]]\nname='Elara'\npictures=[1]",
+         "Elara's 'pictures' must be a path in quotes, or a list of them."),
+        ("name='Duo'", "[[character]]\nname='Elara'\ntrigger='a,b'",
+         "Elara: The trigger 'a,b' cannot be used: 1 to 64 characters without a comma."),
+        ("name='Duo'", "[[characters]]\nname='Elara'", "Write [[character]], not [[characters]]."),
+        ("name='Duo'", "[character]\nname='Elara'", "Write [[character]], not [character]."),
+        ("name='Duo'\nrecipe='mini'", "[[character]]\nname='Elara'", 
+         "A cast has no 'recipe'; known: character, name"),
+        ("", "[[character]]\nname='Elara'",
+         'The LoRA needs a name: write name = "Trio" in the first line.'),
+    ],
+)  # fmt: skip
+def test_a_fault_in_the_file_is_one_sentence_that_names_whose_it_is(
+    tmp_path: Path, first: str, elara: str, said: str
+) -> None:
+    (tmp_path / "cast.toml").write_text(f"{first}\n{elara}\n")
+    with pytest.raises(InputError) as error:
+        read_cast(tmp_path / "cast.toml")
+    assert str(error.value) == said
+
+
+def test_one_folder_of_pictures_needs_no_list(tmp_path: Path) -> None:
+    (tmp_path / "zo").mkdir()
+    (tmp_path / "kai").mkdir()
+    text = (
+        "name='Duo'\n[[character]]\nname='Zo'\npictures='zo'\n[[character]]\nname='Kai'\npictures=['kai']\n"
+    )
+    (tmp_path / "cast.toml").write_text(text)
+    assert read_cast(tmp_path / "cast.toml").pictures == {
+        "Zo": (tmp_path / "zo",),
+        "Kai": (tmp_path / "kai",),
+    }
 
 
 class Mixer(PaintedGenerator):

@@ -99,6 +99,7 @@ class Run(BaseModel):
         if self.members:
             check_members(self.members)
             for each in self.member_runs:
+                each._check_member()
                 Run.model_validate(each.model_dump())
             return self
         if self.draws and not self._is_told:
@@ -111,6 +112,14 @@ class Run(BaseModel):
                 'dataset.source = "reference" needs a reference image; give one with --reference.'
             )
         return self
+
+    def _check_member(self) -> None:
+        """Of a character of a cast. Raises InputError where nothing says who is to be drawn."""
+        name = self.character.name
+        if self.draws and not self._is_told:
+            raise InputError(f"{name} has neither a description, a reference nor pictures.")
+        if self.source == "reference" and self.character.reference_image is None:
+            raise InputError(f'{name} has no reference, which dataset.source = "reference" needs.')
 
 
 class ProgressEvent(BaseModel):
