@@ -10,7 +10,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.errors import FoundryError
+from lora_foundry.errors import FoundryError, MissingExtraError
 from lora_foundry.extras import install_command
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.inspect import recipe_base
@@ -141,6 +141,10 @@ def _storage(settings: Settings) -> Iterator[Finding]:
         read = store.read(probe) == b"probe"
         store.remove([probe])
         gone = store.read(probe) is None
+    except MissingExtraError as error:
+        said = str(error).rpartition("; install")[0]
+        yield Finding(subject, False, said, f"Run: {install_command('storage')}")
+        return
     except FoundryError as error:
         yield Finding(subject, False, str(error), "Correct LORA_FOUNDRY_STORAGE or what the message names.")
         return

@@ -42,6 +42,7 @@ def in_s3(s3: StorageServer) -> Iterator[StorageServer]:
 @pytest.fixture
 def place_of_storage(tmp_path: Path) -> str:
     """A storage in a folder: the same library, without a server."""
+    (tmp_path / "storage").mkdir()
     return (tmp_path / "storage").as_uri()
 
 

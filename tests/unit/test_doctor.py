@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,44 @@ def test_redis_answers_or_does_not(tmp_path: Path) -> None:
         assert lines(tmp_path, redis_url=f"unix://{server.socket_file}")["Redis"].ok
     finally:
         server.shutdown()
+
+
+def test_a_storage_that_does_not_answer_is_said_with_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "ENDPOINT_URL": "http://127.0.0.1:9",
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    finding = lines(tmp_path, storage="s3://bucket/runs")["storage"]
+    assert not finding.ok
+    assert finding.found.startswith(
+        "http://127.0.0.1:9 does not answer; is AWS_ENDPOINT_URL right, and the server up? (Generic S3"
+    )
+
+
+def test_a_storage_s_folder_is_not_made_where_there_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "stroage"
+    address = folder.as_uri()
+    finding = lines(tmp_path, storage=address)["storage"]
+    assert not finding.ok
+    assert f"the folder {folder} does not exist; make it first" in finding.found
+    assert not folder.exists()
+    two_slashes = lines(tmp_path, storage="file://mnt/runs")["storage"]
+    assert "has two slashes" in two_slashes.found
+    folder.mkdir()
+    assert lines(tmp_path, storage=address)["storage"].ok
+
+
+def test_a_package_that_a_storage_needs_is_installed_not_corrected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [each for each in sys.modules if each.split(".")[0] == "obstore"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    finding = lines(tmp_path, storage="s3://bucket/runs")["storage"]
+    assert finding.found.endswith("needs the package 'obstore'")
+    assert "pip install" in finding.fix
+    assert "LORA_FOUNDRY_STORAGE" not in finding.fix

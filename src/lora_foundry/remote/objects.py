@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +33,11 @@ IN_MEMORY = 32 << 20
 PIECE = 8 << 20
 REQUEST_PATIENCE = timedelta(seconds=20)  # for one request, tried again within it
 _BLOBS = "blobs/"
+ENDPOINT = "AWS_ENDPOINT"
+_SERVER = re.compile(r"https?://[^/\s]+")
+_UNANSWERED = (
+    "HTTP error: error sending request"  # what the library says of a server that no connection reaches
+)
 
 
 class Blob(BaseModel):
@@ -246,12 +253,26 @@ def _open(address: str, patience: timedelta) -> Backend:
     retry: RetryConfig = {"max_retries": 4, "retry_timeout": patience}
     try:
         if address.startswith("file:"):
-            return from_url(address, mkdir=True)
+            _check_folder(address)
+            return from_url(address)
         # http is for a server on this machine or in this house; a cloud's address has https in it.
         options: ClientConfig = {"allow_http": True, "timeout": "10m", "connect_timeout": "5s"}
         return from_url(address, client_options=options, retry_config=retry)
     except (BaseError, ValueError, OSError) as error:
         raise InputError(f"{VARIABLE} = {address!r} cannot be used: {brief(str(error))[:200]}") from error
+
+
+def _check_folder(address: str) -> None:
+    """Raises InputError where there is no such folder: made by itself, a misspelt one, or a share that is not mounted, would
+    be a storage that no other host sees."""
+    parts = urlsplit(address)
+    if parts.netloc not in {"", "localhost"}:
+        raise InputError(
+            f"{VARIABLE} = {address!r} has two slashes; a folder's address has three: file:///FOLDER."
+        )
+    folder = Path(url2pathname(parts.path))
+    if not folder.is_dir():
+        raise InputError(f"{VARIABLE} = {address!r}: the folder {folder} does not exist; make it first.")
 
 
 def told(address: str, error: Exception) -> FoundryError:
@@ -272,6 +293,10 @@ def told(address: str, error: Exception) -> FoundryError:
         )
     if isinstance(error, PermissionError):
         return StorageError(f"{address} cannot be written; change the folder's rights.")
+    if (server := _SERVER.search(text)) and _UNANSWERED in text:
+        named = any(each.startswith(ENDPOINT) for each in os.environ)  # a person named it, not the cloud
+        ask = f"is {ENDPOINT}_URL right, and the server up?" if named else "can this host reach it?"
+        return BackendError(f"{server[0]} does not answer; {ask} ({brief(text)[:120]}…)")
     return BackendError(f"The storage {address} does not answer as it should: {brief(text)[:240]}")
 
 
