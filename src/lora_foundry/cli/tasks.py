@@ -30,8 +30,14 @@ Home = Annotated[
     Path | None, typer.Option("--home", help="Folder for everything made here; else LORA_FOUNDRY_HOME.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Reference = Annotated[str, typer.Argument(help="A task's id or uuid.")]
-AnyReference = Annotated[str, typer.Argument(help="A pipeline's id, or a task's id or uuid.")]
+Reference = Annotated[str, typer.Argument(help="A task's id or uuid, or the beginning of its uuid.")]
+AnyReference = Annotated[
+    str,
+    typer.Argument(
+        help="A pipeline's id, a task's id or uuid, the first four or more characters of either, or the name of a character "
+        "with one pipeline."
+    ),
+]
 
 tasks = typer.Typer(
     help="The task table: list, show, logs, pipelines, retry, cancel, prune.", no_args_is_help=True
@@ -134,6 +140,27 @@ def _print_json(value: object) -> None:
     _out.print_json(text, ensure_ascii=not is_storable(text))
 
 
+def table_of(first: str, *others: str) -> Table:
+    """A table whose first column is what other commands take: it stays whole however narrow the terminal is, and the others
+    go on in further lines."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True, overflow="ignore")
+    for each in others:
+        table.add_column(each, overflow="fold")
+    return table
+
+
+def _found(settings: Settings, reference: str) -> Task:
+    """The task that is meant. Raises InputError."""
+
+    async def find(store: TaskStore) -> Task:
+        from lora_foundry.tasks.references import named_task
+
+        return await store.get(await named_task(store, reference))
+
+    return with_store(settings, find)
+
+
 def plain(task: Task) -> dict[str, object]:
     """A task as JSON-like values."""
     return {
@@ -154,7 +181,7 @@ def list_tasks(
     if as_json:
         _print_json([plain(task) for task in found])
         return
-    table = Table("id", "status", "type", "name", "retries", "error", box=None, pad_edge=False)
+    table = table_of("id", "status", "type", "name", "retries", "error")
     for task in found:
         cells = (
             task.id,
@@ -171,7 +198,7 @@ def list_tasks(
 @tasks.command()
 def show(task: Reference, home: Home = None, as_json: JsonOption = False) -> None:
     """Show everything about one task."""
-    values = plain(with_store(settings_of(home), lambda store: store.get(task)))
+    values = plain(_found(settings_of(home), task))
     if as_json:
         _print_json(values)
         return
@@ -186,7 +213,7 @@ def show(task: Reference, home: Home = None, as_json: JsonOption = False) -> Non
 def logs(task: Reference, home: Home = None) -> None:
     """Print the log of a task's attempts."""
     settings = settings_of(home)
-    found = with_store(settings, lambda store: store.get(task))
+    found = _found(settings, task)
     file = task_log(settings.home, found.id or 0)
     if not file.is_file():
         raise InputError(f"Task {found.id} has no log at {file}; it has not run on this machine yet.")
@@ -210,7 +237,7 @@ def pipelines(
     if as_json:
         _print_json([pipeline.model_dump(mode="json") for pipeline in found])
         return
-    table = Table("pipeline", "character", "status", "stages", box=None, pad_edge=False)
+    table = table_of("pipeline", "character", "status", "stages")
     for pipeline in found:
         stages = "  ".join(_stage_words(stage) for stage in pipeline.stages)
         table.add_row(pipeline.id, escape(pipeline.character), pipeline.status, escape(stages))
@@ -251,8 +278,9 @@ def retry(
 
     async def again(store: TaskStore) -> list[Task]:
         from lora_foundry.tasks.pipelines import retry as run_again
+        from lora_foundry.tasks.references import named
 
-        return await run_again(store, chosen, task, changes=changes, start=start)
+        return await run_again(store, chosen, await named(store, task), changes=changes, start=start)
 
     _say(with_store(chosen, again), as_json, "Pending again")
 
@@ -263,8 +291,9 @@ def cancel(task: AnyReference, home: Home = None, as_json: JsonOption = False) -
 
     async def end(store: TaskStore) -> list[Task]:
         from lora_foundry.tasks.pipelines import cancel as cancel_all
+        from lora_foundry.tasks.references import named
 
-        return await cancel_all(store, task)
+        return await cancel_all(store, await named(store, task))
 
     found = with_store(settings_of(home), end)
     running = [each for each in found if each.status == "running"]
