@@ -12,6 +12,7 @@ from lora_foundry.domain.character import Character, check_name, split_tags
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
 from lora_foundry.recipe_files import load_recipe
+from tests.painted import make_run
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,21 @@ def test_split_tags_keeps_order_and_drops_repeats(parts: list[str]) -> None:
     tags = split_tags(",".join(parts))
     assert len(set(tags)) == len(tags)
     assert all(tag == " ".join(tag.split()) and tag for tag in tags)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "plain"),
+    [("girl", True), ("Red dress", True), ("from_behind", True), ("rim", True), ("elara", False), ("oscar", False),
+     ("elara red", False), ("rimworld", False)],
+)  # fmt: skip
+def test_a_trigger_that_the_base_was_taught_is_warned_of_and_kept(
+    tmp_path: Path, trigger: str, plain: bool
+) -> None:
+    run = make_run(tmp_path)
+    run = run.model_copy(update={"character": run.character.model_copy(update={"trigger": trigger})})
+    assert Run.model_validate(run.model_dump()).trigger == trigger
+    assert bool(run.cautions) is plain
+    assert all(
+        f"'{trigger}' is a word that the base already knows" in caution and "such as 'elara'" in caution
+        for caution in run.cautions
+    )

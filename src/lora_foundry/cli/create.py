@@ -180,10 +180,16 @@ def _kept(settings: Settings, picture: Path) -> Path:
     return place if place.is_file() else write_bytes(place, content)
 
 
+def _warn(run: Run) -> None:
+    for caution in run.cautions:
+        _err.print(f"[yellow]Warning:[/yellow] {escape(caution)}", soft_wrap=True)
+
+
 def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     """Puts the rows into the table, after the same checks as for a run here."""
     settings = settings_of(home)
     wanted, run = wanted.prepare(settings)
+    _warn(run)
     request = decided(wanted, settings, asks=False)
     wanted.take_pictures(run, request.again)
 
@@ -232,6 +238,7 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
 
     settings = settings_of(home)
     wanted, run = wanted.prepare(settings)
+    _warn(run)
     check_writable(settings.home.expanduser().absolute(), run.dataset_dir, run.lora_dir)
     request = decided(wanted, settings, asks=not (as_json or quiet))
     taken = wanted.take_pictures(run, request.again)

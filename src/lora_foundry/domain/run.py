@@ -15,11 +15,14 @@ from lora_foundry.domain.cast import Member, check_members
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.recipe import Recipe
 from lora_foundry.domain.sections.dataset import Source
+from lora_foundry.domain.shots import AXES
+from lora_foundry.domain.tags import is_taught
 from lora_foundry.errors import InputError
 
 # What becomes of a character of that name that was asked for with other words or settings: it is kept as an earlier
 # version, the run goes on in it, or it is replaced. The very same request always goes on.
 Again = Literal["new", "continue", "replace"]
+_MADE_UP = "elara"
 MEMBERS = "members"  # below a cast's folder, a folder for each character
 
 
@@ -66,6 +69,17 @@ class Run(BaseModel):
     def trigger(self) -> str:
         """The same in one line, as people and programs are told it."""
         return ", ".join(self.triggers)
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a person should know before it begins and is no reason to refuse it: triggers that are plain words."""
+        shots = [word for axis in AXES for word in self.recipe.shots.axis(axis)]
+        return tuple(
+            f"{each!r} is a word that the base already knows: its LoRA would change every {each}. Take a made-up word, such as "
+            f"{_MADE_UP!r}."
+            for each in self.triggers
+            if is_taught(each, shots)
+        )
 
     @property
     def described(self) -> str:

@@ -65,6 +65,13 @@ _HAIRSTYLES = ("ponytail", "twintails", "braid", "bun", "bob cut", "bangs", "aho
 _CUTS = frozenset(
     {"short", "medium", "long", "curly", "wavy", "straight", "spiky", "messy", "shaved", "braided"}
 )
+# Each word by itself that a base was certainly taught.
+_TAUGHT = frozenset(
+    word
+    for text in (*_BOORU, *_BOORU.values(), *_EXPRESSIONS, *_ENDINGS, *_WORDS, *_CLOTHES, *_ACCESSORIES, *_COLORS, *_PEOPLE,
+                 *_HAIRSTYLES, *_CUTS, *(tag for group in GROUPS for tag in group))
+    for word in text.split()
+)  # fmt: skip
 _LONGEST_TAG = 3
 CLOTHES = frozenset({"clothes", "clothes color"})
 _EVERYBODYS = {"hair color", "haircut", "eyes", "skin", "gender", *CLOTHES}
@@ -79,6 +86,13 @@ def booru(word: str) -> str:
 def same(first: str, second: str) -> bool:
     """Whether two words say the same thing."""
     return booru(first) == booru(second)
+
+
+def is_taught(text: str, shots: Iterable[str] = ()) -> bool:
+    """Whether a text has only words that tags and a recipe's shots are made of, such as "girl" or "red dress"."""
+    known = _TAUGHT.union(*(shot.lower().split() for shot in shots))
+    words = text.lower().replace("_", " ").split()
+    return bool(words) and all(word in known for word in words)
 
 
 def describes_identity(tag: str) -> bool:
