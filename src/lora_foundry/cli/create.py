@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,11 +22,12 @@ from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character, split_tags
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Again, Run
+from lora_foundry.domain.triage import Triage
 from lora_foundry.errors import BackendError, FoundryError, InputError, error_of
 from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.importing import Imported, take_all_pictures, take_pictures
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import write_bytes
+from lora_foundry.files.storage import read_model, write_bytes
 from lora_foundry.files.versions import folder_of
 from lora_foundry.remote.access import bring
 from lora_foundry.settings import Settings
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
     from lora_foundry.tasks.store import TaskStore
 
 CTRL_C_SECONDS = 10.0  # to come to a safe place
+_SAFE_PLACES = {
+    "generate": "the picture being drawn is finished first",
+    "train": "what has been trained is saved first",
+}
+_CHOICES = """\
+  n: a new version, the old one stays
+  c: go on in it; other picture settings draw the set again
+  r: delete the old one and begin anew"""
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
@@ -226,14 +235,49 @@ def decided(wanted: Wanted, settings: Settings, asks: bool) -> PipelineRequest:
     )
     again: Again = "new"
     if asks and sys.stdin.isatty() and sys.stderr.isatty():
+        _err.print(_CHOICES, soft_wrap=True)
         choices = {"n": "new", "c": "continue", "r": "replace"}
         said = typer.prompt("New version, continue in it, or replace it? [n/c/r]", default="n", err=True)
         again = cast(Again, choices.get(said.strip().lower()[:1], "new"))
     return request.model_copy(update={"again": again})
 
 
-def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -> None:
-    """Puts the rows into the table and stays until the LoRA is published. Raises what the failed stage raised."""
+def findings_of(run: Run) -> Iterator[str]:
+    """What was found of the own pictures of a run, of each member of a cast, and what to do about it; nothing where
+    nothing was found or the run is not on this host."""
+    for member in run.member_runs:
+        paths = RunPaths(member.dataset_dir, member.character.slug)
+        triage = read_model(paths.triage, Triage) or Triage()
+        found = triage.summary(puts_trigger=run.recipe.caption.kept == "with_trigger")
+        if found:
+            whose = f"{member.character.name}: " if run.members else ""
+            yield (
+                f"{whose}{found} See {paths.triage_report}. To leave some out, stop with Ctrl-C, exclude them on the "
+                f"dashboard (or take the files out of {paths.images} and of where they came from), and run the same "
+                "command again."
+            )
+
+
+def copied_words(taken: Imported, folder: Path) -> str:
+    """What became of the pictures that were given."""
+    words = f"{taken.copied} {'picture' if taken.copied == 1 else 'pictures'} copied into {folder}"
+    return words + (
+        f", {taken.present} {'was' if taken.present == 1 else 'were'} there already" if taken.present else ""
+    )
+
+
+def _stopping(stage: str) -> None:
+    """Said at once on Ctrl-C, since the end may take a while."""
+    place = _SAFE_PLACES.get(stage)
+    waits = f"; {place}, for at most {CTRL_C_SECONDS:.0f} seconds" if place else ""
+    _err.print(f"Stopping{waits} ...")
+
+
+def create_here(
+    wanted: Wanted, home: Path | None, as_json: bool, quiet: bool, opening: str | None = None
+) -> None:
+    """Puts the rows into the table and stays until the LoRA is published. opening: said first, with `{pictures}` in it for
+    the folder where pictures appear. Raises what the failed stage raised."""
     from lora_foundry.cli.terminal import RunDisplay, print_cast, print_result, print_use
 
     settings = settings_of(home)
@@ -243,15 +287,21 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
     request = decided(wanted, settings, asks=not (as_json or quiet))
     taken = wanted.take_pictures(run, request.again)
     with RunDisplay(_err, shown=not (as_json or quiet)) as display:
+        if opening is not None:
+            display.say(opening.replace("{pictures}", str(run.dataset_dir / "images")))
         if taken is not None:
-            display.say(
-                f"{taken.copied} pictures copied into {run.dataset_dir}, {taken.present} were there already"
-            )
+            display.say(copied_words(taken, run.dataset_dir))
             for each in taken.left_out:
                 display.say(f"left out: {each.name}: {each.reason}")
 
         def trouble(stage: StageState) -> None:
             display.say(f"{stage.stage}: {stage.error} It is tried again.")
+
+        def finished(stage: str, seconds: float) -> None:
+            display.finished(stage, seconds)
+            if stage == "curate":
+                for words in findings_of(run):
+                    display.say(words)
 
         async def work(store: TaskStore) -> Pipeline:
             from lora_foundry.stage_job import ENTRY, PRELOAD
@@ -261,7 +311,8 @@ def create_here(wanted: Wanted, home: Path | None, as_json: bool, quiet: bool) -
 
             timing, notifier = Timing(grace=CTRL_C_SECONDS, queue=0.2), notifier_of(settings)
             options = WorkerOptions(ENTRY, timing=timing, preload=PRELOAD, notifier=notifier)
-            watcher = Watcher(display.progress, display.finished, trouble)
+            stopping = (lambda stage: None) if as_json or quiet else _stopping
+            watcher = Watcher(display.progress, finished, trouble, display.begins, stopping)
             return await create(store, settings, request, options, watcher)
 
         pipeline = with_store(settings, work)

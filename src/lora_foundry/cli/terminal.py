@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 
 from pydantic import BaseModel
@@ -16,12 +18,17 @@ from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.families._shared.base import Base
 from lora_foundry.pipeline import PIPELINE
 
+PLAIN_PAUSE = 60.0  # seconds between two lines on a stage's progress in a log
+
 
 class RunDisplay:
-    """Progress of a run on a console; silent where `shown` is false."""
+    """Progress of a run on a console, silent where `shown` is false: bars in a terminal; elsewhere (a file, a pipe, a
+    service's log) a plain line where a stage begins and ends and at most one a minute between."""
 
-    def __init__(self, console: Console, shown: bool) -> None:
-        self._console = console
+    def __init__(self, console: Console, shown: bool, clock: Callable[[], float] = monotonic) -> None:
+        self._console, self._shown, self._clock = console, shown, clock
+        self._plain = not console.is_terminal or console.is_dumb_terminal
+        self._told: dict[str, float] = {}
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.fields[stage]:<9}"),
@@ -31,7 +38,7 @@ class RunDisplay:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[message]}"),
             console=console,
-            disable=not shown,
+            disable=not shown or self._plain,
         )
 
     def __enter__(self) -> RunDisplay:
@@ -43,8 +50,21 @@ class RunDisplay:
         if self._bars:
             self._progress.stop()
 
+    def begins(self, stage: str) -> None:
+        """Says in a log that a stage has begun; a bar comes with its first news."""
+        if self._plain and stage not in self._told:
+            self._told[stage] = self._clock()
+            self.say(f"{stage}: begins")
+
     def progress(self, event: ProgressEvent) -> None:
         """Shows news of a stage."""
+        if self._plain:
+            self.begins(event.stage)
+            if self._clock() - self._told[event.stage] >= PLAIN_PAUSE:
+                self._told[event.stage] = self._clock()
+                loss = f", loss {event.loss:.3f}" if event.loss is not None else ""
+                self.say(f"{event.stage}: {event.done} of {event.total}{loss}")
+            return
         if not self._bars:  # not earlier, so that refused input prints its one sentence and nothing else
             self._progress.start()
         if event.stage not in self._bars:
@@ -60,12 +80,15 @@ class RunDisplay:
 
     def finished(self, stage: str, seconds: float) -> None:
         """Marks a stage as done."""
-        if stage in self._bars:
+        if self._plain:
+            self.begins(stage)
+            self.say(f"{stage}: done in {seconds:.1f} s")
+        elif stage in self._bars:
             self._progress.update(self._bars[stage], message=f"done in {seconds:.1f} s", rate="")
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
-        if not self._progress.disable:
+        """A line above the bars, or the next one of a log."""
+        if self._shown:
             self._console.print(escape(text), soft_wrap=True)
 
 

@@ -3,6 +3,7 @@ nothing is thrown out because of it but what cannot be read at all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,21 @@ FindingCode = Literal[
     "trigger_missing",
     "trigger_changed",
 ]
+
+_SHORTLY: dict[FindingCode, str] = {
+    "too_small": "small for this recipe",
+    "blurred": "blurred",
+    "blank": "blank",
+    "near_duplicate": "nearly the same as another",
+    "several_people": "with several faces",
+    "no_person": "without a face",
+    "other_person": "perhaps of somebody else",
+    "caption_empty": "with an empty caption",
+    "caption_foreign": "with a caption that cannot be read",
+    "trigger_missing": "without the trigger word in the caption",
+    "trigger_changed": "with an earlier trigger word in the caption",
+}
+_NAMED = 5  # files in a sentence
 
 
 class Finding(BaseModel):
@@ -72,3 +88,33 @@ class Triage(BaseModel):
             for code in dict.fromkeys(each.code for each in picture.findings):
                 found[code] = found.get(code, 0) + 1
         return found
+
+    def summary(self, puts_trigger: bool) -> str:
+        """What a person should know before the training, in a sentence or two; empty where nothing was found.
+
+        puts_trigger: whether the trigger word is put into captions that lack it, which is then nothing to look at.
+        """
+        codes = {each.name: {found.code for found in each.findings} for each in self.pictures}
+        unreadable = [name for name, found in codes.items() if "unreadable" in found]
+        passed = {"caption_missing", *(("trigger_missing", "trigger_changed") if puts_trigger else ())}
+        seen = [found - passed for name, found in codes.items() if name not in unreadable]
+        counts = {words: sum(code in found for found in seen) for code, words in _SHORTLY.items()}
+        many = sum(bool(found) for found in seen)
+        said = []
+        if unreadable:
+            verb = "file cannot be read and is" if len(unreadable) == 1 else "files cannot be read and are"
+            said.append(f"{len(unreadable)} {verb} left out: {_some(unreadable)}.")
+        if self.left_out:
+            verb = "file is" if len(self.left_out) == 1 else "files are"
+            told = [f"{name} ({reason})" for name, reason in self.left_out]
+            said.append(f"{len(told)} {verb} left out: {_some(told)}.")
+        if many:
+            noun = "other" if said else "picture"
+            kinds = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+            said.append(f"{many} {noun}{' wants' if many == 1 else 's want'} a look ({kinds}).")
+        return " ".join(said)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

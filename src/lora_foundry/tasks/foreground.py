@@ -22,16 +22,21 @@ SERVED = 2.0
 
 @dataclass
 class Watcher:
-    """Who is told of a pipeline's news: of each stage's progress, of its end, and of what goes wrong meanwhile."""
+    """Who is told of a pipeline's news: of each stage's beginning, progress and end, of what goes wrong meanwhile, and, when
+    the wait is broken off, of the stage that a worker here has yet to bring to a safe place."""
 
     progress: Callable[[ProgressEvent], None] = lambda event: None
     finished: Callable[[str, float], None] = lambda stage, seconds: None
     trouble: Callable[[StageState], None] = lambda stage: None
+    begins: Callable[[str], None] = lambda stage: None
+    stopping: Callable[[str], None] = lambda stage: None
     _seen: dict[str, object] = field(default_factory=dict)
 
     def look(self, pipeline: Pipeline) -> None:
         """Tells what has changed since the last look."""
         for stage in pipeline.stages:
+            if stage.status == "running" and self._is_new(f"{stage.stage} beginning", stage.started_at):
+                self.begins(stage.stage)
             if stage.progress is not None and self._is_new(f"{stage.stage} news", stage.progress):
                 self.progress(ProgressEvent.model_validate(stage.progress))
             if stage.status == "completed" and self._is_new(f"{stage.stage} end", stage.completed_at):
@@ -74,6 +79,9 @@ async def create(
     except asyncio.CancelledError:
         stop.set()
         if here is not None:
+            for stage in pipeline.stages:
+                if stage.status == "running":
+                    watcher.stopping(stage.stage)
             await asyncio.wait([here])
         await pipelines.cancel(store, pipeline.id)
         raise
