@@ -33,7 +33,7 @@ from lora_foundry.tasks.pipelines import PipelineRequest
 from lora_foundry.tasks.recovery import Timing, this_process
 from lora_foundry.tasks.recovery import workers as workers_of
 from lora_foundry.tasks.store import TaskStore
-from lora_foundry.tasks.worker import Worker, WorkerOptions
+from lora_foundry.tasks.worker import LOOK, Worker, WorkerOptions
 from tests.commands import Running, fork_server, start_code
 from tests.contract import engine_jobs
 from tests.contract.test_store import execute
@@ -203,22 +203,25 @@ def test_waiting_for_a_folder_that_another_holds_burns_no_retry(
     assert end_of(order("busy", "busy 4", max_retries=0), database_url, settings) == ("completed", 0, 4)
 
 
-def test_cancel_kills_the_whole_process_group_within_two_seconds(
+def test_cancel_kills_the_whole_process_group_without_asking_it(
     database_url: str, settings: Settings
 ) -> None:
+    """Within two seconds on a machine that has the time: the look for cancelled rows that comes next does it, and none of
+    the patience is waited for that a child is given to end by itself."""
+    assert LOOK < 1
+    kind = QUICK._replace(grace=600)
+
     async def scenario(store: TaskStore, worker: Worker) -> None:
         (task,) = await store.add(order("victim", "grandchild"))
         note = settings.datasets_dir / "victim" / "grandchild"
         while not (note.exists() and note.read_text()):
             await asyncio.sleep(0.05)
         pids = [int(note.read_text()), int((note.parent / "attempts").read_text())]
-        asked = time.monotonic()
         await store.cancel(task.id or 0)
         await until(store, task, "cancelled")
-        assert time.monotonic() - asked < 2
         assert all(gone(pid) for pid in pids)
 
-    work(database_url, settings, scenario)
+    work(database_url, settings, scenario, timing=kind)
 
 
 def test_a_worker_that_stops_hands_its_work_back(database_url: str, settings: Settings) -> None:
