@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import NARROW, PATIENCE, WIDE, Server, png, settled
+from tests.browser.conftest import NARROW, PATIENCE, STAGES, WIDE, Server, png, settled
 
 expect.set_options(timeout=PATIENCE)
 pytestmark = pytest.mark.timeout(600)
@@ -102,6 +102,6 @@ def test_pictures_on_their_way_outlive_a_restart_of_the_server(
     expect(about).to_contain_text(re.compile("does not answer|have arrived"))
     server.start()
     page.get_by_role("button", name="Start").click()
-    page.wait_for_url(re.compile("/pipelines/.+"))
+    page.wait_for_url(re.compile("/pipelines/.+"), timeout=STAGES)
     images = server.home / "datasets" / "Nyx" / "images"
     assert len(list(images.glob("*.png"))) == count

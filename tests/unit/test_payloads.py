@@ -77,7 +77,7 @@ def test_a_cast_comes_with_its_characters(settings: Settings) -> None:
     [
         ({"name": "../Kai", "description": "x"}, "holds '/'"),
         ({"name": "Elara", "description": "x"}, "Two characters"),
-        ({"name": "Kai"}, "description is empty"),
+        ({"name": "Kai"}, "Kai has neither a description"),
         ({"name": "Kai", "reference_image": "/etc/hostname"}, "is no file inside"),
         ({"name": 7}, "name"),
     ],

@@ -61,7 +61,7 @@ def test_a_cast_begins_with_words_a_picture_and_own_pictures(client: TestClient,
     [
         (cast(WORDS), "2 to 6 characters"),
         (cast(WORDS, WORDS), "Two characters of the cast"),
-        (cast(WORDS, {"name": "Kai"}), "description is empty"),
+        (cast(WORDS, {"name": "Kai"}), "Kai has neither a description"),
         (cast(WORDS, KAI | {"trigger": "elara"}), "set other triggers"),
         (cast(WORDS, KAI, description="1girl"), "say description of a member"),
         (cast(WORDS, KAI, reference="x.png", tags=["a"]), "say tags, reference of a member"),
