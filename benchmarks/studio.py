@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import sqlalchemy as sa
@@ -67,8 +68,8 @@ def be_a_host(url: str, home: Path, faster: float) -> None:
             file.write(json.dumps(line) + "\n")
         return Outcome(result={})
 
-    Child.run = sleep  # type: ignore[method-assign]
-    serve(url, Settings(home=home), WorkerOptions("nobody:nothing", {"gpu": 1, "cpu": 4}))
+    with mock.patch.object(Child, "run", sleep):
+        serve(url, Settings(home=home), WorkerOptions("nobody:nothing", {"gpu": 1, "cpu": 4}))
 
 
 def processor_seconds(process: psutil.Process) -> float:

@@ -444,7 +444,12 @@ class Better(Painter):
         self.good = good
         self.by_file: dict[str, int] = {}
 
-    def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
+    def generate(
+        self,
+        batches: Iterable[Sequence[ImageRequest]],
+        lora: LoraUse | None = None,
+        reference: ReferenceUse | None = None,
+    ) -> Iterator[GeneratedImage]:
         name = lora.path.name if lora else "base"
         for made in super().generate(batches):
             self.by_file[name] = self.by_file.get(name, 0) + 1
@@ -476,14 +481,13 @@ def several(folder: Path, *settings: str) -> tuple[Run, RunPaths]:
 
 def test_one_that_is_clearly_better_is_found_on_half_of_the_pictures(tmp_path: Path) -> None:
     run, _ = several(tmp_path)
-    ports = Ports(Better("step-0003.safetensors"), Poses())
-    result = measure(run, ports)
+    painter = Better("step-0003.safetensors")
+    result = measure(run, Ports(painter, Poses()))
     assert result.step == 3
     assert {each.step: each.pictures for each in result.candidates} == {2: 3, 3: 3, 5: 3}
-    drawn = ports.generator.by_file  # type: ignore[attr-defined]
     # Of the last checkpoint one batch, after which it has lost; of the chosen one everything that is reported, and
     # eight without the trigger; of the base none for the choice, since the tagger tells how far a prompt is followed.
-    assert drawn == {
+    assert painter.by_file == {
         "base": 16,
         "step-0002.safetensors": 3,
         "step-0003.safetensors": 3 + 16 + 8,
@@ -496,18 +500,23 @@ def test_what_is_reported_without_the_trigger_is_of_the_checkpoint_that_is_taken
     """It leads on the few prompts of the choice and loses on all: then the last one is, with all that is told of it."""
 
     class Lucky(Better):
-        def generate(self, batches, lora=None, reference=None):  # type: ignore[no-untyped-def]
-            batches = [list(batch) for batch in batches]
-            self.good = (*self.good[:1], "step-0003.safetensors") if len(batches[0]) == 3 else self.good[:1]
-            yield from super().generate(batches, lora)  # type: ignore[no-untyped-call]
+        def generate(
+            self,
+            batches: Iterable[Sequence[ImageRequest]],
+            lora: LoraUse | None = None,
+            reference: ReferenceUse | None = None,
+        ) -> Iterator[GeneratedImage]:
+            listed = [list(batch) for batch in batches]
+            self.good = (*self.good[:1], "step-0003.safetensors") if len(listed[0]) == 3 else self.good[:1]
+            yield from super().generate(listed, lora)
 
     run, paths = several(tmp_path)
-    ports = Ports(Lucky("nothing"), Poses())
-    result = measure(run, ports)
+    painter = Lucky("nothing")
+    result = measure(run, Ports(painter, Poses()))
     assert result.step == 5
     assert {each.file.split("/")[0] for each in result.after.pictures} == {"last"}
     assert len(result.after.pictures) == 16
-    assert ports.generator.by_file["lora.safetensors"] == 3 + 16 + 8  # type: ignore[attr-defined]
+    assert painter.by_file["lora.safetensors"] == 3 + 16 + 8
     assert read_header(paths.chosen_lora).metadata["lora_foundry.chosen_step"] == "5"
 
 
