@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
@@ -53,13 +54,20 @@ class Trial(BaseModel):
         """The pictures of one side, drawn as the recipe draws its set; with a rival's trigger word for the rival."""
         prompt = self.prompt
         if rival is not None and self.trigger:
-            prompt = re.sub(
-                rf"\b{re.escape(self.trigger)}\b", lambda _: rival.trigger, prompt, flags=re.IGNORECASE
-            )
+            prompt = _whole(self.trigger).sub(lambda _: rival.trigger, prompt)
         return [
             request_of(recipe.generate, str(number), prompt, seed, self.negative)
             for number, seed in enumerate(self.seeds)
         ]
+
+
+def called(prompt: str, triggers: Sequence[str]) -> str:
+    """The trigger word that a prompt says, of a LoRA that has several; the first where it says none."""
+    return next((each for each in triggers if _whole(each).search(prompt)), triggers[0])
+
+
+def _whole(trigger: str) -> re.Pattern[str]:
+    return re.compile(rf"\b{re.escape(trigger)}\b", re.IGNORECASE)
 
 
 def rival_side(number: int) -> str:

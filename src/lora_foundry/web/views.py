@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
@@ -12,7 +11,7 @@ from lora_foundry.domain.task import WAITING, Task, TaskPriority, TaskStatus
 from lora_foundry.pipeline import PIPELINE
 from lora_foundry.tasks.arranging import is_paused
 from lora_foundry.tasks.pipelines import Pipeline, StageState
-from lora_foundry.web.estimates import Estimates, seconds_of, share_of, utc_now
+from lora_foundry.web.estimates import Estimates, is_own, seconds_of, share_of, utc_now
 from lora_foundry.web.models import CharacterView, PipelineView, StageView, TaskDetail, TaskView
 
 _LANES = {stage.name: stage.lane for stage in PIPELINE}
@@ -59,10 +58,10 @@ def _left(pipeline: Pipeline, stages: list[StageView]) -> float | None:
 def _stage_view(stage: StageState, pipeline: Pipeline, estimates: Estimates, now: datetime) -> StageView:
     progress = stage.progress or {}
     taken = seconds_of(stage, now if stage.status == TaskStatus.RUNNING else None)
-    left = estimates.left(pipeline.recipe, stage, now) if stage.status in _UNFINISHED else None
+    left = estimates.left(pipeline, stage, now) if stage.status in _UNFINISHED else None
     return StageView(
         stage=stage.stage,
-        label=_label(stage.stage, pipeline.settings),
+        label="import" if stage.stage == "generate" and is_own(pipeline) else stage.stage,
         task_id=stage.task_id,
         lane=_LANES.get(stage.stage),
         status=stage.status,
@@ -80,13 +79,6 @@ def _stage_view(stage: StageState, pipeline: Pipeline, estimates: Estimates, now
         started_at=aware(stage.started_at),
         completed_at=aware(stage.completed_at),
     )
-
-
-def _label(stage: str, settings: Mapping[str, Any]) -> str:
-    """A stage's name; where all pictures are a person's own, the first draws none."""
-    dataset = settings.get("dataset")
-    own = isinstance(dataset, dict) and dataset.get("source") == "own"
-    return "import" if own and stage == "generate" else stage
 
 
 def task_view(task: Task) -> TaskView:

@@ -120,6 +120,24 @@ def test_each_member_has_a_set_of_its_own(client: TestClient, settings: Settings
     assert client.post(f"{trio}/dataset/undo", params={"member": "Kai"}).json()["words"] == "added forest"
 
 
+def test_each_character_of_a_cast_is_used_by_its_own_word(
+    client: TestClient, settings: Settings, trio: str
+) -> None:
+    lora = RunPaths(settings.datasets_dir / "Trio", "trio").trained_lora
+    lora.parent.mkdir(parents=True, exist_ok=True)
+    lora.write_bytes(b"weights")
+    said = client.get(f"{trio}/use").json()
+    assert said["trigger"] == "elara, kai"
+    assert [(each["name"], each["trigger"]) for each in said["characters"]] == [
+        ("Elara", "elara"),
+        ("Kai", "kai"),
+    ]
+    for each in said["characters"]:
+        assert each["prompt"].startswith(f"{each['trigger']}, ")
+        assert each["prompt"] in each["diffusers"]
+    assert said["prompt"] == said["characters"][0]["prompt"]
+
+
 def test_a_change_without_a_member_and_an_unknown_one_are_refused(client: TestClient, trio: str) -> None:
     refused = client.post(f"{trio}/dataset/tags", json={"add": ["forest"]})
     assert refused.status_code == 422

@@ -11,7 +11,7 @@ import requests
 
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.trial import Rival, Trial
+from lora_foundry.domain.trial import Rival, Trial, called
 from lora_foundry.files.storage import read_model, write_model
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
@@ -46,6 +46,8 @@ def test_versions_are_compared_and_drawn_side_by_side(finished: Path) -> None:
         assert "train.alpha = 2" in changed
         measured = [each["scores"] is not None for each in found["versions"]]
         assert measured == [False, True, True]
+        assert [each["has_lora"] for each in found["versions"]] == measured
+        assert found["others"] == []
         assert found["same"]
         assert [row["pictures"][0] for row in found["same"]] == [None] * len(found["same"])
         for url in (found["same"][0]["without"], *found["same"][0]["pictures"][1:]):
@@ -74,3 +76,10 @@ def test_a_rival_is_called_by_its_own_word() -> None:
     recipe = load_recipe("mini")
     assert trial.requests(recipe)[0].prompt == "Elara, elaras hat, smile"
     assert trial.requests(recipe, rival)[0].prompt == "nia, elaras hat, smile"
+
+
+def test_of_several_characters_the_one_whose_word_stands_in_the_prompt_is_called() -> None:
+    triggers = ("elara", "kai")
+    assert called("Kai, standing", triggers) == "kai"
+    assert called("kairo and elara", triggers) == "elara"
+    assert called("a street", triggers) == "elara"

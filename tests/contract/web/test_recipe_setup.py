@@ -17,6 +17,7 @@ from lora_foundry.recipe_files import load_recipe
 from lora_foundry.settings import Settings
 from lora_foundry.testing.hub import StubHub
 from lora_foundry.web.recipe_fields import BASIC, fields_of
+from tests.contract.test_store import execute
 
 PATIENCE = 120
 OWN = """
@@ -179,3 +180,44 @@ def test_the_memory_of_a_training_is_counted_by_its_family(client: TestClient) -
     assert larger["as_set"] > first["as_set"]
     missing = client.post("/api/v1/memory", json=asked | {"recipe": "sdxl"})
     assert missing.status_code == 422
+
+
+def test_the_time_of_a_cast_is_told_from_its_like_or_reckoned_from_one_character(
+    client: TestClient, settings: Settings
+) -> None:
+    """Ten seconds a stage for one character of 8 pictures and 100 steps; nothing is known before."""
+    sized = ["generate.images=8", "train.steps=100"]
+
+    def told(**size: Any) -> Any:
+        return client.get("/api/v1/recipes/mini/earlier", params=size).json()
+
+    def ended(body: dict[str, Any], seconds: float) -> None:
+        made = client.post("/api/v1/pipelines", json={"recipe": "mini", "settings": sized} | body).json()
+        rows = ", ".join(str(stage["task_id"]) for stage in made["stages"])
+        spent = f"status = 'completed', started_at = '2026-01-01 10:00:00', completed_at = '2026-01-01 10:00:{seconds:02}'"
+        execute(settings.task_database, f"UPDATE echo_tasks SET {spent} WHERE id IN ({rows})")
+
+    assert told(characters=3)["seconds"] is None
+    ended({"name": "Elara", "description": "1girl"}, 10)
+    one = told(images=8, steps=100)
+    assert (one["seconds"], one["measured"], one["runs"]) == (60, True, 1)
+    three = told(characters=3, images=8, steps=100)
+    assert (three["seconds"], three["measured"], three["characters"]) == (5 * 30 + 10, False, 1)
+    assert told(images=8, steps=200)["seconds"] == 70
+    assert told(own=True, steps=100)["seconds"] == 50  # nothing is drawn
+
+    members = [{"name": name, "description": "1girl"} for name in ("Elara", "Kai", "Zo")]
+    ended({"name": "Trio", "members": members}, 40)
+    three = told(characters=3, images=8, steps=100)
+    assert (three["seconds"], three["measured"], three["characters"]) == (240, True, 3)
+    assert told(images=8, steps=100)["seconds"] == 60
+    assert client.get("/api/v1/recipes/mini/earlier", params={"characters": 99}).status_code == 422
+
+    waiting = client.post(
+        "/api/v1/pipelines", json={"name": "Duo", "members": members[:2], "recipe": "mini"}
+    ).json()
+    client.get("/api/v1/pipelines")  # learns
+    shown = client.get(f"/api/v1/pipelines/{waiting['id']}").json()
+    assert shown["eta_seconds"] == pytest.approx(
+        5 * 40 * 2 / 3 + 40, abs=1
+    )  # three are nearer to two than one is

@@ -7,16 +7,19 @@ import json
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from lora_foundry.domain.cast import MOST
 from lora_foundry.domain.recipe import Recipe
+from lora_foundry.errors import InputError
 from lora_foundry.recipe_files import load_recipe, recipe_names
-from lora_foundry.tasks.pipelines import recent_pipelines
+from lora_foundry.tasks.payloads import flatten
+from lora_foundry.tasks.pipelines import Pipeline, recent_pipelines
 from lora_foundry.web.bases import BaseView, listed_by_comfyui
 from lora_foundry.web.disk_use import size_of
-from lora_foundry.web.estimates import Took, took
+from lora_foundry.web.estimates import Past, Size, characters_of, expect, is_own
 from lora_foundry.web.memory import MemoryEstimate
-from lora_foundry.web.models import PlanRequest
+from lora_foundry.web.models import PlanRequest, RequestModel
 from lora_foundry.web.problems import BUSY, NotFoundError
 from lora_foundry.web.routes.recipes import known
 from lora_foundry.web.setups import Readiness, SetupState, readiness
@@ -30,11 +33,23 @@ MOST_RUNS = 200
 _MOST_MEASURED = 3  # folders whose size is counted
 
 
+class SizeIn(RequestModel):
+    """How much work a run will be; 0: as the recipe says. Pictures and steps are meant a character."""
+
+    characters: int = Field(default=1, ge=1, le=MOST)
+    own: bool = Field(default=False, description="All pictures are a person's own.")
+    images: int = Field(default=0, ge=0, le=10**6)
+    steps: int = Field(default=0, ge=0, le=10**8)
+
+
 class Earlier(BaseModel):
-    """What completed runs of a recipe took on this machine: the median of `runs`. None where there was none."""
+    """What a run of a recipe will take on this machine, by the median of the `runs` that are most like it, each of
+    `characters` characters; measured: they are of just its size, else it is reckoned from them. None where there was none."""
 
     recipe: str
     runs: int
+    measured: bool
+    characters: int
     seconds: float | None
     bytes: int | None
 
@@ -118,22 +133,41 @@ async def bases(here: Here) -> list[BaseView]:
 
 
 @router.get("/recipes/{name}/earlier")
-async def earlier(here: Here, name: str) -> Earlier:
-    """What runs of a recipe have taken on this machine, for an estimate."""
-    await asyncio.to_thread(known, here, name)
+async def earlier(here: Here, name: str, asked: Annotated[SizeIn, Query()]) -> Earlier:
+    """What a run of a recipe will take on this machine, from the completed runs that are most like it."""
+    recipe = await asyncio.to_thread(known, here, name)
     listed = await recent_pipelines(here.store, limit=MOST_RUNS)
-    runs = [Took(each, taken) for each in listed if each.recipe == name and (taken := took(each))]
-    seconds = sorted(each.seconds for each in runs)
+    completed = [each for each in listed if each.recipe == name and each.status == "completed"]
+    past = await asyncio.to_thread(lambda: [Past(each, _size(here, each)) for each in completed])
+    images = asked.images or recipe.generate.images
+    wanted = Size(asked.characters, asked.own, images, asked.steps or recipe.total_steps)
+    found = expect(past, wanted)
+    if found is None:
+        return Earlier(recipe=name, runs=0, measured=False, characters=0, seconds=None, bytes=None)
     sizes: list[int] = []
-    for run in runs[:_MOST_MEASURED]:
+    for each in found.runs[:_MOST_MEASURED]:
         try:
-            sizes.append(await asyncio.to_thread(size_of, here.folder(run.pipeline).root))
+            sizes.append(await asyncio.to_thread(size_of, here.folder(each.pipeline).root))
         except NotFoundError:
             continue
     sizes = sorted(size for size in sizes if size)
     return Earlier(
         recipe=name,
-        runs=len(runs),
-        seconds=seconds[len(seconds) // 2] if seconds else None,
-        bytes=sizes[len(sizes) // 2] if sizes else None,
+        runs=len(found.runs),
+        measured=found.measured(wanted),
+        characters=found.runs[0].size.characters,
+        seconds=found.seconds or None,
+        bytes=round(sizes[len(sizes) // 2] * found.share) if sizes else None,
     )
+
+
+def _size(here: Site, pipeline: Pipeline) -> Size:
+    """How much work a run was; of a recipe that was changed since then, as it now says."""
+    images, steps = 1, 1
+    try:
+        folders = here.settings.recipe_folders
+        recipe = load_recipe(pipeline.recipe or "", flatten(pipeline.settings), folders)
+        images, steps = recipe.generate.images, recipe.total_steps
+    except InputError:
+        pass  # its settings fit the recipe no longer
+    return Size(characters_of(pipeline), is_own(pipeline), images, steps)

@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.trial import SIDES, Rival, Trial, rival_side
+from lora_foundry.domain.trial import SIDES, Rival, Trial, called, rival_side
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.set_archive import write_archive
 from lora_foundry.files.storage import read_model
@@ -38,9 +38,19 @@ PAGES = (Page("/pipelines/{pipeline}/use", "use", below="pipelines"),)
 EXAMPLE = "standing, smile, in a forest"
 
 
+class Drawn(BaseModel):
+    """A character that the LoRA draws, and what calls it: its trigger word, a prompt and a program to begin with."""
+
+    name: str
+    trigger: str
+    prompt: str
+    diffusers: str
+
+
 class Use(BaseModel):
     """How to draw with the LoRA. `strength` is the one at which it was measured; `a1111` goes into a prompt there;
-    `folder` is where it was installed, None where it was not."""
+    `folder` is where it was installed, None where it was not. `trigger`: of all characters, in one line; `prompt` and
+    `diffusers` call the first of `characters`."""
 
     trigger: str
     strength: float
@@ -50,6 +60,7 @@ class Use(BaseModel):
     negative: str
     a1111: str
     diffusers: str
+    characters: list[Drawn]
     lora_url: str
     set_url: str
 
@@ -89,27 +100,34 @@ async def use(here: Here, pipeline: str) -> Use:
     paths = here.folder(found)
     file = await asyncio.to_thread(lora_file, here.settings, paths)
     run, strength = await asyncio.to_thread(_made_as, paths)
-    trigger = run.triggers[0]
     installed = file.parent == here.settings.loras_dir.resolve()
     name = Path(file.name if installed else f"{found.output_name or paths.slug}.safetensors")
-    code = (
-        "from diffusers import DiffusionPipeline",
-        'pipeline = DiffusionPipeline.from_pretrained("path/to/the/base")',
-        f"pipeline.load_lora_weights({name.name!r})",
-        f"pipeline({f'{trigger}, {EXAMPLE}'!r}).images[0].save('picture.png')",
-    )
+    drawn = [_drawn(each, name) for each in run.member_runs]
     return Use(
         trigger=run.trigger,
         strength=strength,
         file=name.name,
         folder=str(file.parent) if installed else None,
-        prompt=f"{trigger}, {EXAMPLE}",
+        prompt=drawn[0].prompt,
         negative=run.recipe.generate.negative,
         a1111=f"<lora:{name.stem}:{strength:g}>",
-        diffusers="\n".join(code),
+        diffusers=drawn[0].diffusers,
+        characters=drawn,
         lora_url=address(found.id, "lora"),
         set_url=address(found.id, "set.zip"),
     )
+
+
+def _drawn(run: Run, file: Path) -> Drawn:
+    character = run.character
+    prompt = f"{character.trigger}, {EXAMPLE}"
+    code = (
+        "from diffusers import DiffusionPipeline",
+        'pipeline = DiffusionPipeline.from_pretrained("path/to/the/base")',
+        f"pipeline.load_lora_weights({file.name!r})",
+        f"pipeline({prompt!r}).images[0].save('picture.png')",
+    )
+    return Drawn(name=character.name, trigger=character.trigger, prompt=prompt, diffusers="\n".join(code))
 
 
 def _made_as(paths: RunPaths) -> tuple[Run, float]:
@@ -135,7 +153,7 @@ async def try_prompt(here: Here, pipeline: str, asked: TrialIn) -> TrialView:
         strength if asked.strength is None else asked.strength,
         tuple(asked.seeds) or tuple(secrets.randbits(32) for _ in range(asked.pictures)),
         tuple(rival for rival, _ in rivals),
-        run.triggers[0],
+        called(asked.prompt, run.triggers),
     )
     files = tuple(file for _, file in rivals)
     async with here.drawing:

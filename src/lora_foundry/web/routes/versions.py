@@ -5,29 +5,33 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from lora_foundry.domain.evaluation import Evaluation, Scores
+from lora_foundry.domain.task import TaskStatus
 from lora_foundry.files.storage import read_model
 from lora_foundry.tasks.pipelines import Pipeline, recent_pipelines
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes import Page
 from lora_foundry.web.routes.results import picture_address
 from lora_foundry.web.site import Here, Site
+from lora_foundry.web.trials import lora_file
 from lora_foundry.web.views import aware
 
 router = APIRouter(prefix="/api/v1/pipelines/{pipeline}", tags=["results"])
 PAGES = (Page("/pipelines/{pipeline}/versions", "versions", below="pipelines"),)
 _MOST_RUNS = 1000
 _MOST_SHOWN = 8
+_MOST_OTHERS = 100
 
 
 class VersionView(BaseModel):
     """A run as one version. `changes`: its settings that differ from its recipe, as "section.key = value"; `level`: how good
-    its LoRA is, "" where nothing was measured."""
+    its LoRA is, "" where nothing was measured; `has_lora`: there is one to be used, which was perhaps not measured."""
 
     id: str
     character: str
@@ -40,6 +44,7 @@ class VersionView(BaseModel):
     strength: float | None
     scores: Scores | None
     level: str
+    has_lora: bool
 
 
 class SamePrompt(BaseModel):
@@ -83,12 +88,22 @@ async def versions(
 def _compared(here: Site, chosen: list[Pipeline], listed: list[Pipeline]) -> Versions:
     measured = {each.id: _evaluation(here, each) for each in chosen}
     ids = set(measured)
-    others = [each for each in listed if each.id not in ids and each.status == "completed"][:100]
+    completed = (each for each in listed if each.id not in ids and each.status == TaskStatus.COMPLETED)
+    others = islice((each for each in completed if _has_lora(here, each)), _MOST_OTHERS)
     return Versions(
-        versions=[_view(each, measured[each.id]) for each in chosen],
+        versions=[_view(each, measured[each.id], _has_lora(here, each)) for each in chosen],
         same=_same(chosen, measured),
-        others=[_view(each, None) for each in others],
+        others=[_view(each, None, has_lora=True) for each in others],
     )
+
+
+def _has_lora(here: Site, pipeline: Pipeline) -> bool:
+    """A retried training leaves the LoRA of the last time until it has made another."""
+    try:
+        lora_file(here.settings, here.folder(pipeline))
+    except NotFoundError:
+        return False
+    return True
 
 
 def _evaluation(here: Site, pipeline: Pipeline) -> Evaluation | None:
@@ -98,7 +113,7 @@ def _evaluation(here: Site, pipeline: Pipeline) -> Evaluation | None:
         return None
 
 
-def _view(pipeline: Pipeline, evaluation: Evaluation | None) -> VersionView:
+def _view(pipeline: Pipeline, evaluation: Evaluation | None, has_lora: bool) -> VersionView:
     return VersionView(
         id=pipeline.id,
         character=pipeline.character,
@@ -111,6 +126,7 @@ def _view(pipeline: Pipeline, evaluation: Evaluation | None) -> VersionView:
         strength=None if evaluation is None else evaluation.strength,
         scores=None if evaluation is None else evaluation.scores,
         level="" if evaluation is None else evaluation.assessment.level,
+        has_lora=has_lora,
     )
 
 

@@ -8,10 +8,15 @@ const MOST = 6;
 const PICTURES = "image/*,.zip,.txt,.caption,.tags,.heic,.avif";
 let made = 0; // numbers the fields, so that each label has one of its own
 let members = [];
+let counted = () => {};
 
-/** Shows the fields of the first characters, once somebody wants several. */
-export function startCast(complain) {
+/** How many characters there are so far. */
+export const memberCount = () => Math.max(FEWEST, members.length);
+
+/** Shows the fields of the first characters, once somebody wants several; `changed` is called when there are more or fewer. */
+export function startCast(complain, changed) {
   if (members.length) return;
+  counted = changed;
   byId("add-member").addEventListener("click", () => {
     add(complain);
     members.at(-1).name.focus();
@@ -77,12 +82,14 @@ function add(complain) {
   members.push(member);
   byId("members").append(node);
   number();
+  counted();
 }
 
 function drop(member) {
   members = members.filter((each) => each !== member);
   member.node.remove();
   number();
+  counted();
   byId("add-member").focus();
 }
 

@@ -25,9 +25,11 @@ let listed = null; // settles when the first recipe is shown with all that belon
 let controls = [];
 let bases = [];
 let family = "";
+let planned = null; // the newest plan of the chosen recipe
 
 async function showRecipe(name) {
   recipe = await get(path("recipes", name));
+  planned = null;
   aboutRecipe();
   controls = recipe.sections.flatMap((section) => section.fields).filter((field) => field.path !== "seed").map(control);
   const basic = controls.filter(({ field }) => field.basic);
@@ -49,7 +51,7 @@ async function showRecipe(name) {
 /** How many pictures are drawn means nothing to somebody who brings them. */
 function aboutRecipe() {
   const drawn = form.door.value === "pictures" ? "" : `${plural(recipe.images, "picture")} of ${recipe.width} × ${recipe.height}, `;
-  say(byId("recipe-about"), `${drawn}${plural(recipe.steps, "training step")}.`);
+  say(byId("recipe-about"), `${drawn}${plural(recipe.steps, "training step")}${isCast() ? " a character" : ""}.`);
 }
 
 /** Opens the groups that have a setting of these words, and hides the others. */
@@ -107,6 +109,8 @@ const showPlan = coalesced(async () => {
   try {
     const body = asked();
     const plan = await post(path("plan"), { ...body, name: body.name || "Character", description: body.description || "character" });
+    planned = plan;
+    showTime();
     say(about, `${plural(plan.shots.length, "shot")}, ${plural(plan.training_steps, "training step")}`);
     about.className = "soft small";
     sync(byId("shots"), plan.shots, (shot) => shot.index, () => el("li", {}, el("span")), (node, shot) => {
@@ -122,13 +126,20 @@ const showPlan = coalesced(async () => {
   }
 }, { pause: 300 });
 
+/** How long a run of what is chosen will take, where earlier ones tell. */
+const showTime = coalesced(async () => {
+  if (!recipe) return;
+  const characters = isCast() ? (await castForm()).memberCount() : 1;
+  await showEarlier(recipe.name, { characters, own: form.door.value === "pictures", images: planned?.shots.length ?? 0, steps: planned?.training_steps ?? 0 });
+}, { pause: 100, failed: complain });
+
 /** Shows what the chosen way to begin needs, and hides the rest. */
 function showDoor() {
   const door = form.door.value;
   say(byId("door-about"), DOORS[door]);
   byId("own").hidden = door !== "pictures";
   byId("cast").hidden = byId("cast-name-help").hidden = !isCast();
-  if (isCast()) castForm().then(({ startCast }) => startCast(complain)).catch(complain);
+  if (isCast()) castForm().then(({ startCast }) => startCast(complain, showTime)).catch(complain);
   byId("character-help").hidden = byId("tags-field").hidden = byId("trigger-field").hidden = isCast();
   byId("character").setAttribute("aria-describedby", isCast() ? "cast-name-help" : "character-help");
   say(byId("who-title"), isCast() ? "LoRA" : "Character");
@@ -140,6 +151,7 @@ function showDoor() {
   form.description.required = !byId("looks-field").hidden;
   hideUnused();
   if (recipe) aboutRecipe();
+  showTime();
   shown();
 }
 
@@ -176,7 +188,7 @@ async function choose(name) {
   family = readinessOf(name)?.family ?? "";
   await showRecipe(name);
   showPlan();
-  await Promise.all([showNeeds(name), showEarlier(name)]);
+  await Promise.all([showNeeds(name), showTime()]);
 }
 
 async function listRecipes(wanted) {
@@ -194,7 +206,7 @@ async function listRecipes(wanted) {
   const base = controls.find(({ field }) => field.path === "model.base");
   if (base) addPicker(base, bases, family);
   if (suggested?.base) pick(base.input, suggested.base);
-  await Promise.all([showNeeds(name), showEarlier(name)]);
+  await Promise.all([showNeeds(name), showTime()]);
 }
 
 function pick(input, name) {

@@ -104,9 +104,16 @@ export function startCards(complain, done) {
   byId("get-stop").addEventListener("click", () => remove(path("recipes", chosen, "setup")).then(watch).catch(complain));
 }
 
-/** What earlier runs of a recipe took here, in a sentence. */
-export async function showEarlier(name) {
-  const { runs, seconds, bytes: size } = await get(path("recipes", name, "earlier"));
-  const facts = [seconds ? `about ${duration(seconds)}` : "", size ? `${bytes(size)} on the disk` : ""].filter(Boolean).join(" and ");
-  say(byId("earlier"), runs ? `A run of ${name} took ${facts} on this machine (${plural(runs, "earlier run")}).` : `No run of ${name} has ended on this machine yet, so there is no estimate.`);
+let told = ""; // the question whose answer stands there
+
+/** What a run of a recipe will take, told from earlier ones, in a sentence. size: characters, own, images, steps. */
+export async function showEarlier(name, size) {
+  const asked = `${path("recipes", name, "earlier")}?${new URLSearchParams(size)}`;
+  if (told === asked) return;
+  const { runs, measured, characters, seconds, bytes: most } = await get(asked);
+  told = asked;
+  const facts = [seconds ? `about ${duration(seconds)}` : "", most ? `${bytes(most)} on the disk` : ""].filter(Boolean).join(" and ");
+  const those = `${plural(runs, "earlier run")}${measured ? " like it" : characters === size.characters ? " of another size" : ` of ${characters === 1 ? "one character" : `${characters} characters`}`}`;
+  say(byId("earlier"), !runs ? `No run of ${name} has ended on this machine yet, so there is no estimate.`
+    : measured ? `Takes ${facts}, as ${those} did on this machine.` : `Takes ${facts}, reckoned from ${those} on this machine.`);
 }

@@ -9,25 +9,38 @@ import { coalesced, live } from "./live.js";
 
 const LOOK_AGAIN = 1000; // ms, while a prompt is drawn
 let filled = false;
+let called = null; // the character that the page shows
 
 function draw(use) {
   byId("none").hidden = Boolean(use);
   byId("use").hidden = !use;
   if (!use) return;
-  byId("facts").replaceChildren(...[["Trigger word", use.trigger], ["Strength", String(use.strength)], ["File", use.file], ["Folder", use.folder ?? "not installed; download it below"]]
-    .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
-  byId("prompt-example").value = use.prompt;
-  byId("a1111").value = use.a1111;
-  byId("diffusers").value = use.diffusers;
-  say(byId("comfyui"), `In ComfyUI: add the node Load LoRA between the checkpoint and the prompts, choose ${use.file}, set both strengths to ${use.strength}, and begin the prompt with ${use.trigger}.`);
+  const several = use.characters.length > 1;
+  byId("who-field").hidden = !several;
+  if (several) sync(byId("who"), use.characters, (each) => each.trigger, (each) => el("label", {},
+    el("input", { type: "radio", name: "who", value: each.trigger, checked: each === use.characters[0], on: { change: () => call(use, each) } }), ` ${each.name}`));
   byId("files").replaceChildren(
     el("a", { class: "button main", href: use.lora_url, download: "" }, "Download the LoRA"),
-    el("a", { class: "button", href: use.set_url, download: "" }, "Download the training set"));
+    el("a", { class: "button", href: use.set_url, download: "" }, several ? "Download the training sets" : "Download the training set"));
+  byId("a1111").value = use.a1111;
+  call(use, use.characters.find((each) => each.trigger === called?.trigger) ?? use.characters[0]);
   if (filled) return; // what a person has typed stays
   filled = true;
-  byId("prompt").value = use.prompt;
   byId("negative").value = use.negative;
   byId("strength").value = use.strength;
+}
+
+/** Shows how one character is called; a prompt that called another one calls this one then. */
+function call(use, character) {
+  byId("facts").replaceChildren(...[["Trigger word", character.trigger], ["Strength", String(use.strength)], ["File", use.file], ["Folder", use.folder ?? "not installed; download it below"]]
+    .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  byId("prompt-example").value = character.prompt;
+  byId("diffusers").value = character.diffusers;
+  say(byId("comfyui"), `In ComfyUI: add the node Load LoRA between the checkpoint and the prompts, choose ${use.file}, set both strengths to ${use.strength}, and begin the prompt with ${character.trigger}.`);
+  const prompt = byId("prompt");
+  if (called === null) prompt.value = character.prompt;
+  else if (called.trigger !== character.trigger) prompt.value = prompt.value.startsWith(called.trigger) ? character.trigger + prompt.value.slice(called.trigger.length) : character.prompt;
+  called = character;
 }
 
 const WORDS = { running: "being drawn", completed: "", failed: "failed" };

@@ -37,7 +37,8 @@ function card(each) {
     el("div", { class: "row between" }, el("h3", {}, el("a", { href: page("pipelines", each.id) }, nameOf(each))), el("span", { class: `chip ${each.status}` }, each.status)),
     el("p", { class: "soft small" }, [each.id === pipelineId ? "this run" : "", ago(each.created_at)].filter(Boolean).join(" · ")),
     el("dl", { class: "small" }, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value ?? "–")])),
-    el("div", { class: "actions" }, el("a", { class: "button", href: page("pipelines", each.id, "results") }, "Results"), el("a", { class: "button", href: page("pipelines", each.id, "use") }, "Use it")));
+    el("div", { class: "actions", hidden: !each.scores && !each.has_lora }, ...[["results", "Results", each.scores], ["use", "Use it", each.has_lora]]
+      .filter(([, , there]) => there).map(([part, words]) => el("a", { class: "button", href: page("pipelines", each.id, part) }, words))));
 }
 
 const changesOf = ({ changes }) => (changes.length < 4 ? changes.join(", ") || "nothing"
