@@ -62,12 +62,13 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
-    def stop(self) -> None:
-        """As a service manager does; nothing may be left behind."""
+    def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """As a service manager does; nothing may be left behind. meanwhile: is done when the server has been told."""
         if self._process is None:
             return
         children = psutil.Process(self._process.pid).children(recursive=True)
         self._process.send_signal(signal.SIGTERM)
+        meanwhile()
         self._process.wait(120)
         self._process = None
         assert psutil.wait_procs(children, timeout=1)[1] == [], "a worker outlived its server"
@@ -132,10 +133,10 @@ def screenshots(request: pytest.FixtureRequest) -> Path | None:
     return Path(folder) if folder else None
 
 
-def png(seed: int) -> bytes:
+def png(seed: int, side: int = 96) -> bytes:
     """A small picture as a file."""
     out = io.BytesIO()
-    paint(seed, (96, 96)).save(out, "PNG")
+    paint(seed, (side, side)).save(out, "PNG")
     return out.getvalue()
 
 

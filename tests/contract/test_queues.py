@@ -7,6 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from dbos import DBOS
+from dbos import _queue as dbos_queue
+from dbos._sys_db import WorkflowStatusInternal
+from sqlalchemy.exc import OperationalError
 
 from lora_foundry.domain.task import Task
 from lora_foundry.settings import Settings
@@ -84,7 +88,7 @@ def test_what_an_unknown_worker_took_out_of_a_queue_and_never_began_is_given_bac
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that froze, was forgotten, woke, took an attempt and died before it was known again."""
-    monkeypatch.setattr(admission, "SWEEP", 0.5)
+    monkeypatch.setattr(admission, "STRANDED", 0.5)
 
     task = asyncio.run(added(database_url))
     killed_at("worker.claim", database_url, settings)
@@ -93,6 +97,30 @@ def test_what_an_unknown_worker_took_out_of_a_queue_and_never_began_is_given_bac
     async def scenario(store: TaskStore, worker: Worker) -> None:
         done = await until(store, task, "completed", "failed")
         assert (done.status, done.retries, attempts(settings, "first")) == ("completed", 0, 1)
+
+    work(database_url, settings, scenario)
+
+
+def test_what_a_living_worker_took_out_of_a_queue_and_could_not_begin_is_given_back(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database went away when DBOS had taken the attempt and not read it: it says so in its log and lets it lie."""
+    monkeypatch.setattr(admission, "STRANDED", 0.5)
+    begin, taken = dbos_queue.execute_dequeued_workflow, list[str]()
+
+    def fails_once(dbos: DBOS, status: WorkflowStatusInternal, owner: str) -> object:
+        taken.append(status["workflow_uuid"])
+        if len(taken) == 1:
+            raise OperationalError("SELECT", None, Exception("the server closed the connection"))
+        return begin(dbos, status, owner)
+
+    monkeypatch.setattr(dbos_queue, "execute_dequeued_workflow", fails_once)
+
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        (task,) = await store.add(order("first", "sleep 0", max_retries=0))
+        done = await until(store, task, "completed", "failed")
+        assert (done.status, done.retries, attempts(settings, "first")) == ("completed", 0, 1)
+        assert len(set(taken)) == 2, "a second attempt, under a lease of its own"
 
     work(database_url, settings, scenario)
 

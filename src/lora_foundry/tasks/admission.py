@@ -46,6 +46,8 @@ PAGE = 200
 PAGES = 5  # that one look takes in, and as many that it links
 WINDOW = 1000
 SWEEP = 60.0
+# Between two looks for attempts that nobody will begin: one that was taken out of a queue waits for two of them at most.
+STRANDED = 10.0
 RUNNING = TaskStatus.RUNNING
 _TYPE = sa.func.lower(sa.cast(tasks.c.task_type, sa.Text))
 _PAYLOAD = sa.cast(tasks.c.payload, sa.Text)
@@ -73,14 +75,15 @@ class Inbox:
     thousand ids are looked at again; and everything is, once a minute, for what people change by hand.
 
     left: more was written than one look takes in; the next one goes on with it. passed: rows read since the last sweep
-    that are another program's, or that nothing can be done with. taken: attempts that had been taken out of a queue and
-    not begun at the last sweep.
+    that are another program's, or that nothing can be done with. looked, taken: when attempts that nobody will begin were
+    last looked for, and those that had been taken out of a queue and not begun by then.
     """
 
     seen: int = 0
     swept: float = -SWEEP
     left: bool = False
     passed: set[int] = field(default_factory=set)
+    looked: float = -STRANDED
     taken: frozenset[str] = frozenset()
 
     def sweeps(self) -> bool:
@@ -96,12 +99,12 @@ async def admit(
     With an inbox, rows that were written since are taken in a thousand at a time, so that many of them hold nobody up.
     alone: queue the rows of that pipeline only.
     """
-    sweeps = inbox is None or inbox.sweeps()
     await take_in(store, inbox)
-    if sweeps:
-        taken = await give_back_stranded(store, queues, inbox.taken if inbox else frozenset())
-        if inbox:
-            inbox.taken = taken
+    if inbox is None:
+        await give_back_stranded(store, queues)
+    elif (now := time.monotonic()) - inbox.looked >= STRANDED:
+        inbox.taken = await give_back_stranded(store, queues, inbox.taken)
+        inbox.looked = now
     more = await queue_attempts(store, queues, alone)
     return more or (inbox is not None and inbox.left)
 

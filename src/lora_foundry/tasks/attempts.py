@@ -20,7 +20,7 @@ from lora_foundry.tasks.schema import moment, ours, tasks, whole_row
 from lora_foundry.tasks.store import TaskStore
 
 BATCH = 40  # attempts that are queued in one transaction
-UNKNOWN = 1000  # queued attempts that one sweep asks the engine about
+UNKNOWN = 200  # of the queued attempts, the most urgent that one look asks the engine about
 LANES = ("gpu", "cpu")
 RUNNING = TaskStatus.RUNNING
 
@@ -85,7 +85,7 @@ async def queue_attempts(store: TaskStore, queues: Queues, alone: Alone | None) 
     """Queues attempts at the most urgent of the rows that may start; whether there may be more.
 
     Where the engine has a database of its own, the lease is written first: a worker that dies in between leaves rows
-    whose attempts the engine does not know, which the next look at everything gives back.
+    whose attempts the engine does not know, which the next look for such gives back.
     """
     in_lane = ours.c.queue.in_(LANES)
     async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
@@ -179,7 +179,8 @@ async def give_back_stranded(
 ) -> frozenset[str]:
     """Gives back rows that should start next and whose attempts nobody will begin. The engine does not know them: it was
     told of none before the worker died that queued them, or its tables were lost. Or somebody took them out of a queue
-    and has not begun since: it died before it was known as a worker again, or could not read what it took.
+    and has not begun since: it died before it was known as a worker again, or its database went away in between, whereupon
+    DBOS lets go of what it took.
 
     taken: what was found taken out and not begun by the look before. Returns that of this one.
     """
