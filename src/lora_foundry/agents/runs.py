@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from lora_foundry.agents import sources
 from lora_foundry.agents.answers import GRID_EDGE, answer, in_words, or_missing, picture, pictures
 from lora_foundry.agents.sdk import CallToolResult, ContentBlock, MCPServer, ResourceLink, ToolAnnotations
+from lora_foundry.domain.cast import MOST
 from lora_foundry.domain.evaluation import Evaluation
 from lora_foundry.domain.publication import Publication
 from lora_foundry.errors import InputError
@@ -19,7 +20,8 @@ from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
 from lora_foundry.files.training_set import list_set
 from lora_foundry.pipeline import StageName
-from lora_foundry.web.models import PipelineDetail, PipelineIn, PipelineView, RetryIn
+from lora_foundry.settings import Settings
+from lora_foundry.web.models import MemberIn, PipelineDetail, PipelineIn, PipelineView, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes import pipelines, recipes
 from lora_foundry.web.safe_files import safe_file
@@ -81,6 +83,25 @@ def _add_lists(server: MCPServer[Any], site: Site) -> None:
         return answer({"runs": [_brief(each) for each in page.pipelines], "total": page.total})
 
 
+class CastMember(BaseModel):
+    """A character of a cast, from words, one picture (reference) or own pictures."""
+
+    name: str = Field(max_length=200)
+    description: str = Field(default="", max_length=4000, description="Looks; own pictures need none.")
+    trigger: str = Field(default="", max_length=200, description="Else the name.")
+    tags: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=100)
+    reference: str | None = Field(default=None, max_length=4000, description="Path of a picture of it.")
+    reference_base64: str | None = None
+    pictures: list[str] = Field(default=[], max_length=1000, description="Paths of own pictures.")
+
+    def sent(self, settings: Settings) -> MemberIn:
+        """The same for the REST API, its pictures kept. Raises InputError."""
+        reference = sources.keep_reference(settings, self.reference, self.reference_base64)
+        upload = sources.keep_pictures(settings, self.pictures)
+        told = self.model_dump(include={"name", "description", "trigger", "tags"})
+        return MemberIn(**told, reference=reference, upload=upload)
+
+
 def _add_beginning(server: MCPServer[Any], site: Site) -> None:
     @server.tool(annotations=ADD)
     @in_words
@@ -120,6 +141,27 @@ def _add_beginning(server: MCPServer[Any], site: Site) -> None:
             name=name, description=description, recipe=recipe, settings=settings, reference=kept, upload=upload,
             trigger=trigger, tags=tags, seed=seed, output_name=output_name,
         )  # fmt: skip
+        made = await pipelines.start(site, asked, "mcp")
+        return answer(_brief(await pipelines.read(site, made.id)))
+
+    @server.tool(annotations=ADD)
+    @in_words
+    async def create_cast(
+        name: Annotated[str, Field(max_length=200, description="Becomes the folder and the LoRA's name.")],
+        members: Annotated[list[CastMember], Field(min_length=2, max_length=MOST)],
+        recipe: Annotated[str | None, Field(max_length=200, description="As list_recipes names it.")] = None,
+        settings: Changes = [],  # noqa: B006
+        seed: Annotated[int | None, Field(ge=0, lt=2**32)] = None,
+        output_name: Annotated[str | None, Field(max_length=200, description="The LoRA's file name.")] = None,
+    ) -> CallToolResult:
+        """Begin a run that makes one LoRA of two to six characters, each with a trigger word of its own.
+
+        Returns at once with the run's id, as create_character does.
+        """
+        told = await asyncio.to_thread(lambda: [each.sent(site.settings) for each in members])
+        asked = PipelineIn(
+            name=name, members=told, recipe=recipe, settings=settings, seed=seed, output_name=output_name
+        )
         made = await pipelines.start(site, asked, "mcp")
         return answer(_brief(await pipelines.read(site, made.id)))
 
@@ -238,7 +280,7 @@ def _brief(view: PipelineView) -> dict[str, Any]:
     if now is not None and now.total:
         said["now"] = {"done": now.done, "total": now.total, "unit": now.unit, "message": now.message}
     if isinstance(view, PipelineDetail):
-        said |= {"published": view.published, "trigger": view.trigger, "waits_for": view.waits_for}
+        said |= view.model_dump(include={"members", "published", "trigger", "waits_for", "cautions"})
     return said
 
 

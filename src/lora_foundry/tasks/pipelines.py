@@ -27,7 +27,16 @@ from lora_foundry.pipeline import PIPELINE, stages_of
 from lora_foundry.remote.access import give, shared, store_changes
 from lora_foundry.settings import Settings
 from lora_foundry.tasks.admission import take_in
-from lora_foundry.tasks.payloads import flatten, place, plain_run, prepare, recognise, resolve, stage_name
+from lora_foundry.tasks.payloads import (
+    flatten,
+    held_run,
+    place,
+    plain_run,
+    prepare,
+    recognise,
+    resolve,
+    stage_name,
+)
 from lora_foundry.tasks.schema import ours, tasks
 from lora_foundry.tasks.store import TaskStore
 
@@ -221,6 +230,13 @@ async def get_pipeline(store: TaskStore, reference: int | str) -> Pipeline:
     if rows[0].pipeline is None:
         raise InputError(f"Task {rows[0].id} belongs to no pipeline.")
     return _summary(rows)
+
+
+async def run_of(store: TaskStore, pipeline: str) -> Run | None:
+    """The run that a pipeline's rows hold, in nobody's folders; None where none does."""
+    query = sa.select(ours.c.run).where(ours.c.pipeline == pipeline).order_by(ours.c.id).limit(1)
+    async with store.reading() as connection:
+        return held_run((await connection.execute(query)).scalar())
 
 
 async def cancel(store: TaskStore, reference: int | str) -> list[Task]:

@@ -184,6 +184,9 @@ class PipelineDetail(PipelineView):
     waits_for: str | None = Field(
         default=None, description="Why the next stage does not run yet and what to do, where it waits."
     )
+    cautions: list[str] = Field(
+        default=[], description="What its maker should know and is no reason to refuse it."
+    )
 
 
 class PipelinePage(BaseModel):

@@ -35,7 +35,7 @@ READS = {
     "results",
     "show_trial",
 }
-ADDS = {"create_character", "try_prompt"}
+ADDS = {"create_character", "create_cast", "try_prompt"}
 CHANGES = {"retry_run", "cancel_run", "exclude_pictures", "restore_pictures", "write_caption"}
 
 
@@ -97,6 +97,32 @@ async def test_a_run_is_begun_listed_cancelled_and_begun_again(home: Path) -> No
         assert "rnak" in words(
             await client.call_tool("retry_run", {"run": made["id"], "settings": ["train.rnak=8"]})
         )
+
+
+@pytest.mark.anyio
+async def test_a_cast_is_begun_with_its_members_told_one_by_one(home: Path, tmp_path: Path) -> None:
+    settings = Settings(home=home)
+    mine = settings.datasets_dir / "mine"
+    mine.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "blue").save(mine / "one.png")
+    cast = {
+        "name": "Pair",
+        "recipe": "mini",
+        "members": [
+            {"name": "Ada", "description": "1girl, red hair", "trigger": "girl"},
+            {"name": "Bo", "pictures": [str(mine)]},
+        ],
+    }
+    async with asking(settings) as client:
+        made = said(await client.call_tool("create_cast", cast))
+        assert (made["members"], made["trigger"]) == (["Ada", "Bo"], "girl, bo"), "told before a worker began"
+        assert "'girl'" in made["cautions"][0]
+        assert [each.name for each in settings.datasets_dir.rglob("one*.png")].count("one.png") == 2, "copied"
+        outside = {"name": "Bo", "reference": str(tmp_path / "secret.png")}
+        cast["members"] = [cast["members"][0], outside]
+        assert "no file or folder in" in words(await client.call_tool("create_cast", cast))
+        alone = await client.call_tool("create_cast", cast | {"members": cast["members"][:1]})
+        assert alone.is_error
 
 
 @pytest.mark.anyio

@@ -105,6 +105,14 @@ def test_a_pipeline_is_started_read_cancelled_and_done_again(client: TestClient)
     assert problem(client.get("/api/v1/pipelines/none"), 404)
 
 
+def test_a_trigger_that_the_base_knows_already_is_warned_of(client: TestClient) -> None:
+    made = client.post("/api/v1/pipelines", json=ELARA | {"trigger": "girl"})
+    assert made.status_code == 201, "no reason to refuse it"
+    shown = client.get(made.headers["location"]).json()
+    assert shown["trigger"] == "girl", "told before a worker began"
+    assert "would change every girl" in shown["cautions"][0]
+
+
 def test_pipelines_are_found_by_words_and_state_page_by_page(client: TestClient) -> None:
     for number in range(5):
         made = client.post("/api/v1/pipelines", json=ELARA | {"name": f"Elara {number}"}).json()

@@ -159,7 +159,9 @@ def test_the_set_comes_as_trainers_read_it(run: Any, finished: Path) -> None:
 
 def test_a_run_that_waits_says_for_what(run: Any) -> None:
     _, where, session = run
-    assert "No worker is running" in session.get(where, timeout=20).json()["waits_for"]
+    said = session.get(where, timeout=20).json()
+    assert "No worker is running" in said["waits_for"]
+    assert said["cautions"] == []
 
 
 def test_of_those_that_ask_at_the_same_moment_one_draws(finished: Path) -> None:

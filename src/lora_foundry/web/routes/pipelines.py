@@ -201,6 +201,7 @@ async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
             **view.model_dump(), trigger="", tags=[], dataset_dir="", has_results=False, published=False
         )
     run = await asyncio.to_thread(read_model, paths.run_file, Run)
+    run = run or await engine.run_of(here.store, pipeline.id)  # before it begins
     published = await asyncio.to_thread(read_model, paths.publication, Publication)
     return PipelineDetail(
         **view.model_dump(),
@@ -210,6 +211,7 @@ async def _detail(here: Site, pipeline: Pipeline) -> PipelineDetail:
         has_results=paths.evaluation_result.is_file(),
         published=published is not None and published.published,
         waits_for=await _waits_for(here, view),
+        cautions=list(run.cautions) if run else [],
     )
 
 

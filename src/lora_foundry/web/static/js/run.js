@@ -24,6 +24,8 @@ function showRun(found) {
   byId("progress").value = now?.total ? now.done / now.total : 0;
   say(byId("left"), running ? about(run.eta_seconds ?? now.eta_seconds) : "");
   sayRich(byId("doing"), now ? doing(now) : "All stages are done.");
+  byId("cautions").hidden = !run.cautions?.length;
+  say(byId("cautions"), run.cautions?.join(" ") ?? "");
   showStages();
 }
 
