@@ -221,7 +221,7 @@ def test_an_excluded_picture_is_not_trained_on_and_a_cancelled_run_goes_on(
     expect(page.locator("#state")).to_have_text("cancelled")
     expect(listed.locator("#runs .chip")).to_have_text("cancelled")  # the other tab saw it too
 
-    listed.get_by_role("button", name="Retry Elara").click()
+    listed.get_by_role("button", name="Run again Elara").click()
     listed.get_by_label("Changed settings, one a line").fill("train.steps = 14\ntrain.saves = 2")
     listed.locator("#retry").get_by_role("button", name="Run again").click()
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)

@@ -52,7 +52,7 @@ def test_a_prompt_is_tried_and_its_pictures_are_shown(
     expect(page.locator("#picture-title")).to_have_text("without the LoRA")
     page.get_by_role("button", name="Close").click()
     page.get_by_label("Prompt", exact=True).fill("something else")
-    page.get_by_role("button", name="Take over").click()
+    page.get_by_role("button", name="Put it back into the form").click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("elara, standing, smile <b>")
     if screenshots is not None:
         write_picture(page, screenshots, "use-wide-light")

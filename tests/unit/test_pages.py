@@ -70,8 +70,12 @@ def test_modules_import_only_modules_that_are_there_and_ids_that_pages_have() ->
 
 
 def loaded_by(page: str) -> set[Path]:
-    """The script of a page, what it imports at any depth, and the stylesheet."""
-    found, open_ = {WEB / "static" / "style.css", WEB / "static" / "theme.js"}, [f"{page}.js"]
+    """The script of a page, what it imports at any depth, and its stylesheets."""
+    templates = [
+        (WEB / "templates" / f"{name}.html.jinja").read_text(encoding="utf-8") for name in ("base", page)
+    ]
+    named = re.findall(r'static/([\w.]+\.(?:css|js))"', "".join(templates))
+    found, open_ = {WEB / "static" / name for name in named}, [f"{page}.js"]
     while open_:
         module = WEB / "static" / "js" / open_.pop()
         if module not in found:

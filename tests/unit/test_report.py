@@ -13,7 +13,7 @@ from PIL import Image
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.curation import CurationResult, Reason, Verdict
 from lora_foundry.domain.dataset import Caption, GenerationMetadata, PictureRecord, Round, TaggingResults
-from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
+from lora_foundry.domain.evaluation import CastScores, Evaluation, EvaluationPicture, MemberScores, ScoreRow
 from lora_foundry.domain.held_out import evaluation_prompts, held_out_shots
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.run import Run
@@ -235,3 +235,16 @@ def test_the_rounds_are_told_with_what_they_added(tmp_path: Path) -> None:
     assert "green eyes." in text
     assert "a short LoRA was trained on them" in text
     assert len(Reader(text).sources) == 1
+
+
+def test_a_character_of_a_cast_without_a_description_is_named_and_has_no_figures(tmp_path: Path) -> None:
+    run, paths = make_run(tmp_path), RunPaths(tmp_path, "zoë")
+    told = MemberScores(name="Kai", trigger="kai", identity_before=0.25, identity_after=0.75)
+    scores = make_scores().model_copy(
+        update={"cast": CastScores(members=(told, MemberScores(name="Zo", trigger="zo")))}
+    )
+    write_report(run, paths, scores)
+    text = paths.report.read_text(encoding="utf-8")
+    assert "Zo: without a description" in text
+    assert "<b>–</b>" not in text
+    assert "<b>0.75</b>" in text

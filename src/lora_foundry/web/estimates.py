@@ -112,7 +112,9 @@ class Expectation(NamedTuple):
 
 
 def expect(past: Sequence[Past], wanted: Size) -> Expectation | None:
-    """What a run of this size takes, from those completed runs that come nearest to it; None where there are none."""
+    """What a run of this size takes, from those completed runs that come nearest to it; None where there are none. Of own
+    pictures nothing follows for drawn ones."""
+    past = [each for each in past if wanted.own or not each.size.own]
     if not past:
         return None
     nearest = min(_distance(each.size, wanted) for each in past)

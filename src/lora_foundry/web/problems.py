@@ -103,7 +103,7 @@ def install(
     def answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
         detail = tell(detail)
         if _wants_page(request):
-            return HTMLResponse(page(HTTPStatus(status).phrase, detail), status, headers)
+            return HTMLResponse(page(HTTPStatus(status).phrase.capitalize(), detail), status, headers)
         return problem(status, detail, request.url.path, headers=headers)
 
     @app.exception_handler(FoundryError)

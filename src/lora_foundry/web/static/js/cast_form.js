@@ -53,7 +53,7 @@ function add(complain) {
   const about = el("p", { class: "small", role: "status" }, "Drop pictures, folders or zip files here, or choose them.");
   const left = el("details", { hidden: true }, el("summary"), el("ul", { class: "small" }));
   const tray = el("div", { class: "drop inner" }, field("files", "Pictures", files), bar, about, left);
-  const fields = { looks: field("looks", "Description", looks), picture: field("picture", "Picture", picture, "The drawn pictures follow it; the description may stay empty."), tray };
+  const fields = { picture: field("picture", "Picture", picture, "The drawn pictures follow it; the description may stay empty."), looks: field("looks", "Description", looks), tray };
   const uploadedId = startTray({ panel: tray, input: files, bar, about, left }, complain);
   const remove = el("button", { type: "button", class: "quiet danger", on: { click: () => drop(member) } }, "Remove");
   const legend = el("legend");

@@ -12,10 +12,12 @@ export function duration(seconds) {
 /** About how long: a guess should not pretend to seconds. */
 export function about(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "";
-  if (seconds < 10) return "a few seconds left";
-  if (seconds < 90) return `about ${Math.round(seconds / 5) * 5} s left`;
-  if (seconds < 5400) return `about ${Math.round(seconds / 60)} min left`;
-  return `about ${(seconds / 3600).toFixed(1)} h left`;
+  return seconds < 10 ? "a few seconds left" : `about ${roughly(seconds)} left`;
+}
+
+export function roughly(seconds) {
+  if (seconds < 90) return `${Math.max(5, Math.round(seconds / 5) * 5)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 /** A moment as "just now", "12 min ago", "yesterday", or its date. */
@@ -50,3 +52,5 @@ export function bytes(count) {
 export const share = (value) => (value === null || value === undefined ? "–" : (value + 0).toFixed(2));
 
 export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

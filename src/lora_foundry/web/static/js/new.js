@@ -12,7 +12,7 @@ import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form
 
 const DOORS = {
   words: "Describe the character; its pictures are drawn, looked at and captioned by themselves.",
-  reference: "Describe the character and add one picture of it; the drawn pictures follow it.",
+  reference: "Add one picture of the character; the pictures that are drawn follow it. A description is not needed, and helps.",
   pictures: "Bring 15 to 60 pictures of the character; nothing is drawn, and no description is needed.",
   cast: "Two to six characters that one LoRA draws, each called by a trigger word of its own.",
 };
@@ -148,7 +148,8 @@ function showDoor() {
   byId("looks-field").hidden = door === "pictures" || isCast();
   byId("reference-field").hidden = door !== "reference";
   byId("reference-shown").hidden = door !== "reference" || !form.reference.files.length;
-  form.description.required = !byId("looks-field").hidden;
+  form.description.required = door === "words";
+  byId(door === "reference" ? "reference-shown" : "character-field").after(byId("looks-field")); // what is needed comes first
   hideUnused();
   if (recipe) aboutRecipe();
   showTime();
@@ -194,7 +195,8 @@ async function choose(name) {
 async function listRecipes(wanted) {
   const [recipes, suggested] = await Promise.all([get(path("recipes")), wanted ? null : get(path("suggestion"))]);
   const name = (recipes.find((each) => each.name === (wanted ?? suggested?.recipe)) ?? recipes.find((each) => each.usual) ?? recipes[0]).name;
-  say(byId("recipe-why"), suggested ? `${suggested.recipe} is chosen: ${suggested.why}` : "");
+  say(byId("recipe-why"), suggested ? `${suggested.recipe} is chosen. ${suggested.why}` : "");
+  recipes.sort((one, other) => (other.name === name) - (one.name === name)); // on a phone the others are far below
   showCards(recipes, name, (each) => choose(each).catch(complain));
   await showRecipe(name);
   shown();

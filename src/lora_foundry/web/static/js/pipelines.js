@@ -3,7 +3,7 @@
 
 import { byId, el, say, shown, svg, sync, tell } from "./dom.js";
 import { get, page as address, path } from "./api.js";
-import { about, ago, plural } from "./format.js";
+import { about, ago, capital, plural } from "./format.js";
 import { coalesced, live } from "./live.js";
 import { startChrome } from "./chrome.js";
 import { deleteRun, offerUndo } from "./confirm.js";
@@ -34,7 +34,7 @@ function update(row, run) {
   say(row.querySelector(".who span"), run.character.description || run.members.join(", "));
   const picture = row.querySelector("img");
   if (run.thumbnail && picture.getAttribute("src") !== run.thumbnail) picture.src = run.thumbnail;
-  say(row.querySelector(".doing"), doing(run));
+  say(row.querySelector(".doing"), capital(doing(run)));
   say(row.querySelector(".left"), isOver(run) ? ago(run.created_at) : about(run.eta_seconds));
   const bar = row.querySelector("progress");
   bar.value = run.progress;
@@ -54,7 +54,7 @@ function doing(run) {
 }
 
 function button(box, run) {
-  const wanted = isOver(run) ? "Retry" : "Cancel";
+  const wanted = isOver(run) ? "Run again" : "Cancel";
   if (box.dataset.shown === wanted) return;
   box.dataset.shown = wanted;
   const act = () => (isOver(run) ? retryRun(run.id, run.character.name) : cancelRun(run.id, run.character.name));
@@ -80,7 +80,7 @@ function draw() {
   say(byId("none").firstElementChild, query.size ? "No run fits the filter." : "No run yet. Words, one picture or a folder of pictures become a LoRA that draws the character.");
   byId("first").hidden = query.size > 0;
   form.hidden = !runs.length && !query.size;
-  say(byId("summary"), runs.length ? `${plural(total, "run")}, the newest first.` : "Every character that was asked for stands here.");
+  say(byId("summary"), runs.length ? `${plural(total, "run")}, the newest first.` : query.size ? "None of them is shown." : "What you start stands here.");
   byId("more").hidden = !cursor;
   say(byId("more"), `Show more (${total - runs.length})`);
 }

@@ -2,7 +2,7 @@
 
 import { byId, el, say, sayRich } from "./dom.js";
 import { get, path, post, remove } from "./api.js";
-import { bytes, duration, plural } from "./format.js";
+import { bytes, plural, roughly } from "./format.js";
 
 const LOOK_AGAIN = 1000; // ms, while something is fetched
 let ready = new Map(); // name -> Readiness
@@ -15,8 +15,7 @@ let arrived = () => {};
 export function showCards(recipes, name, choose) {
   byId("recipes").replaceChildren(...recipes.map((each) => el("label", { class: "recipe" },
     el("input", { type: "radio", name: "recipe", value: each.name, checked: each.name === name, on: { change: () => choose(each.name) } }),
-    el("b", {}, each.name), el("span", { class: "chip state" }, each.own ? "your own" : "…"),
-    el("small", {}, each.description))));
+    el("b", {}, each.name), el("small", {}, each.description), el("span", { class: "chip state" }, each.own ? "your own" : "…"))));
 }
 
 export const noteReadiness = (found) => ready.set(found.recipe, found);
@@ -112,8 +111,8 @@ export async function showEarlier(name, size) {
   if (told === asked) return;
   const { runs, measured, characters, seconds, bytes: most } = await get(asked);
   told = asked;
-  const facts = [seconds ? `about ${duration(seconds)}` : "", most ? `${bytes(most)} on the disk` : ""].filter(Boolean).join(" and ");
-  const those = `${plural(runs, "earlier run")}${measured ? " like it" : characters === size.characters ? " of another size" : ` of ${characters === 1 ? "one character" : `${characters} characters`}`}`;
-  say(byId("earlier"), !runs ? `No run of ${name} has ended on this machine yet, so there is no estimate.`
+  const facts = [seconds ? `about ${roughly(seconds)}` : "", most ? `${bytes(most)} on the disk` : ""].filter(Boolean).join(" and ");
+  const those = `${plural(runs, "earlier run")}${measured ? " like it" : characters === size.characters ? " with other settings" : ` of ${characters === 1 ? "one character" : `${characters} characters`}`}`;
+  say(byId("earlier"), !runs ? `No run of ${name} like this one has ended on this machine yet, so there is no estimate.`
     : measured ? `Takes ${facts}, as ${those} did on this machine.` : `Takes ${facts}, reckoned from ${those} on this machine.`);
 }

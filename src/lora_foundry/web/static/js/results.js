@@ -4,7 +4,7 @@ import { byId, el, say, shown, sync, tell } from "./dom.js";
 import { get, getIfThere, page, path, pipelineId, pipelinePath } from "./api.js";
 import { lineChart } from "./chart.js";
 import { startChrome } from "./chrome.js";
-import { duration, share } from "./format.js";
+import { capital, duration, share } from "./format.js";
 import { complain, look, showHead } from "./head.js";
 import { coalesced, live } from "./live.js";
 import { retryRun } from "./retry.js";
@@ -30,7 +30,6 @@ function draw(run, results) {
 }
 
 const COLOURS = { good: "good", usable: "good", weak: "warn", bad: "bad", unmeasured: "warn" };
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** How good the LoRA is decides the colour; that it was installed says nothing of that. */
 function drawVerdict({ level, reason, next_step: next }, publication) {
@@ -121,7 +120,7 @@ function candidateCell(candidate, run) {
 function drawCast(cast) {
   byId("cast-section").hidden = !cast;
   if (!cast) return;
-  const both = (value, without) => `${share(value)} (${share(without)})`;
+  const both = (value, without) => (value === null ? "–" : `${share(value)} (${share(without)})`);
   const cell = (called, shown) => {
     if (called === shown) return el("b", {}, both(called.identity_after, called.identity_before));
     const found = cast.bleed.find((each) => each.called === called.name && each.shown === shown.name);
@@ -130,6 +129,8 @@ function drawCast(cast) {
   byId("cast").replaceChildren(table(["trigger", ...cast.members.map((each) => [each.name, "n"]), ["without any trigger", "n"]],
     cast.members.map((called) => [called.trigger, ...cast.members.map((shown) => [cell(called, shown), "n"]), [share(called.identity_without_trigger), "n"]]),
     "What each trigger shows of each character"));
+  const unread = cast.members.filter((each) => each.identity_after === null).map((each) => each.name);
+  say(byId("cast-unread"), unread.length ? `${unread.join(" and ")}: without a description there is nothing to compare the pictures with; the pairs below show what came of it.` : "");
 }
 
 function drawPairs({ evaluation, pairs }) {

@@ -4,7 +4,7 @@ import { byId, el, say, sayRich, shown, sync } from "./dom.js";
 import { get, getIfThere, path, pipelineId, pipelinePath, post } from "./api.js";
 import { lineChart, smooth, thin } from "./chart.js";
 import { startChrome } from "./chrome.js";
-import { about, bytes, duration, plural } from "./format.js";
+import { about, bytes, capital, duration, plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
 import { coalesced, live } from "./live.js";
 import { retryRun } from "./retry.js";
@@ -23,7 +23,7 @@ function showRun(found) {
   byId("progress").hidden = !running;
   byId("progress").value = now?.total ? now.done / now.total : 0;
   say(byId("left"), running ? about(run.eta_seconds ?? now.eta_seconds) : "");
-  sayRich(byId("doing"), now ? doing(now) : "All stages are done.");
+  sayRich(byId("doing"), now ? capital(doing(now)) : "All stages are done.");
   byId("cautions").hidden = !run.cautions?.length;
   say(byId("cautions"), run.cautions?.join(" ") ?? "");
   showStages();

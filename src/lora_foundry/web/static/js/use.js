@@ -49,7 +49,10 @@ function showTrials(trials) {
   const running = trials.some((trial) => trial.state === "running");
   byId("draw").disabled = running;
   say(byId("drawing"), running ? "Being drawn; loading the model takes a while at first." : "");
-  sync(byId("trials"), trials, (trial) => trial.id, makeTrial, updateTrial);
+  sync(byId("trials"), trials.slice(0, 1), (trial) => trial.id, makeTrial, updateTrial);
+  sync(byId("earlier-trials"), trials.slice(1), (trial) => trial.id, makeTrial, updateTrial);
+  byId("earlier-field").hidden = trials.length < 2;
+  say(byId("earlier-title"), `Tried before (${trials.length - 1})`);
   if (running) setTimeout(() => refreshTrials().catch(complain), LOOK_AGAIN);
 }
 
@@ -62,7 +65,7 @@ function makeTrial(trial) {
     byId("prompt").focus();
   };
   return el("article", { class: "stack" },
-    el("div", { class: "row between" }, el("h3", {}, trial.prompt), el("button", { type: "button", class: "quiet", on: { click: again } }, "Take over")),
+    el("div", { class: "row between" }, el("h3", {}, trial.prompt), el("button", { type: "button", class: "quiet", on: { click: again } }, "Put it back into the form")),
     el("p", { class: "soft small about" }), el("p", { class: "message bad", hidden: true }), el("ul", { class: "pairs sharp" }));
 }
 
