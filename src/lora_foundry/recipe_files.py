@@ -1,6 +1,6 @@
 """Finds recipes: those that ship (in `recipes/` and in the folders of the families), a person's own in `<home>/recipes`,
 and any other by path. A recipe may say `extends = "NAME"` and then only what differs; a file whose name begins with an
-underscore is only there to be extended."""
+underscore is only there to be extended. Of several that it names, the later ones go over the earlier."""
 
 from __future__ import annotations
 
@@ -83,16 +83,20 @@ def write_own_recipe(
             f"{name[:80]!r} cannot be the name of your own recipe; take letters, digits, - and _, and no shipped name."
         )
     changes: dict[str, Any] = {}
+    beneath: Any = extends
     for setting in settings:
         apply_setting(changes, setting)
     if name == extends:  # changed once more: what it said before stays, under what is new
         present = own_recipe(name, (folder,))
         earlier = tomllib.loads(present.read_text(encoding="utf-8-sig")) if present else {}
-        extends = str(earlier.pop("extends", extends))
+        beneath = earlier.pop("extends", extends)
         description = description or str(earlier.pop("description", ""))
         changes = _merged({key: value for key, value in earlier.items() if key != "name"}, changes)
-    build_recipe(_merged(_resolved(extends, (folder,), (name,)), changes) | {"name": name}, name)
-    lines = [f"extends = {_toml(extends)}"] + ([f"description = {_toml(description)}"] if description else [])
+    whole: dict[str, Any] = {}
+    for each in _extended(beneath, name):
+        whole = _merged(whole, _resolved(each, (folder,), (name,)))
+    build_recipe(_merged(whole, changes) | {"name": name}, name)
+    lines = [f"extends = {_toml(beneath)}"] + ([f"description = {_toml(description)}"] if description else [])
     lines += [f"{key} = {_toml(value)}" for key, value in changes.items() if not isinstance(value, Mapping)]
     for section, values in changes.items():
         if isinstance(values, Mapping):
@@ -130,15 +134,23 @@ def _resolved(name_or_file: str, folders: tuple[Path, ...], above: tuple[str, ..
     extended = values.pop("extends", None)
     if extended is None:
         return values
-    if not isinstance(extended, str):
-        raise InputError(f'In the recipe {source}, extends must be one name, as in extends = "mini".')
-    known = own_recipe(extended, folders) is not None or extended in _shipped()
-    if not known and beside is not None and (beside / extended).is_file():
-        extended = str(beside / extended)
-    base = _resolved(extended, folders, (*above, name_or_file))
+    base: dict[str, Any] = {}
+    for name in _extended(extended, source):
+        known = own_recipe(name, folders) is not None or name in _shipped()
+        file = None if known or beside is None else beside / name
+        found = str(file) if file is not None and file.is_file() else name
+        base = _merged(base, _resolved(found, folders, (*above, name_or_file)))
     if beside is not None:  # a person's file need not say its own name
         values.setdefault("name", Path(name_or_file).stem)
     return _merged(base, values)
+
+
+def _extended(value: Any, source: str) -> list[str]:
+    """The names that a recipe extends. Raises InputError."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        raise InputError(f'In the recipe {source}, extends must be a name or names, as in extends = "mini".')
+    return names
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

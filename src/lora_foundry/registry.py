@@ -57,6 +57,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("tagger", "wd", "lora_foundry.backends.onnx.wd_tagger:WdTagger", "a WD v3 tagger"),
     Backend("embedder", "mini", "lora_foundry.backends.mini_instruments:MiniEmbedder", "the bundled one"),
     Backend("embedder", "dinov2", "lora_foundry.backends.onnx.embedders:DinoEmbedder", "DINOv2, for anything"),
+    Backend("embedder", "style", "lora_foundry.backends.style:StyleEmbedder", "for styles, no network"),
     Backend("embedder", "ccip", "lora_foundry.backends.onnx.embedders:CcipEmbedder", "CCIP, for anime"),
     Backend("embedder", "sface", "lora_foundry.backends.onnx.faces:SFaceEmbedder", "SFace, for real faces"),
     Backend(

@@ -186,7 +186,8 @@ def test_own_recipes_extend_one_another_and_files_beside_them_but_not_in_a_circl
     ("text", "sentence"),
     [
         ('extends = "sdlx"', "did you mean 'sdxl'"),
-        ("extends = 3", "must be one name"),
+        ("extends = 3", "must be a name or names"),
+        ("extends = []", "must be a name or names"),
         ('extends = "sdxl"\n[train]\nrnak = 3', "did you mean 'train.rank'"),
         ('extends = "mini', "not valid TOML"),
     ],

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+Subject = Literal["character", "style"]
 Level = Literal["good", "usable", "weak", "bad", "unmeasured"]
 CLEAR = 0.1  # of a share: less is no difference that a person sees
 _GOOD, _USABLE, _WEAK = 0.8, 0.6, 0.4
@@ -43,6 +44,7 @@ class Found(NamedTuple):
     memorised: float | None = None
     sound: float | None = None
     bleed: BleedFound | None = None
+    subject: Subject = "character"
 
 
 def assess(found: Found) -> Assessment:
@@ -60,25 +62,28 @@ def assess(found: Found) -> Assessment:
             next_step="look at the pictures, or set model.tagger or model.embedder",
         )
     before = "" if found.before is None else f" (without the LoRA {found.before:.2f})"
-    said = f"identity {found.identity:.2f}{before}"
+    measure = "identity" if found.subject == "character" else "likeness"
+    said = f"{measure} {found.identity:.2f}{before}"
     return _too_little(found, said) or _too_much(found, said) or _enough(found, said)
 
 
 def _too_little(found: Found, said: str) -> Assessment | None:
-    """Where the character hardly comes, or comes in part."""
+    """Where what it is to draw hardly comes, or comes in part."""
+    style = found.subject == "style"
     identity = found.identity or 0.0
     gained = found.before is None or identity >= found.before + CLEAR / 2 or identity >= _GOOD
     if identity < _WEAK or not gained:
         return Assessment(
             level="bad",
-            reason=f"{said}: it hardly draws the character",
-            next_step="train longer or at a higher rate, and see whether the training pictures show one character",
+            reason=f"{said}: it hardly draws the {found.subject}",
+            next_step="train longer or at a higher rate, and see whether the training pictures show one "
+            + found.subject,
         )
     if identity < _USABLE:
         return Assessment(
             level="weak",
-            reason=f"{said}: only part of the character comes through",
-            next_step="train longer, or describe the character more fully",
+            reason=f"{said}: only part of the {found.subject} comes through",
+            next_step="train longer" if style else "train longer, or describe the character more fully",
         )
     return None
 
@@ -99,7 +104,10 @@ def _too_much(found: Found, said: str) -> Assessment | None:
             next_step="train longer, describe what tells them apart, or train each character alone",
         )
     without, identity = found.without_trigger or 0.0, found.identity or 0.0
-    if without > identity - CLEAR and without > (found.before or 0.0) + CLEAR:
+    is_asked = (
+        found.subject == "character"
+    )  # people leave a style on, and many of its pictures say no trigger
+    if is_asked and without > identity - CLEAR and without > (found.before or 0.0) + CLEAR:
         return Assessment(
             level="weak",
             reason=f"{said}, and {without:.2f} without the trigger word: the character appears without it, too",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 
-from lora_foundry.domain.assessment import Assessment, BleedFound, Found, assess
+from lora_foundry.domain.assessment import Assessment, BleedFound, Found, Subject, assess
 from lora_foundry.domain.shots import Shot
 
 # Where a field has a second alias, files of earlier versions call it that.
@@ -197,6 +197,7 @@ class Evaluation(BaseModel):
     traits: dict[str, str] = {}
     shots: int
     held_out: int
+    subject: Subject = "character"
     own_likeness: float | None = Field(None, validation_alias=AliasChoices("own_likeness", "self_similarity"))
     note: str = ""
     cast: CastScores | None = None
@@ -224,6 +225,7 @@ class Evaluation(BaseModel):
                 memorised=after.memorised,
                 sound=after.sound,
                 bleed=worst_of(self.cast),
+                subject=self.subject,
             )
         )
 

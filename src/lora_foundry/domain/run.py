@@ -112,6 +112,10 @@ class Run(BaseModel):
         """Raises InputError where the pictures are to come from something that is not there."""
         if self.members:
             check_members(self.members)
+            if self.recipe.evaluate.subject == "style":
+                raise InputError(
+                    f"The recipe {self.recipe.name!r} is for a style, and a cast has characters; take one for characters."
+                )
             for each in self.member_runs:
                 each._check_member()
                 Run.model_validate(each.model_dump())

@@ -113,6 +113,14 @@ def test_a_trigger_that_the_base_knows_already_is_warned_of(client: TestClient) 
     assert "would change every girl" in shown["cautions"][0]
 
 
+def test_a_recipe_for_own_pictures_is_refused_without_any(client: TestClient) -> None:
+    refused = client.post(
+        "/api/v1/pipelines", json={"name": "Ink", "description": "", "recipe": "mini-style"}
+    )
+    assert refused.status_code == 422
+    assert "add them under My pictures" in refused.json()["detail"]
+
+
 def test_pipelines_are_found_by_words_and_state_page_by_page(client: TestClient) -> None:
     for number in range(5):
         made = client.post("/api/v1/pipelines", json=ELARA | {"name": f"Elara {number}"}).json()

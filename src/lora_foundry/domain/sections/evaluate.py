@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,11 @@ class EvaluateSection(Section):
     )
     seeds: Annotated[int, Field(ge=1, le=50)] = Field(2, description="Seeds a prompt.")
     strength: float = Field(1.0, gt=0, le=2, description="Strength at which the LoRA is measured.")
+    subject: Literal["character", "style"] = Field(
+        "character",
+        description="What the LoRA is to draw. A style may show without the trigger word, too, and is judged by its likeness "
+        "to the training pictures.",
+    )
     min_identity: Share = Field(
         0.0,
         description="Least identity for publishing; below, the run ends without it.",

@@ -95,6 +95,7 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> Evaluation:
         shots=len(shots),
         held_out=len(set(shots) - set(trained)),
         own_likeness=own,
+        subject=run.recipe.evaluate.subject,
         note=note_of(run, ports.tagger, metrics.traits),
         fingerprint=made_from,
         seconds=round(perf_counter() - started, 2),
@@ -240,7 +241,8 @@ def metrics_of(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationM
     """The instruments, and the training set as they see it. Few of its pictures are in memory at once. A copy of a crop is
     a copy, but what the character looks like is told by whole pictures, so that sets with and without crops compare."""
     rules, embedder = run.recipe.curate, ports.embedder
-    features = (*run.character.tags, *told_by_reference(run, ports))
+    of_style = run.recipe.evaluate.subject == "style"  # which no description's traits tell
+    features = () if of_style else (*run.character.tags, *told_by_reference(run, ports))
     rows: list[FloatArray] = []
     small: list[Grey] = []
     for start in range(0, len(training_set.pictures), _AT_ONCE):
@@ -340,6 +342,8 @@ def note_of(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
             "Identity and adherence were not measured: the recipe names no instrument that reads traits "
             "(model.tagger = none)."
         )
+    if run.recipe.evaluate.subject == "style":
+        return "A style is judged by the likeness to the training pictures, as a share of what they reach among themselves."
     if not run.character.description and not traits:
         return (
             "There is no description to compare with, so identity is the likeness to the training pictures, as a "

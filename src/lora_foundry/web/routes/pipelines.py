@@ -15,6 +15,7 @@ from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
 from lora_foundry.domain.task import Task, TaskPriority, TaskStatus
+from lora_foundry.errors import InputError
 from lora_foundry.files.images import is_readable
 from lora_foundry.files.importing import take_all_pictures
 from lora_foundry.files.paths import RunPaths
@@ -70,13 +71,18 @@ async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline
     run = await asyncio.to_thread(checked_run, here.settings, asked)
     for member in run.member_runs:
         await asyncio.to_thread(check_ahead, member, here.settings)
-    if wanted := await asyncio.to_thread(own_pictures, here.settings, asked, run):
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    wanted = await asyncio.to_thread(own_pictures, here.settings, asked, run)
+    if not wanted and not run.members and not run.draws and not _newest(paths.images):
+        raise InputError(
+            f"The recipe {run.recipe.name} trains on your own pictures and draws none; add them under My pictures."
+        )
+    if wanted:
         if waiting := await waits_to_begin(here.store, here.settings, run.character.name):
             raise ConflictError(
                 f"Another run of {waiting.character} waits to begin, and would get these pictures, too; wait until it has "
                 "begun, cancel it, or choose another name."
             )
-        paths = RunPaths(run.dataset_dir, run.character.slug)
         await asyncio.to_thread(take_all_pictures, wanted, paths, run, request.again)
     request = request.model_copy(update={"creator": creator})
     made = await engine.submit(here.store, here.settings, request)
