@@ -9,11 +9,12 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from lora_foundry.domain.evaluation import Evaluation, ScoreRow
+from lora_foundry.domain.evaluation import Evaluation, EvaluationPicture, ScoreRow
 from lora_foundry.domain.publication import Publication
+from lora_foundry.domain.shots import Shot
 from lora_foundry.files.storage import write_model
 from lora_foundry.settings import Settings
-from tests.browser.conftest import PATIENCE, Server, settled
+from tests.browser.conftest import NARROW, PATIENCE, Server, png, settled
 from tests.contract.web.conftest import ELARA, paint_set
 
 expect.set_options(timeout=PATIENCE)
@@ -53,3 +54,37 @@ def test_the_verdict_decides_the_colour_of_an_installed_lora(
     expect(verdict).to_have_class(re.compile(rf"\b{colour}\b"))
     card = page.locator(".card", has_text="appears without the trigger")
     expect(card).to_contain_text(f"{uncalled:.2f}")
+
+
+def test_on_a_phone_the_results_take_four_screens_and_the_rest_is_one_press_away(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    made = httpx.post(f"{server.url}/api/v1/pipelines", json=ELARA | {"name": "Long"}).json()["id"]
+    paths = paint_set(Settings(home=server.home), "Long")
+    shot = Shot("standing", "smiling", "front view", "natural lighting", "simple background")
+    sides = {}
+    for side in ("before", "after"):
+        names = [f"{side}/{index:03d}.png" for index in range(20)]
+        for name in names:
+            file = paths.evaluation_pictures() / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(1))
+        shown = tuple(
+            EvaluationPicture(file=name, shot=shot, prompt="a", seed=seed) for seed, name in enumerate(names)
+        )
+        traits = {f"trait_{index}": 0.5 for index in range(20)}
+        sides[side] = ScoreRow(identity=0.5, adherence=0.9, identity_by_trait=traits, pictures=shown)
+    write_model(paths.evaluation_result, Evaluation(
+        character="Long", trigger="long", model="mini", before=sides["before"], after=sides["after"],
+        without_trigger=ScoreRow(), strength=1.0, lora_sha256="", shots=1, held_out=1, fingerprint="", seconds=1.0,
+    ))  # fmt: skip
+    page = settled(open_page(f"{server.url}/pipelines/{made}/results", viewport=NARROW))
+    pairs = page.locator("#pairs > li")
+    expect(pairs).to_have_count(4)
+    assert page.evaluate("document.documentElement.scrollHeight / innerHeight") < 4
+    page.get_by_role("button", name="Show all 20").click()
+    expect(pairs).to_have_count(20)
+    expect(pairs.nth(4).get_by_role("button").first).to_be_focused()
+    expect(page.locator("#traits")).to_be_hidden()
+    page.get_by_text("By trait and by what was asked for").click()
+    expect(page.locator("#traits")).to_be_visible()

@@ -10,7 +10,10 @@ import { coalesced, live } from "./live.js";
 import { retryRun } from "./retry.js";
 import { table } from "./table.js";
 
+const NARROW = matchMedia("(max-width: 760px)").matches;
+const FIRST = NARROW ? 4 : 8; // pairs that are shown until somebody asks for all
 let drawn = "";
+let all = false;
 
 function draw(run, results) {
   const now = JSON.stringify(results);
@@ -130,14 +133,22 @@ function drawCast(cast) {
     cast.members.map((called) => [called.trigger, ...cast.members.map((shown) => [cell(called, shown), "n"]), [share(called.identity_without_trigger), "n"]]),
     "What each trigger shows of each character"));
   const unread = cast.members.filter((each) => each.identity_after === null).map((each) => each.name);
-  say(byId("cast-unread"), unread.length ? `${unread.join(" and ")}: without a description there is nothing to compare the pictures with; the pairs below show what came of it.` : "");
+  say(byId("cast-unread"), unread.length ? `${unread.join(" and ")}: without a description there is nothing to compare the pictures with; the pairs above show what came of it.` : "");
 }
 
 function drawPairs({ evaluation, pairs }) {
   say(byId("pairs-about"), `The same prompt and seed without and with the LoRA. ${heldOut(evaluation)}`);
   byId("pairs-section").hidden = !pairs.length;
+  const more = byId("pairs-all");
+  more.hidden = all || pairs.length <= FIRST;
+  say(more, `Show all ${pairs.length}`);
+  more.onclick = () => {
+    all = true;
+    drawPairs({ evaluation, pairs });
+    byId("pairs").children[FIRST].querySelector("button").focus();
+  };
   const large = pairs.flatMap((pair) => [["without the LoRA", pair.before], ["with the LoRA", pair.after]].map(([side, source]) => ({ source, title: `${pair.words}, ${side}`, text: `${pair.prompt} · seed ${pair.seed}` })));
-  sync(byId("pairs"), pairs, (pair) => `${pair.after} ${pair.seed}`, (pair) => el("li", { class: "pair" },
+  sync(byId("pairs"), all ? pairs : pairs.slice(0, FIRST), (pair) => `${pair.after} ${pair.seed}`, (pair) => el("li", { class: "pair" },
     el("div", { class: "two" }, ...[["before", pair.before], ["after", pair.after]].map(([side, source]) => el("figure", {}, el("button", { type: "button" },
       el("img", { src: source, loading: "lazy", decoding: "async", width: 140, height: 140, alt: `${side === "before" ? "without" : "with"} the LoRA: ${pair.words}` })), el("figcaption", {}, side)))),
     el("div", { class: "body" }, el("span", {}, pair.words),
@@ -171,4 +182,5 @@ const refresh = coalesced(async () => {
 }, { failed: complain });
 
 startChrome();
+for (const each of byId("results").querySelectorAll("details")) each.open = !NARROW;
 live(path("pipelines", pipelineId, "events"), { refresh, pipeline: refresh });

@@ -9,7 +9,9 @@ import { coalesced, live } from "./live.js";
 import { table } from "./table.js";
 
 const query = new URLSearchParams(location.search);
+const FIRST = 8; // rows of pictures that are shown until somebody asks for all
 let drawn = "";
+let all = false;
 
 const nameOf = (each) => `${each.character}${each.version === null ? "" : `, version ${each.version}`}`;
 
@@ -27,7 +29,13 @@ function draw({ versions, same, others }) {
     .filter(([, url]) => url).map(([title, source]) => ({ source, title, text: `${row.words} · seed ${row.seed}` })));
   const picture = (url, alt) => (url ? el("button", { type: "button", class: "bare", on: { click: () => look(large, large.findIndex((each) => each.source === url)) } },
     el("img", { class: "sharp compared", src: url, alt, loading: "lazy", decoding: "async", width: 128, height: 128 })) : "–");
-  byId("same").replaceChildren(table(["prompt", "without", ...versions.map(nameOf)], same.map((row) => [row.words, picture(row.without, `without a LoRA: ${row.words}`),
+  byId("same-all").hidden = all || same.length <= FIRST;
+  say(byId("same-all"), `Show all ${same.length}`);
+  byId("same-all").onclick = () => {
+    all = true;
+    draw({ versions, same, others });
+  };
+  byId("same").replaceChildren(table(["prompt", "without", ...versions.map(nameOf)], (all ? same : same.slice(0, FIRST)).map((row) => [row.words, picture(row.without, `without a LoRA: ${row.words}`),
     ...row.pictures.map((url, place) => picture(url, `${nameOf(versions[place])}: ${row.words}`))]), "The same prompts"));
 }
 
