@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from lora_foundry import mini
 from tests.browser.conftest import NARROW, PATIENCE, Server, png, settled
@@ -26,17 +26,54 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
+def card_of(page: Page, recipe: str) -> Locator:
+    return page.locator(".recipe").filter(has=page.locator("b", has_text=re.compile(f"^{recipe}$")))
+
+
 def test_recipes_are_cards_that_say_what_is_here(server: Server, open_page: Callable[..., Page]) -> None:
     page = settled(open_page(f"{server.url}/new", viewport=NARROW))
-    cards = page.locator(".recipe")
-    expect(cards.filter(has_text="miniature").locator(".state")).to_have_text("ready")
+    expect(card_of(page, "mini").locator(".state")).to_have_text("ready")
     expect(page.locator("#needs")).to_be_hidden()
-    cards.filter(has_text="SDXL").get_by_role("radio").check()
-    expect(cards.filter(has_text="SDXL").locator(".state")).to_have_text("to download")
+    card_of(page, "sdxl").get_by_role("radio").check()
+    expect(card_of(page, "sdxl").locator(".state")).to_have_text("to download")
     expect(page.locator("#needs-list")).to_contain_text("licence: Fair AI Public License")
     expect(page.get_by_role("button", name="Get it")).to_be_visible()
     expect(page.locator("#plan-about")).to_contain_text("when the recipe has its base model")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_recipe_that_is_chosen_before_the_list_is_ready_says_what_it_needs(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    """On a slow machine it takes seconds until it is known of every recipe what is here."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page = settled(open_page(f"{server.url}/settings"))
+    page.route("**/api/v1/readiness", hold)
+    settled(page).goto(f"{server.url}/new")
+    card = card_of(page, "sdxl")
+    card.get_by_role("radio").check()
+    expect(page.locator("#needs-list")).to_contain_text("licence: Fair AI Public License")
+    expect(page.locator("#plan-about")).to_contain_text("when the recipe has its base model")
+    expect(card.locator(".state")).to_have_text("…")
+    held[0].continue_()
+    expect(card.locator(".state")).to_have_text("to download")
+    expect(page.get_by_role("button", name="Get it")).to_be_visible()
+
+
+def test_one_picture_needs_no_description(server: Server, open_page: Callable[..., Page]) -> None:
+    page = settled(open_page(f"{server.url}/new", viewport=NARROW))
+    page.get_by_label("One picture").check()
+    page.locator("#character").fill("Sora")
+    page.get_by_label("Reference picture").set_input_files(
+        {"name": "sora.png", "mimeType": "image/png", "buffer": png(1)}
+    )
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    expect(page.locator("#name")).to_have_text("Sora")
 
 
 def test_settings_are_found_changed_put_back_and_saved(

@@ -25,10 +25,13 @@ let listed = null; // settles when the first recipe is shown with all that belon
 let controls = [];
 let bases = [];
 let family = "";
+let picked = ""; // the recipe that a person wants; answers about another one come too late
 let planned = null; // the newest plan of the chosen recipe
 
 async function showRecipe(name) {
-  recipe = await get(path("recipes", name));
+  const found = await get(path("recipes", name));
+  if (picked !== name) return;
+  recipe = found;
   planned = null;
   aboutRecipe();
   controls = recipe.sections.flatMap((section) => section.fields).filter((field) => field.path !== "seed").map(control);
@@ -100,6 +103,7 @@ function asked() {
 
 const showPlan = coalesced(async () => {
   const about = byId("plan-about");
+  if (!recipe) return;
   const wanted = baseMissing(recipe.name);
   if (wanted) {
     byId("shots").replaceChildren();
@@ -184,10 +188,14 @@ async function keep() {
 }
 
 async function choose(name) {
+  picked = name;
   await forgetBase();
   say(byId("recipe-why"), "");
-  family = readinessOf(name)?.family ?? "";
+  if (!readinessOf(name)) noteReadiness(await get(path("recipes", name, "needs"))); // faster than the list of all
+  if (picked !== name) return;
+  family = readinessOf(name).family;
   await showRecipe(name);
+  if (picked !== name) return;
   showPlan();
   await Promise.all([showNeeds(name), showTime()]);
 }
@@ -198,17 +206,18 @@ async function listRecipes(wanted) {
   say(byId("recipe-why"), suggested ? `${suggested.recipe} is chosen. ${suggested.why}` : "");
   recipes.sort((one, other) => (other.name === name) - (one.name === name)); // on a phone the others are far below
   showCards(recipes, name, (each) => choose(each).catch(complain));
+  picked = name;
   await showRecipe(name);
   shown();
   const needed = await get(path("recipes", name, "needs"));
   noteReadiness(needed);
-  family = needed.family;
+  if (picked === name) family = needed.family;
   showPlan();
   [bases] = await Promise.all([get(path("bases")), showReadiness()]);
   const base = controls.find(({ field }) => field.path === "model.base");
   if (base) addPicker(base, bases, family);
-  if (suggested?.base) pick(base.input, suggested.base);
-  await Promise.all([showNeeds(name), showTime()]);
+  if (suggested?.base && picked === name) pick(base.input, suggested.base);
+  await Promise.all([showNeeds(picked), showTime()]);
 }
 
 function pick(input, name) {

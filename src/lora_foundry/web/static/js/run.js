@@ -7,7 +7,7 @@ import { startChrome } from "./chrome.js";
 import { about, bytes, capital, duration, plural } from "./format.js";
 import { complain, look, showHead } from "./head.js";
 import { coalesced, live } from "./live.js";
-import { retryRun } from "./retry.js";
+import { isOver, retryRun } from "./retry.js";
 
 const MARKS = { completed: "✓", failed: "!", cancelled: "–" };
 let run = null;
@@ -45,7 +45,7 @@ const MOST_REASON = 600; // characters
 /** What a person reads first of an error, and the whole where that is more: of a traceback the last line says what it was. */
 function inShort(error) {
   const lines = error.trim().split("\n").filter((line) => line.trim());
-  const reason = lines[0].startsWith("Traceback") ? lines.at(-1) : lines.slice(0, 6).join(" ");
+  const reason = lines[0].startsWith("Traceback") ? lines.at(-1).replace(/^lora_foundry[\w.]*: /, "") : lines.slice(0, 6).join(" ");
   const short = reason.length > MOST_REASON ? `${reason.slice(0, MOST_REASON)} …` : reason;
   return [short, short.replaceAll(/\s+/g, " ") === error.trim().replaceAll(/\s+/g, " ") ? "" : error];
 }
@@ -54,6 +54,7 @@ const again = (how) => how().then((done) => done !== false && refresh()).catch(c
 
 function doing(stage) {
   if (run.status === "failed") return "What is done stays; trying again goes on from here.";
+  if (run.status === "cancelled") return `Cancelled before it was through with ${stage.label}. Run again goes on from there.`;
   if (stage.error && stage.status !== "running") return `${stage.label}: ${stage.error}`;
   if (stage.status === "running") return [`${stage.label} runs on ${stage.worker ?? "a worker"}`, stage.message].filter(Boolean).join(" · ");
   return run.waits_for ?? `${stage.label} waits for a free worker.`;
@@ -84,6 +85,7 @@ async function showPictures() {
   const dataset = await getIfThere(pipelinePath("dataset"));
   const pictures = (dataset?.images ?? []).filter((picture) => picture.status !== "excluded" && picture.status !== "rejected");
   byId("no-pictures").hidden = pictures.length > 0;
+  say(byId("no-pictures"), isOver(run) ? "There are none." : "They appear here one by one.");
   say(byId("count"), pictures.length ? plural(pictures.length, "picture") : "");
   const large = pictures.map((picture) => ({
     source: picture.url, title: [picture.member, picture.file].filter(Boolean).join(" · "), text: [picture.caption, `seed ${picture.seed}`].filter(Boolean).join(" · "),
@@ -104,7 +106,11 @@ function makePicture() {
 async function showLoss() {
   const found = await getIfThere(pipelinePath("loss"));
   const points = found?.points ?? [];
-  if (points.length < 2) return;
+  if (points.length < 2) {
+    const about = byId("loss").querySelector("p");
+    if (about) say(about, isOver(run) ? "Nothing was trained." : "Drawn while the LoRA is trained.");
+    return;
+  }
   const thinned = thin(points);
   byId("loss").replaceChildren(lineChart({
     label: "Training loss", xLabel: "step",
