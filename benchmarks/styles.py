@@ -3,10 +3,11 @@ a blueprint, as a hatched engraving, and in neon, with captions that name all th
 
     python benchmarks/styles.py [--styles blueprint,engraving,neon] [--home FOLDER] [--set SECTION.KEY=VALUE ...] [--no-save]
 
-`likeness`: mean cosine of what is drawn to the set by the embedder of styles, beside that of the set's own pictures. `palette`:
-the share of pixels near one of the set's eight colours, which that embedder does not know of. `adherence`: how much of the
-prompts' looks and scenes the miniature's reader, which never saw the style, still finds. The first eight pictures of each
-style's set, without the LoRA and with it are the rows of results/styles.png."""
+`style`: how far the LoRA goes from the base to the set, as the report has it. `likeness`: mean cosine of what is drawn to the
+set by the embedder of styles, beside that of the set's own pictures. `palette`: the share of pixels near one of the set's
+eight colours, which that embedder does not know of. `adherence`: how much of the prompts' looks and scenes the miniature's
+reader, which never saw the style, still finds. The first eight pictures of each style's set, without the LoRA and with it are
+the rows of results/styles.png."""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ def _small(file: Path) -> np.ndarray:
 def learned(style: str, home: Path, settings: Sequence[str], sheet: Image.Image, row: int) -> dict[str, Any]:
     """A LoRA of the style, and what it draws; three rows of the sheet."""
     source = home / "sets" / style
-    paint(style, source)
+    if not source.exists():
+        paint(style, source)
     character = Character(name=style.capitalize(), description="")
     result = Foundry(home).create(character, "mini-style", pictures=[source], settings=settings)
     paths = RunPaths(result.dataset_dir, character.slug)
@@ -129,6 +131,8 @@ def learned(style: str, home: Path, settings: Sequence[str], sheet: Image.Image,
     rows = {"before": scores.before, "after": scores.after, "without_trigger": scores.without_trigger}
     return {
         "published": result.published,
+        "verdict": result.assessment.model_dump(mode="json"),
+        "style": {"before": scores.scores.identity_before, "after": scores.scores.identity_after},
         "likeness": {"set": scores.own_likeness} | {side: each.likeness for side, each in rows.items()},
         "palette": {side: palette_share(found, palette) for side, found in files.items()},
         "adherence": {side: each.adherence for side, each in rows.items()},
@@ -159,7 +163,7 @@ def main() -> None:
     finally:
         if options.home is None:
             shutil.rmtree(home, ignore_errors=True)
-    for measure in ("likeness", "palette", "adherence"):
+    for measure in ("style", "likeness", "palette", "adherence"):
         table(
             [measure, *runs[styles[0]][measure]],
             [[style, *run[measure].values()] for style, run in runs.items()],
@@ -168,7 +172,7 @@ def main() -> None:
         (RESULTS if not options.no_save else Path(tempfile.gettempdir())) / "styles.png", optimize=True
     )
     figures = {
-        style: {each: run[each] for each in ("likeness", "palette", "adherence")}
+        style: {each: run[each] for each in ("style", "likeness", "palette", "adherence")}
         for style, run in runs.items()
     }
     finish(

@@ -26,7 +26,7 @@ def of_finish(character: str, paths: RunPaths) -> News:
     if scores is not None:
         told, meaning = scores.scores, scores.assessment
         lines += [f"{meaning.level.capitalize()}: {meaning.reason}."]
-        lines += _change("Identity", told.identity_before, told.identity_after)
+        lines += _change(told.measure.capitalize(), told.identity_before, told.identity_after)
         lines += _change("Adherence", told.adherence_before, told.adherence_after)
         if told.identity_without_trigger is not None:
             lines += [f"Appears without the trigger: {told.identity_without_trigger:.2f} (lower is better)"]

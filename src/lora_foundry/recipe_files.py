@@ -92,9 +92,7 @@ def write_own_recipe(
         beneath = earlier.pop("extends", extends)
         description = description or str(earlier.pop("description", ""))
         changes = _merged({key: value for key, value in earlier.items() if key != "name"}, changes)
-    whole: dict[str, Any] = {}
-    for each in _extended(beneath, name):
-        whole = _merged(whole, _resolved(each, (folder,), (name,)))
+    whole = _beneath(_extended(beneath, name), folder, (folder,), (name,))
     build_recipe(_merged(whole, changes) | {"name": name}, name)
     lines = [f"extends = {_toml(beneath)}"] + ([f"description = {_toml(description)}"] if description else [])
     lines += [f"{key} = {_toml(value)}" for key, value in changes.items() if not isinstance(value, Mapping)]
@@ -134,15 +132,23 @@ def _resolved(name_or_file: str, folders: tuple[Path, ...], above: tuple[str, ..
     extended = values.pop("extends", None)
     if extended is None:
         return values
-    base: dict[str, Any] = {}
-    for name in _extended(extended, source):
-        known = own_recipe(name, folders) is not None or name in _shipped()
-        file = None if known or beside is None else beside / name
-        found = str(file) if file is not None and file.is_file() else name
-        base = _merged(base, _resolved(found, folders, (*above, name_or_file)))
+    base = _beneath(_extended(extended, source), beside, folders, (*above, name_or_file))
     if beside is not None:  # a person's file need not say its own name
         values.setdefault("name", Path(name_or_file).stem)
     return _merged(base, values)
+
+
+def _beneath(
+    names: Sequence[str], beside: Path | None, folders: tuple[Path, ...], above: tuple[str, ...]
+) -> dict[str, Any]:
+    """The values of what a recipe extends: each a known name, or a file beside it."""
+    base: dict[str, Any] = {}
+    for name in names:
+        known = own_recipe(name, folders) is not None or name in _shipped()
+        file = None if known or beside is None else beside / name
+        found = str(file) if file is not None and file.is_file() else name
+        base = _merged(base, _resolved(found, folders, above))
+    return base
 
 
 def _extended(value: Any, source: str) -> list[str]:

@@ -34,9 +34,11 @@ class ListedQueues:
         for lease in leases:
             self.held.pop(lease, None)
 
-    async def live(self, leases: Sequence[str]) -> dict[str, bool]:
-        known = {entry.lease: False for entry in self.entries} | dict.fromkeys(self.held, True)
-        return {lease: known[lease] for lease in leases if lease in known}
+    async def live(self, leases: Sequence[str]) -> set[str]:
+        return {*leases} & {*(entry.lease for entry in self.entries), *self.held}
+
+    async def taken(self) -> list[str]:
+        return list(self.held)
 
     async def held_by(self, worker: str) -> list[str]:
         return [lease for lease, holder in self.held.items() if holder == worker]

@@ -81,6 +81,23 @@ def test_every_page_the_docs_link_to_exists() -> None:
     assert seen > 20
 
 
+def test_every_heading_the_docs_link_to_exists() -> None:
+    seen = 0
+    for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]:
+        for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", file.read_text(encoding="utf-8")):
+            page = file.parent / target if target else file
+            if page.suffix == ".md":
+                seen += 1
+                assert heading in headings(page), f"{file} links to {target}#{heading}, which is not there"
+    assert seen > 2
+
+
+def headings(page: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them: small letters, blanks as dashes, nothing else but words."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_the_picture_of_the_architecture_shows_every_room() -> None:
     namespace = runpy.run_path(str(ROOT / "docs" / "make_architecture_picture.py"))
     rooms = namespace["rooms"]()

@@ -10,15 +10,20 @@ from PIL import Image, ImageFilter, ImageOps
 
 from lora_foundry.backends.style import StyleEmbedder
 from lora_foundry.domain.assessment import Found, assess
+from lora_foundry.domain.captions import shared_tags
 from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character
+from lora_foundry.domain.evaluation import Evaluation, ScoreRow
 from lora_foundry.domain.run import Run
 from lora_foundry.errors import InputError
-from lora_foundry.recipe_files import load_recipe, recipe_names
+from lora_foundry.recipe_files import load_recipe, recipe_names, write_own_recipe
+from lora_foundry.settings import Settings
+from lora_foundry.web.setups import Readiness
+from lora_foundry.web.suggesting import Candidate, suggest
 from mini_world.render import render
 from mini_world.scene import sample_scene
 
-STYLES = [name for name in recipe_names() if name.endswith("-style")]
+STYLES = ["mini-style", "sdxl-style"]
 
 
 def scenes(count: int) -> list[Image.Image]:
@@ -70,7 +75,6 @@ def test_a_recipe_for_styles_is_its_base_and_what_a_style_needs(name: str) -> No
         "style",
     )
     assert not recipe.curate.identity, "each picture shows somebody else"
-    assert not recipe.caption.prune_identity, "what stays unsaid would become the style"
     kept = {"regularisation", "regularisation_folder"}
     assert recipe.train.model_dump(exclude=kept) == base.train.model_dump(exclude=kept)
     assert recipe.model.base == base.model.base
@@ -83,11 +87,52 @@ def test_later_names_that_a_recipe_extends_go_over_earlier_ones() -> None:
 
 
 def test_a_style_may_show_without_its_trigger_and_a_character_may_not() -> None:
-    shown = {"identity": 0.9, "before": 0.5, "without_trigger": 0.9}
-    style = assess(Found(**shown, subject="style"))
-    assert (style.level, style.reason) == ("good", "likeness 0.90 (without the LoRA 0.50)")
-    assert assess(Found(**shown)).level == "weak"
+    style = assess(Found(0.9, 0.0, 0.9, subject="style"))
+    assert (style.level, style.reason) == ("good", "0.90 of the way from the base to the style")
+    assert assess(Found(0.9, 0.5, 0.9)).level == "weak"
     assert "the style" in assess(Found(0.2, subject="style")).reason
+
+
+@pytest.mark.parametrize(
+    ("after", "level"), [(0.95, "good"), (0.92, "usable"), (0.84, "bad"), (0.8, "bad"), (None, "unmeasured")]
+)
+def test_a_style_counts_from_what_the_base_draws_already(after: float | None, level: str) -> None:
+    row = ScoreRow(likeness=after)
+    found = Evaluation(
+        character="Ink", trigger="ink", model="m", before=ScoreRow(likeness=0.8), after=row, without_trigger=row,
+        strength=1, lora_sha256="", shots=1, held_out=1, own_likeness=0.97, fingerprint="", seconds=1, subject="style",
+    )  # fmt: skip
+    assert found.assessment.level == level
+    assert found.scores.identity_before == 0.0
+    assert (found.scores.measure, found.scores.identity_without_trigger) == ("style", None)
+    alike = found.model_copy(update={"before": ScoreRow(likeness=0.96)})
+    assert alike.assessment.level == "unmeasured", "there is nothing to learn, and nothing to be called good"
+
+
+def test_what_nearly_all_pictures_share_is_the_style_and_is_left_to_the_trigger() -> None:
+    seen = [["monochrome", "1girl"], ["monochrome", "cat"], ["monochrome", "sketch"]]
+    assert shared_tags(seen, 0.8) == ("monochrome",)
+
+
+def test_the_style_part_of_a_recipe_comes_last(tmp_path: Path) -> None:
+    (tmp_path / "turned.toml").write_text('extends = ["_style", "sdxl"]')
+    with pytest.raises(InputError, match='"_style", that name comes last'):
+        load_recipe(str(tmp_path / "turned.toml"))
+    (tmp_path / "_house.toml").write_text("[train]\nrank = 9\n")
+    (tmp_path / "mine.toml").write_text('extends = ["mini", "_house.toml", "_style"]')
+    write_own_recipe(tmp_path, "mine", "mine", "", ["train.alpha=3"])
+    mine = load_recipe("mine", folders=[tmp_path])
+    assert (mine.train.rank, mine.train.alpha, mine.evaluate.subject) == (9, 3, "style")
+
+
+def test_no_recipe_for_own_pictures_is_suggested_to_somebody_without_a_say() -> None:
+    here = [
+        Candidate(
+            load_recipe(name), Readiness(recipe=name, ready=True, family="sdxl", needs=[], fetchable=True)
+        )
+        for name in recipe_names()
+    ]
+    assert suggest(Settings(), here, [], has_gpu=True).recipe not in STYLES
 
 
 def test_a_cast_is_not_made_by_a_recipe_for_styles() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from lora_foundry.agents import sources
 from lora_foundry.agents.answers import GRID_EDGE, answer, in_words, or_missing, picture, pictures
@@ -21,7 +21,7 @@ from lora_foundry.files.storage import read_model
 from lora_foundry.files.training_set import list_set
 from lora_foundry.pipeline import StageName
 from lora_foundry.settings import Settings
-from lora_foundry.web.models import MemberIn, PipelineDetail, PipelineIn, PipelineView, RetryIn
+from lora_foundry.web.models import MemberIn, PipelineDetail, PipelineIn, PipelineView, RequestModel, RetryIn
 from lora_foundry.web.problems import NotFoundError
 from lora_foundry.web.routes import pipelines, recipes
 from lora_foundry.web.safe_files import safe_file
@@ -83,7 +83,7 @@ def _add_lists(server: MCPServer[Any], site: Site) -> None:
         return answer({"runs": [_brief(each) for each in page.pipelines], "total": page.total})
 
 
-class CastMember(BaseModel):
+class CastMember(RequestModel):
     """A character of a cast, from words, one picture (reference) or own pictures."""
 
     name: str = Field(max_length=200)

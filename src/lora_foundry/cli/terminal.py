@@ -101,7 +101,7 @@ def print_result(console: Console, result: CreateResult) -> None:
     console.print(f"trigger word{'s' if result.cast else ''}: [bold]{escape(result.trigger)}[/bold]")
     table = Table("", "before", "after", box=None, pad_edge=False)
     scores = result.scores
-    table.add_row("identity", _share(scores.identity_before), _share(scores.identity_after))
+    table.add_row(scores.measure, _share(scores.identity_before), _share(scores.identity_after))
     if scores.identity_without_trigger is not None:
         table.add_row(
             "appears without the trigger", "", f"{scores.identity_without_trigger:.2f} (lower is better)"

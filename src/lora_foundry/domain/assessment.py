@@ -55,6 +55,12 @@ def assess(found: Found) -> Assessment:
             reason=f"only {found.sound:.0%} of its pictures are neither blank nor blurred",
             next_step="lower train.learning_rate or the strength, and look at the training pictures",
         )
+    if found.identity is None and found.subject == "style":
+        return Assessment(
+            level="unmeasured",
+            reason="the base draws like these pictures already, or nothing measured the likeness",
+            next_step="compare the pictures with and without the LoRA, or set model.embedder",
+        )
     if found.identity is None:
         return Assessment(
             level="unmeasured",
@@ -62,8 +68,9 @@ def assess(found: Found) -> Assessment:
             next_step="look at the pictures, or set model.tagger or model.embedder",
         )
     before = "" if found.before is None else f" (without the LoRA {found.before:.2f})"
-    measure = "identity" if found.subject == "character" else "likeness"
-    said = f"{measure} {found.identity:.2f}{before}"
+    said = f"identity {found.identity:.2f}{before}"
+    if found.subject == "style":
+        said = f"{found.identity:.2f} of the way from the base to the style"
     return _too_little(found, said) or _too_much(found, said) or _enough(found, said)
 
 
@@ -129,6 +136,8 @@ def _enough(found: Found, said: str) -> Assessment:
         return Assessment(
             level="usable",
             reason=said,
-            next_step="train longer if single features are wrong; the report says which",
+            next_step="train longer"
+            if found.subject == "style"
+            else "train longer if single features are wrong; the report says which",
         )
     return Assessment(level="good", reason=said)

@@ -83,6 +83,12 @@ def own_features(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]
     return tuple(tag for tag, count in counts.most_common() if count >= least)
 
 
+def shared_tags(seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
+    """Everything seen in at least `share` of the pictures: of a set in one style, what it is done with."""
+    counts = Counter(tag for tags in seen for tag in dict.fromkeys(tags))
+    return tuple(tag for tag, count in counts.most_common() if count >= share * len(seen))
+
+
 def open_features(description: str, seen: Sequence[Sequence[str]], share: float) -> tuple[str, ...]:
     """What pictures of a character settle of what its description leaves open: of each feature the value that most of
     them have, where it is that of two pictures and of `share` of those that show the feature at all. A "red dress" is seen

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, computed_field
 from lora_foundry.domain.assessment import Assessment, BleedFound, Found, Subject, assess
 from lora_foundry.domain.shots import Shot
 
+_SHORTEST_WAY = 0.02  # of a cosine
 # Where a field has a second alias, files of earlier versions call it that.
 Side = Literal["before", "after", "without_trigger", "before_without_trigger", "last", "choice"]
 
@@ -75,8 +76,8 @@ class Scores(BaseModel):
     """What is said of a LoRA on every page, command, card and message, under one name a measure; None where the recipe
     names no instrument that could tell. Shares from 0 to 1, likeness a cosine.
 
-    before, after: without the LoRA and with it. uncertainty: see ScoreRow. identity_without_trigger: how much of the
-    character appears with the LoRA and without the trigger; lower is better.
+    before, after: without the LoRA and with it. subject: what `identity` is of. uncertainty: see ScoreRow.
+    identity_without_trigger: how much of the character appears with the LoRA and without the trigger; lower is better.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -89,6 +90,12 @@ class Scores(BaseModel):
     adherence_after: float | None = None
     likeness_before: float | None = None
     likeness_after: float | None = None
+    subject: Subject = "character"
+
+    @property
+    def measure(self) -> str:
+        """What identity is called: of a style it says how much of it comes."""
+        return "identity" if self.subject == "character" else "style"
 
 
 class Candidate(BaseModel):
@@ -205,7 +212,10 @@ class Evaluation(BaseModel):
     seconds: float
 
     def identity_of(self, row: ScoreRow) -> float | None:
-        """Identity by the traits; where none were read, likeness as a share of the set's own."""
+        """Identity by the traits; where none were read, likeness as a share of the set's own. Of a style the share of the
+        way from the base's likeness to the set's own."""
+        if self.subject == "style":
+            return way_share(row.likeness, self.before.likeness, self.own_likeness)
         return row.identity if row.identity is not None else own_share(row.likeness, self.own_likeness)
 
     # Stored in scores.json, so that pages and programs read the words that the report has. mypy knows no decorated
@@ -232,12 +242,14 @@ class Evaluation(BaseModel):
     @property
     def scores(self) -> Scores:
         """The figures that people are told, wherever they are told."""
-        after, before = self.after, self.before
+        after, before, style = self.after, self.before, self.subject == "style"
         return Scores(
             identity_before=self.identity_of(before),
             identity_after=self.identity_of(after),
             identity_uncertainty=after.uncertainty if after.identity is not None else None,
-            identity_without_trigger=self.identity_of(self.without_trigger),
+            # A style may come without its trigger, and nobody wants to be told a figure that means nothing.
+            identity_without_trigger=None if style else self.identity_of(self.without_trigger),
+            subject=self.subject,
             adherence_before=before.adherence,
             adherence_after=after.adherence,
             likeness_before=before.likeness,
@@ -284,6 +296,14 @@ def own_share(likeness: float | None, own: float | None) -> float | None:
     if likeness is None or own is None or own <= 0:
         return None
     return round(min(max(likeness / own, 0.0), 1.0), 4)
+
+
+def way_share(likeness: float | None, base: float | None, own: float | None) -> float | None:
+    """How far a likeness lies on the way from the base's to the set's own, 0 to 1; None where the way is too short to tell,
+    since the base draws like the set already."""
+    if likeness is None or base is None or own is None or own - base < _SHORTEST_WAY:
+        return None
+    return round(min(max((likeness - base) / (own - base), 0.0), 1.0), 4)
 
 
 def f_beta(adherence: float, identity: float, beta: float) -> float:

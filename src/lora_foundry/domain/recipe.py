@@ -79,6 +79,15 @@ class Recipe(Section):
             raise ValueError('dataset.crops needs something that finds faces; set model.detector = "yunet"')
         return self
 
+    @model_validator(mode="after")
+    def _style_is_nobody(self) -> Self:
+        if self.evaluate.subject == "style" and self.curate.identity:
+            raise ValueError(
+                'evaluate.subject = "style" needs curate.identity = false, since its pictures show anybody; where a recipe '
+                'extends "_style", that name comes last'
+            )
+        return self
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of a full set: `train.steps`, or epochs x repeats x images / pictures a step, rounded up."""

@@ -72,7 +72,10 @@ class Run(BaseModel):
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What a person should know before it begins and is no reason to refuse it: triggers that are plain words."""
+        """What a person should know before it begins and is no reason to refuse it: triggers that are plain words. A style may
+        come without its trigger, so nothing is said of that."""
+        if self.recipe.evaluate.subject == "style":
+            return ()
         shots = [word for axis in AXES for word in self.recipe.shots.axis(axis)]
         return tuple(
             f"{each!r} is a word that the base already knows: its LoRA would change every {each}. Take a made-up word, such as "

@@ -68,8 +68,12 @@ def _scores(release: Release) -> str:
         return ""
     values = release.scores.model_dump()
     rows = [
-        f"| {name} | {_number(values[f'{name}_before'])} | {_number(values[f'{name}_after'])} |"
-        for name in ("identity", "adherence", "likeness")
+        f"| {shown} | {_number(values[f'{name}_before'])} | {_number(values[f'{name}_after'])} |"
+        for name, shown in (
+            ("identity", release.scores.measure),
+            ("adherence", "adherence"),
+            ("likeness", "likeness"),
+        )
         if values[f"{name}_after"] is not None
     ]
     if not rows:

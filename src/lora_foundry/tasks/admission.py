@@ -25,6 +25,7 @@ from lora_foundry.tasks.attempts import (
     claim,
     folder_is_taken,
     give_back_stranded,
+    give_back_unknown,
     queue_attempts,
 )
 from lora_foundry.tasks.database import is_away
@@ -46,7 +47,7 @@ PAGE = 200
 PAGES = 5  # that one look takes in, and as many that it links
 WINDOW = 1000
 SWEEP = 60.0
-# Between two looks for attempts that nobody will begin: one that was taken out of a queue waits for two of them at most.
+# Between two looks for attempts that were taken out of a queue and are not begun: such a one waits for two of them at most.
 STRANDED = 10.0
 RUNNING = TaskStatus.RUNNING
 _TYPE = sa.func.lower(sa.cast(tasks.c.task_type, sa.Text))
@@ -75,8 +76,8 @@ class Inbox:
     thousand ids are looked at again; and everything is, once a minute, for what people change by hand.
 
     left: more was written than one look takes in; the next one goes on with it. passed: rows read since the last sweep
-    that are another program's, or that nothing can be done with. looked, taken: when attempts that nobody will begin were
-    last looked for, and those that had been taken out of a queue and not begun by then.
+    that are another program's, or that nothing can be done with. looked, taken: when attempts that had been taken
+    out of a queue and not begun were last looked for, and which those were.
     """
 
     seen: int = 0
@@ -99,10 +100,11 @@ async def admit(
     With an inbox, rows that were written since are taken in a thousand at a time, so that many of them hold nobody up.
     alone: queue the rows of that pipeline only.
     """
+    sweeps = inbox is None or inbox.sweeps()
     await take_in(store, inbox)
-    if inbox is None:
-        await give_back_stranded(store, queues)
-    elif (now := time.monotonic()) - inbox.looked >= STRANDED:
+    if sweeps:
+        await give_back_unknown(store, queues)
+    if inbox is not None and (now := time.monotonic()) - inbox.looked >= STRANDED:
         inbox.taken = await give_back_stranded(store, queues, inbox.taken)
         inbox.looked = now
     more = await queue_attempts(store, queues, alone)

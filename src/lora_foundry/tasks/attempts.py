@@ -20,7 +20,7 @@ from lora_foundry.tasks.schema import moment, ours, tasks, whole_row
 from lora_foundry.tasks.store import TaskStore
 
 BATCH = 40  # attempts that are queued in one transaction
-UNKNOWN = 200  # of the queued attempts, the most urgent that one look asks the engine about
+UNKNOWN = 1000  # queued attempts that one sweep asks the engine about
 LANES = ("gpu", "cpu")
 RUNNING = TaskStatus.RUNNING
 
@@ -85,7 +85,7 @@ async def queue_attempts(store: TaskStore, queues: Queues, alone: Alone | None) 
     """Queues attempts at the most urgent of the rows that may start; whether there may be more.
 
     Where the engine has a database of its own, the lease is written first: a worker that dies in between leaves rows
-    whose attempts the engine does not know, which the next look for such gives back.
+    whose attempts the engine does not know, which the next look at everything gives back.
     """
     in_lane = ours.c.queue.in_(LANES)
     async with store.reading() as connection:  # nearly always there is nothing, and then nothing is locked
@@ -175,21 +175,30 @@ async def give_back(store: TaskStore, condition: sa.ColumnElement[bool]) -> None
 
 
 async def give_back_stranded(
-    store: TaskStore, queues: Queues, taken: frozenset[str] = frozenset()
+    store: TaskStore, queues: Queues, before: frozenset[str] = frozenset()
 ) -> frozenset[str]:
-    """Gives back rows that should start next and whose attempts nobody will begin. The engine does not know them: it was
-    told of none before the worker died that queued them, or its tables were lost. Or somebody took them out of a queue
-    and has not begun since: it died before it was known as a worker again, or its database went away in between, whereupon
-    DBOS lets go of what it took.
+    """Gives back rows whose attempts somebody took out of a queue and has not begun since the look before: it died before
+    it was known as a worker again, or its database went away in between, whereupon DBOS lets go of what it took.
 
-    taken: what was found taken out and not begun by the look before. Returns that of this one.
+    before: what was found so by the look before. Returns that of this one.
     """
+    taken = await queues.taken()
+    waiting = ours.c.lease.in_(taken) & ours.c.status.in_(WAITING)
+    found: frozenset[str] = frozenset()
+    if taken:
+        async with store.reading() as connection:
+            found = frozenset((await connection.execute(sa.select(ours.c.lease).where(waiting))).scalars())
+    if stranded := found & before:
+        await give_back(store, ours.c.lease.in_(sorted(stranded)))
+    return found - before
+
+
+async def give_back_unknown(store: TaskStore, queues: Queues) -> None:
+    """Gives back rows that should start next and whose attempts the engine does not know: it was told of none before the
+    worker died that queued them, or its tables were lost."""
     queued = ours.c.lease.is_not(None) & ours.c.status.in_(WAITING)
     first = sa.select(ours.c.lease).where(queued).order_by(ours.c.priority, ours.c.id).limit(UNKNOWN)
     async with store.reading() as connection:
         leases = set((await connection.execute(first)).scalars().all())
-    live = await queues.live(sorted(leases)) if leases else {}
-    begun_late = {lease for lease, is_taken in live.items() if is_taken}
-    if stranded := (leases - set(live)) | (begun_late & taken):
-        await give_back(store, ours.c.lease.in_(sorted(stranded)))
-    return frozenset(begun_late - stranded)
+    if leases and (unknown := leases - await queues.live(sorted(leases))):
+        await give_back(store, ours.c.lease.in_(sorted(unknown)))

@@ -77,7 +77,9 @@ class Queues(Protocol):
 
     async def cancel(self, leases: Sequence[str]) -> None: ...
 
-    async def live(self, leases: Sequence[str]) -> dict[str, bool]: ...
+    async def live(self, leases: Sequence[str]) -> set[str]: ...
+
+    async def taken(self) -> list[str]: ...
 
     async def held_by(self, worker: str) -> list[str]: ...
 
@@ -192,15 +194,20 @@ class Engine:
         for part in _parts(leases):
             await self._client.cancel_workflows_async(part)
 
-    async def live(self, leases: Sequence[str]) -> dict[str, bool]:
-        """Those of the attempts that are queued or run, and whether a worker has taken them out of the queue."""
-        found: dict[str, bool] = {}
+    async def live(self, leases: Sequence[str]) -> set[str]:
+        """Those of the attempts that are queued or run."""
+        found: set[str] = set()
         for part in _parts(leases):
             rows = await self._client.list_workflows_async(
                 workflow_ids=part, status=_LIVE, load_input=False, load_output=False
             )
-            found |= {row.workflow_id: row.status == "PENDING" for row in rows}
+            found |= {row.workflow_id for row in rows}
         return found
+
+    async def taken(self) -> list[str]:
+        """The attempts that workers have taken out of their queues and not ended, of all workers."""
+        rows = await self._client.list_workflows_async(status="PENDING", load_input=False, load_output=False)
+        return [row.workflow_id for row in rows if _LEASE.fullmatch(row.workflow_id)]
 
     async def held_by(self, worker: str) -> list[str]:
         """The attempts that a worker has taken out of a queue and not ended."""

@@ -49,7 +49,11 @@ def suggest(
     if usual != Settings.model_fields["recipe"].default:
         return Suggestion(recipe=usual, why="The settings of this machine name it.")
     real = sorted(
-        (each for each in candidates if each.recipe.model.base != BUNDLED),
+        (
+            each
+            for each in candidates
+            if each.recipe.model.base != BUNDLED and each.recipe.dataset.source != "own"
+        ),
         key=lambda each: (len(each.missing), each.ready.recipe),
     )
     for each in real:

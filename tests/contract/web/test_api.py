@@ -118,7 +118,7 @@ def test_a_recipe_for_own_pictures_is_refused_without_any(client: TestClient) ->
         "/api/v1/pipelines", json={"name": "Ink", "description": "", "recipe": "mini-style"}
     )
     assert refused.status_code == 422
-    assert "add them under My pictures" in refused.json()["detail"]
+    assert "the door My pictures" in refused.json()["detail"]
 
 
 def test_pipelines_are_found_by_words_and_state_page_by_page(client: TestClient) -> None:

@@ -166,7 +166,7 @@ def _cards(scores: Evaluation) -> list[Comparison]:
     told = scores.scores
     cards = [
         Comparison(
-            "identity", told.identity_before, told.identity_after, uncertainty=told.identity_uncertainty
+            told.measure, told.identity_before, told.identity_after, uncertainty=told.identity_uncertainty
         ),
         Comparison("adherence", told.adherence_before, told.adherence_after),
     ]

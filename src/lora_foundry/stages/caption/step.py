@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lora_foundry.domain.captions import framed, own_features
+from lora_foundry.domain.captions import framed, own_features, shared_tags
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import (
     FRAMED,
@@ -40,6 +40,7 @@ from lora_foundry.files.training_set import SetPicture, read_set
 from lora_foundry.ports import Ports, ProgressCallback
 from lora_foundry.stages._shared.captions import compose
 
+STYLE_SHARE = 0.8
 FROM_PLAN = "plan"  # where a caption came from, in tagging_results.json
 
 
@@ -67,7 +68,11 @@ def run(run: Run, ports: Ports, progress: ProgressCallback) -> TaggingResults:
     pictures = _records(paths, metadata, files)
     described = ports.captioner.describe(character, pictures, paths.images)
     seen = _seen(ports, character, pictures, paths)
-    common = own_features(list(seen.values()), section.identity_share) if any(seen.values()) else ()
+    # A style's set shows anything, so what nearly all of it shares is the style: monochrome, sketch.
+    of_style = run.recipe.evaluate.subject == "style"
+    shared = shared_tags if of_style else own_features
+    share = max(section.identity_share, STYLE_SHARE) if of_style else section.identity_share
+    common = shared(list(seen.values()), share) if any(seen.values()) else ()
     # Every prompt of the set said what the description was completed with: it is the character's like the description,
     # a hat as well, which nobody could tell by looking.
     pruned = pruned_tags(character, section, (*metadata.completed, *common))

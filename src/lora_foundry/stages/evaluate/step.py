@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lora_foundry.domain.dataset import GenerationMetadata, PictureRecord
 from lora_foundry.domain.evaluation import Candidate, Evaluation, ScoreRow, Side
@@ -240,7 +240,7 @@ def with_lora(model: str, choice: Choice | None) -> str:
 def metrics_of(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationMetrics:
     """The instruments, and the training set as they see it. Few of its pictures are in memory at once. A copy of a crop is
     a copy, but what the character looks like is told by whole pictures, so that sets with and without crops compare."""
-    rules, embedder = run.recipe.curate, ports.embedder
+    rules, made, embedder = run.recipe.curate, run.recipe.generate, ports.embedder
     of_style = run.recipe.evaluate.subject == "style"  # which no description's traits tell
     features = () if of_style else (*run.character.tags, *told_by_reference(run, ports))
     rows: list[FloatArray] = []
@@ -254,6 +254,8 @@ def metrics_of(run: Run, ports: Ports, training_set: TrainingSet) -> EvaluationM
             for picture, image in zip(pictures, images, strict=True)
             if picture.crop is None or picture.crop.by_hand
         ]
+        if of_style:  # finer strokes than it draws would be another style
+            shown = [ImageOps.contain(image, (made.width, made.height)) for image in shown]
         if embedder is not None and shown:
             rows.append(embedder.embed(shown))
     thumbnails = np.stack(small) if small else NO_THUMBNAILS
@@ -337,13 +339,16 @@ def is_whole(paths: RunPaths, result: Evaluation) -> bool:
 
 def note_of(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
     """Why scores are missing, in words for the report; empty where none is."""
+    if run.recipe.evaluate.subject == "style":
+        return (
+            "A style is judged by how far the likeness goes from what the base draws (0) to your own pictures (1)."
+            + ("" if tagger else " Adherence was not measured: the recipe names no instrument for it.")
+        )
     if tagger is None:
         return (
             "Identity and adherence were not measured: the recipe names no instrument that reads traits "
             "(model.tagger = none)."
         )
-    if run.recipe.evaluate.subject == "style":
-        return "A style is judged by the likeness to the training pictures, as a share of what they reach among themselves."
     if not run.character.description and not traits:
         return (
             "There is no description to compare with, so identity is the likeness to the training pictures, as a "
@@ -356,4 +361,4 @@ def note_of(run: Run, tagger: Tagger | None, traits: Sequence[Trait]) -> str:
 
 def detail_of(result: Evaluation, row: ScoreRow) -> str:
     found = result.identity_of(row)
-    return "" if found is None else f"identity {found:.2f}"
+    return "" if found is None else f"{result.scores.measure} {found:.2f}"

@@ -20,6 +20,7 @@ from lora_foundry.files.images import is_readable
 from lora_foundry.files.importing import take_all_pictures
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model
+from lora_foundry.files.training_set import list_set
 from lora_foundry.recipe_files import load_recipe, recipe_names
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import arranging
@@ -73,10 +74,9 @@ async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline
         await asyncio.to_thread(check_ahead, member, here.settings)
     paths = RunPaths(run.dataset_dir, run.character.slug)
     wanted = await asyncio.to_thread(own_pictures, here.settings, asked, run)
-    if not wanted and not run.members and not run.draws and not _newest(paths.images):
-        raise InputError(
-            f"The recipe {run.recipe.name} trains on your own pictures and draws none; add them under My pictures."
-        )
+    sent = {paths.root for _, paths in wanted}
+    for member in run.member_runs:
+        await asyncio.to_thread(_refuse_no_pictures, here.settings, member, member.dataset_dir in sent)
     if wanted:
         if waiting := await waits_to_begin(here.store, here.settings, run.character.name):
             raise ConflictError(
@@ -89,6 +89,22 @@ async def start(here: Site, asked: PipelineIn, creator: str = "web") -> Pipeline
     for upload in uploads_of(asked):
         await asyncio.to_thread(uploads.forget, here.settings, upload)
     return made
+
+
+def _refuse_no_pictures(settings: Settings, run: Run, sent: bool) -> None:
+    """Raises InputError for a run on own pictures for which none came and none lies here. With a storage they may have come
+    to another host, where the worker finds them."""
+    if run.draws or sent or settings.storage:
+        return
+    try:
+        found = list_set(RunPaths(run.dataset_dir, run.character.slug)).pictures
+    except InputError:
+        found = ()
+    if all(each.generated for each in found):
+        raise InputError(
+            f"The recipe {run.recipe.name} draws nothing for {run.character.name}: give your own pictures with it (`upload` or "
+            "`pictures`; on the page, the door My pictures)."
+        )
 
 
 @router.get("")

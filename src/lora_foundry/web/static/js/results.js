@@ -54,7 +54,7 @@ function drawCards({ scores, evaluation: { strength, note }, training }) {
   const measured = (value) => value !== null && value !== undefined;
   const spread = measured(scores.identity_uncertainty) ? ` ± ${share(scores.identity_uncertainty)}` : "";
   byId("cards").replaceChildren(
-    card("identity", [share(scores.identity_after), el("small", {}, spread)], `${share(scores.identity_before)} without the LoRA`),
+    card(scores.subject === "style" ? "style" : "identity", [share(scores.identity_after), el("small", {}, spread)], `${share(scores.identity_before)} without the LoRA`),
     card("adherence", share(scores.adherence_after), `${share(scores.adherence_before)} without the LoRA`),
     ...(measured(scores.likeness_after) ? [card("likeness", share(scores.likeness_after), `${share(scores.likeness_before)} without the LoRA`)] : []),
     ...(measured(scores.identity_without_trigger) ? [card("appears without the trigger", share(scores.identity_without_trigger), "identity; lower is better")] : []),
