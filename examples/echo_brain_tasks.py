@@ -21,9 +21,9 @@ from lora_foundry.stage_job import ENTRY
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 SMALL = {
-    "generate": {"images": 6, "steps": 4, "batch_size": 3},
+    "generate": {"images": 6, "steps": 4, "batch_size": 3, "rounds": 1},
     "curate": {"budget": 1},
-    "train": {"steps": 12, "batch_size": 2, "rank": 4, "saves": 2, "regularisation": 0},
+    "train": {"steps": 12, "batch_size": 2, "rank": 4, "saves": 1, "sample_steps": 1, "regularisation": 0},
     "evaluate": {"prompts": 2, "seeds": 1, "choice_prompts": 2},
     "publish": {"min_change": 0},
 }

@@ -20,6 +20,7 @@ from tests.painted import quiet, tree
 # The whole pipeline on the real model in a few seconds: what is small here is small in number, never in kind.
 SMALL = ("generate.images=6", "generate.steps=4", "generate.batch_size=3", "generate.rounds=1", "train.steps=12",
          "train.batch_size=2", "train.regularisation=0", "train.rank=4", "train.checkpoint_every=4", "train.saves=2",
+         "train.sample_steps=1",
          "evaluate.prompts=2", "evaluate.seeds=1", "evaluate.choice_prompts=2", "publish.min_change=0",
          "curate.budget=1")  # fmt: skip
 ELARA = Character(name="Elara", description="1girl, brown hair, long hair, blue eyes, red dress, crown")

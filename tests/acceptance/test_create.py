@@ -196,8 +196,8 @@ def test_a_run_tells_of_all_its_stages_in_their_order(homes: Homes) -> None:
     assert homes.seen == ["generate", "curate", "caption", "train", "evaluate", "publish"]
 
 
-def test_one_picture_becomes_a_lora_without_a_word(home: Path) -> None:
-    done = lora_foundry(home, "demo", "--from-picture", "--json")
+def test_one_picture_becomes_a_lora_without_a_word(command: Callable[..., Done], home: Path) -> None:
+    done = command("demo", "--from-picture", "--json", settings=SMALL)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["status"], result["trigger"]) == ("completed", "mira")
@@ -211,7 +211,7 @@ def test_one_picture_becomes_a_lora_without_a_word(home: Path) -> None:
     assert [file.name for file in paths.images.glob("*_reference*.png")], "the picture itself is in the set"
 
 
-def test_two_characters_become_one_lora(home: Path, tmp_path: Path) -> None:
+def test_two_characters_become_one_lora(command: Callable[..., Done], home: Path, tmp_path: Path) -> None:
     """One from words, one from own pictures, through the command and the task table."""
     own = tmp_path / "photos"
     own.mkdir()
@@ -221,7 +221,7 @@ def test_two_characters_become_one_lora(home: Path, tmp_path: Path) -> None:
         'name = "Duo"\n[[character]]\nname = "Elara"\ndescription = "1girl, brown hair, red dress"\n'
         '[[character]]\nname = "Kai"\ndescription = "1boy, white hair, blue hoodie"\npictures = ["photos"]\n'
     )
-    done = lora_foundry(home, "create", "--cast", str(tmp_path / "duo.toml"), "-r", "mini", "--json")
+    done = command("create", "--cast", str(tmp_path / "duo.toml"), "-r", "mini", "--json", settings=SMALL)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["status"], result["trigger"]) == ("completed", "elara, kai")

@@ -24,7 +24,7 @@ CHANGES = (
     "generate.height=64", "generate.steps=1", "generate.sampler=euler", "generate.scheduler=normal",
     "generate.reference_workflow=instruct_pix2pix", "generate.reference_checkpoint=editor.safetensors",
     "model.tagger=none", "model.embedder=none", "model.detector=none",
-    "train.steps=4", "train.rank=4", "train.checkpoint_every=4", "train.saves=1",
+    "train.steps=4", "train.rank=4", "train.checkpoint_every=4", "train.saves=1", "train.sample_steps=1",
     "evaluate.prompts=1", "evaluate.seeds=1", "evaluate.choice_prompts=1", "publish.min_change=0",
 )  # fmt: skip
 

@@ -30,9 +30,16 @@ from lora_foundry.tasks.worker import WorkerOptions
 
 IMAGES, STEPS = 8, 40
 CHANGES: dict[str, dict[str, int]] = {
-    "generate": {"images": IMAGES, "steps": 4, "batch_size": 1},
+    "generate": {"images": IMAGES, "steps": 4, "batch_size": 1, "rounds": 2, "round_images": 2},
     "curate": {"budget": 1},
-    "train": {"steps": STEPS, "batch_size": 2, "rank": 4, "checkpoint_every": 4},
+    "train": {
+        "steps": STEPS,
+        "batch_size": 2,
+        "rank": 4,
+        "checkpoint_every": 4,
+        "regularisation": 2,
+        "sample_steps": 1,
+    },
     "evaluate": {"prompts": 1, "seeds": 1, "choose": False},
     "publish": {"min_change": 0},
 }

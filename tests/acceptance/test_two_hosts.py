@@ -20,7 +20,14 @@ from tests.contract.storage_server import environment, served
 CHANGES = {
     "generate": {"images": 6, "steps": 4, "batch_size": 1, "rounds": 1},
     "curate": {"budget": 1},
-    "train": {"steps": 16, "batch_size": 2, "rank": 4, "checkpoint_every": 4},
+    "train": {
+        "steps": 16,
+        "batch_size": 2,
+        "rank": 4,
+        "checkpoint_every": 4,
+        "regularisation": 2,
+        "sample_steps": 1,
+    },
     "evaluate": {"prompts": 1, "seeds": 1, "choose": False},
     "publish": {"min_change": 0},
 }
