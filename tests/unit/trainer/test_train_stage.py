@@ -21,16 +21,17 @@ from lora_foundry.errors import BackendError, InputError, StageError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.storage import read_model, write_model
-from lora_foundry.ports import GeneratedImage, Ports, ProgressCallback, TrainingJob
+from lora_foundry.ports import GeneratedImage, Ports, ProgressCallback, Trainer, TrainingJob
 from lora_foundry.recipe_files import load_recipe
 from lora_foundry.stages.train import step as train
+from lora_foundry.trainer.dry_run import DryRunTrainer
 from lora_foundry.trainer.trainer import InProcessTrainer
 
 pytestmark = pytest.mark.slow
 
 
-class CountingTrainer(InProcessTrainer):
-    """The real one, which also remembers its jobs."""
+class CountingTrainer(DryRunTrainer):
+    """The one that does all but train, which also remembers its jobs: enough for what the stage gives to a trainer."""
 
     def __init__(self, base: Base) -> None:
         super().__init__(base, "cpu")
@@ -47,9 +48,21 @@ def trainer(base: Base) -> CountingTrainer:
 
 
 @pytest.fixture
+def real(base: Base) -> InProcessTrainer:
+    return InProcessTrainer(base, "cpu")
+
+
+@pytest.fixture
 def ready(tmp_path: Path) -> Run:
     """A run whose captions are written: three pictures in a folder with spaces and an accent."""
-    small = ("steps=2", "batch_size=2", "rank=2", "checkpoint_every=2", "regularisation=0")
+    small = (
+        "steps=2",
+        "batch_size=2",
+        "rank=2",
+        "checkpoint_every=2",
+        "regularisation=0",
+        "sample_prompts=[]",
+    )
     recipe = load_recipe("mini", [f"train.{each}" for each in small])
     run = Run(
         character=Character(name="Zoë van Dijk", description="1girl, brown hair"),
@@ -76,7 +89,7 @@ def ready(tmp_path: Path) -> Run:
     return run
 
 
-def run_stage(run: Run, trainer: CountingTrainer, room: Any = nullcontext) -> TrainedLora:
+def run_stage(run: Run, trainer: Trainer, room: Any = nullcontext) -> TrainedLora:
     ports = SimpleNamespace(trainer=trainer, gpu=SimpleNamespace(room=lambda settings: room()))
     return train.run(run, cast(Ports, ports), lambda event: None)
 
@@ -125,11 +138,11 @@ def test_whatever_decides_the_result_makes_it_stale(ready: Run, trainer: Countin
     assert len(trainer.jobs) == 4
 
 
-def test_a_file_that_was_tampered_with_is_made_again(ready: Run, trainer: CountingTrainer) -> None:
-    result = run_stage(ready, trainer)
+def test_a_file_that_was_tampered_with_is_made_again(ready: Run, real: InProcessTrainer) -> None:
+    result = run_stage(ready, real)
     whole = result.path.read_bytes()
     result.path.write_bytes(whole[:-1])
-    run_stage(ready, trainer)
+    run_stage(ready, real)
     assert result.path.read_bytes() == whole
 
 
@@ -169,11 +182,11 @@ def test_it_needs_the_captions(ready: Run, trainer: CountingTrainer) -> None:
         run_stage(ready, trainer)
 
 
-def test_two_homes_give_the_same_bytes(ready: Run, trainer: CountingTrainer, tmp_path: Path) -> None:
-    first = run_stage(ready, trainer)
+def test_two_homes_give_the_same_bytes(ready: Run, real: InProcessTrainer, tmp_path: Path) -> None:
+    first = run_stage(ready, real)
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(ready.dataset_dir, elsewhere, ignore=shutil.ignore_patterns("training"))
-    second = run_stage(ready.model_copy(update={"dataset_dir": elsewhere}), trainer)
+    second = run_stage(ready.model_copy(update={"dataset_dir": elsewhere}), real)
     assert first.sha256 == second.sha256
 
 
