@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 
 from lora_foundry.domain.character import Character
 from tests.commands import Commands, fork_server
@@ -19,6 +21,9 @@ from tests.homes import ELARA, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 FAILED = pytest.StashKey[bool]()
+# How long an example takes, or its making, says how busy the machine is, and is no test's matter.
+examples.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("untimed")
 # What the tests import are half a million objects that stay: to look through them again and again, while they are
 # imported and later in every test, takes a fifth of the import's time.
 gc.disable()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,19 @@ from lora_foundry import mini
 from lora_foundry.errors import BackendError, InputError, StorageError
 from lora_foundry.files.download import Extent, fetch, parse_source
 from lora_foundry.testing.hub import StubHub
+from tests.commands import Commands, Done
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., Done]
+# The hub's client reads its environment when it is imported: the forked process, which has imported it, imports it anew.
+PROGRAM = """
+import sys
+READ_EARLY = ("huggingface_hub", "lora_foundry.hubs", "lora_foundry.backends.onnx")
+for name in list(sys.modules):
+    if any(name == each or name.startswith(each + ".") for each in READ_EARLY):
+        del sys.modules[name]
+from lora_foundry.cli.app import main
+main()
+"""
 OWN = """
 extends = "mini"
 [model]
@@ -52,26 +61,22 @@ def hub() -> Iterator[StubHub]:
 
 
 @pytest.fixture
-def command(hub: StubHub, tmp_path: Path) -> Command:
-    """The program in a process of its own, since the hub's client reads its environment when it is imported."""
+def command(hub: StubHub, tmp_path: Path, commands: Commands) -> Command:
+    """The program in a process of its own, with this hub's address in its environment."""
     home = tmp_path / "home"
     (home / "recipes").mkdir(parents=True)
     (home / "recipes" / "own.toml").write_text(OWN)
-    environment = os.environ | {
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {
         "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "LORA_FOUNDRY_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
     }  # fmt: skip
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "lora_foundry", *arguments],
-            env=environment, capture_output=True, text=True, timeout=200, check=False,
-        )  # fmt: skip
-
-    return run
+    return lambda *arguments: commands.run(str(program), *arguments, environment=environment)
 
 
-def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+def rows(done: Done) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(done.stdout)}
 
 

@@ -195,7 +195,9 @@ FIELDS = st.sampled_from(
 
 
 @settings_of_hypothesis(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     kind=st.sampled_from(["generation", "tagging", "training", "stage", "unknown"]),

@@ -29,7 +29,11 @@ def record(prompt: str = "1girl, brown hair", negative: str = "", seed: int = 7)
     )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(prompt=texts, negative=texts, seed=st.integers(0, 2**53 - 1))
 def test_a_record_makes_the_round_trip_through_its_png(
     tmp_path: Path, prompt: str, negative: str, seed: int

@@ -133,7 +133,7 @@ NOTHING_ELSE = Means()
 SAME_RESULT = {"batch_size", "accumulation", "gradient_checkpointing", "cache_captions", "streamed"}
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     batch=st.integers(1, 32), repeats=st.integers(1, 4), resolution=st.sampled_from([512, 768, 1024]),
     free=st.floats(0.5, 80), optimizer=st.sampled_from(["adamw", "adamw8bit", "adafactor"]), shuffled=st.booleans(),

@@ -59,7 +59,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingImage, ...
 
 
 def make(folder: Path, images: tuple[TrainingImage, ...], **given: object) -> TrainingJob:
-    options = {"steps": 7, "rank": 2, "alpha": 1.0, "checkpoint_every": 2, "learning_rate": 1e-2} | given
+    options = {
+        "steps": 7,
+        "rank": 2,
+        "alpha": 1.0,
+        "checkpoint_every": 2,
+        "learning_rate": 1e-2,
+        "saves": 2,
+    } | given
     return TrainingJob(images, short_section(**options), "elara", folder / "lora.safetensors", folder, {})
 
 
@@ -98,7 +105,11 @@ CHOICES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(stops=st.lists(st.integers(1, 7), max_size=3))
 def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
     choice: str, stops: list[int], images: tuple[TrainingImage, ...], tmp_path_factory: pytest.TempPathFactory
