@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lora_foundry.families._shared.loading import load_pipeline, quiet_libraries
 from lora_foundry.families.sd import train as sd
 from lora_foundry.trainer.export import kohya_tensors, lora_bytes, write_lora
 from lora_foundry.trainer.lora import UP, Adapter
+from tests.commands import start_code
 from tests.unit.trainer.conftest import short_section
 
 pytestmark = pytest.mark.slow
@@ -121,18 +120,19 @@ def test_sd15s_modules_are_the_192_of_sd_scripts() -> None:
     assert export_name(targets[0]) == "lora_unet_down_blocks_0_attentions_0_proj_in"
 
 
-def test_bytes_are_the_same_in_another_process(exported: Path) -> None:
+def test_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
     """The library's own writer shuffles the header by a hash that is random in each process."""
+    written = tmp_path / "other.safetensors"
     code = (
-        "import sys, torch; from lora_foundry.trainer.export import lora_bytes;"
-        "sys.stdout.buffer.write(lora_bytes({'b': torch.ones(3), 'a': torch.zeros(2)},"
+        "import pathlib, torch; from lora_foundry.trainer.export import lora_bytes;"
+        f"pathlib.Path({str(written)!r}).write_bytes(lora_bytes({{'b': torch.ones(3), 'a': torch.zeros(2)}},"
         " {f'ss_{n}': 'ü' for n in range(30)}))"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert start_code(code, tmp_path).wait() == 0
     here = lora_bytes(
         {"a": torch.zeros(2), "b": torch.ones(3)}, {f"ss_{n}": "ü" for n in reversed(range(30))}
     )
-    assert here == other
+    assert here == written.read_bytes()
     assert torch.equal(load(here)["b"], torch.ones(3))
 
 
