@@ -122,7 +122,7 @@ class Wanted:
 
         wanted = self
         recipe = load_recipe(self.recipe or settings.recipe, self.changes, settings.recipe_folders)
-        if self.pictures and recipe.dataset.source == "auto":
+        if self.pictures and recipe.dataset.source in ("auto", "own"):
             wanted = replace(self, changes=(*self.changes, "dataset.source=own"))
         run, _ = Foundry(settings=settings).prepare(
             wanted.character,

@@ -99,7 +99,7 @@ class Past(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """What a run will take: seconds; `shares`: how much more of everything but the LoRA than each of `runs` had, the
+    """What a run will take: seconds; `share`: how much more of everything but the LoRA than each of `runs` had, the
     completed ones that this was told from."""
 
     seconds: float
@@ -107,8 +107,9 @@ class Expectation(NamedTuple):
     runs: tuple[Past, ...]
 
     def measured(self, wanted: Size) -> bool:
-        """Whether runs of just this size were there; else it is reckoned from others."""
-        return all(past.size == wanted for past in self.runs)
+        """Whether runs of just this size were there; else it is reckoned from others. How many a person's own pictures
+        are, no size tells."""
+        return not wanted.own and all(past.size == wanted for past in self.runs)
 
 
 def expect(past: Sequence[Past], wanted: Size) -> Expectation | None:

@@ -163,11 +163,12 @@ async def earlier(here: Here, name: str, asked: Annotated[SizeIn, Query()]) -> E
 
 def _size(here: Site, pipeline: Pipeline) -> Size:
     """How much work a run was; of a recipe that was changed since then, as it now says."""
-    images, steps = 1, 1
+    images, steps, own = 1, 1, is_own(pipeline)
     try:
         folders = here.settings.recipe_folders
         recipe = load_recipe(pipeline.recipe or "", flatten(pipeline.settings), folders)
         images, steps = recipe.generate.images, recipe.total_steps
+        own = own or recipe.dataset.source == "own"
     except InputError:
         pass  # its settings fit the recipe no longer
-    return Size(characters_of(pipeline), is_own(pipeline), images, steps)
+    return Size(characters_of(pipeline), own, images, steps)
