@@ -4,7 +4,8 @@ of 768 x 768 in the table, in a real Chromium on the real server.
     python -m benchmarks.dashboard [--runs 200] [--visits 5] [--save]
 
 first paint: the browser's own first-contentful-paint. shown: when the page has drawn its data. cold: the first visit
-of all, with an empty cache and no thumbnail made yet. block: the longest task of the browser's thread meanwhile.
+of all, with an empty cache and no thumbnail made yet. block: the longest task of the browser's thread meanwhile. cpu: what
+the server's process computed for one visit, which another program on the machine does not change; requests: how many it got.
 The last line is JSON.
 """
 
@@ -119,19 +120,22 @@ async def fill_table(settings: Settings, names: Sequence[str]) -> str:
     return chosen
 
 
-def visit(browser: Browser, address: str) -> dict[str, float]:
+def visit(browser: Browser, server: Server, address: str) -> dict[str, float]:
     """One visit with an empty cache: milliseconds from the start of the navigation."""
     context = browser.new_context(viewport=WIDE)
     context.add_init_script(WATCH)
     page = context.new_page()
-    page.goto(address)
+    before, requests = server.cpu_seconds(), list[str]()
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(server.url + address)
     settled(page)
     page.wait_for_timeout(1000)  # what follows the first drawing may block as well
     figures = page.evaluate("""() => ({
         paint: performance.getEntriesByName("first-contentful-paint")[0].startTime,
         shown: performance.getEntriesByName("shown")[0].startTime, block: window.blocked})""")
     context.close()
-    return {name: float(value) for name, value in figures.items()}
+    spent = {"cpu": 1000 * (server.cpu_seconds() - before), "requests": float(len(requests))}
+    return {name: float(value) for name, value in figures.items()} | spent
 
 
 def handle_200_rows(browser: Browser, server: Server, runs: int) -> dict[str, float]:
@@ -176,12 +180,13 @@ def measure(server: Server, run: str, runs: int, visits: int) -> tuple[dict[str,
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
         for name, address in addresses.items():
-            seen = [visit(browser, server.url + address) for _ in range(visits + 1)]
+            seen = [visit(browser, server, address) for _ in range(visits + 1)]
             warm = seen[1:]
             pages[name] = {
                 "paint_cold": seen[0]["paint"], "shown_cold": seen[0]["shown"],
                 "paint": median(each["paint"] for each in warm), "paint_worst": max(each["paint"] for each in warm),
                 "shown": median(each["shown"] for each in warm), "block": median(each["block"] for each in warm),
+                "cpu": median(each["cpu"] for each in warm), "requests": median(each["requests"] for each in warm),
             }  # fmt: skip
         handled = handle_200_rows(browser, server, runs)
         browser.close()
@@ -218,7 +223,7 @@ def main() -> None:
     finally:
         server.stop()
         shutil.rmtree(home, ignore_errors=True)
-    heads = ("paint_cold", "shown_cold", "paint", "paint_worst", "shown", "block")
+    heads = ("paint_cold", "shown_cold", "paint", "paint_worst", "shown", "block", "cpu", "requests")
     table(
         ("page, ms", *heads), [(name, *(round(page[head]) for head in heads)) for name, page in pages.items()]
     )

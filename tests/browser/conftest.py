@@ -62,6 +62,12 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
+    def cpu_seconds(self) -> float:
+        """What its own process has computed so far."""
+        assert self._process is not None
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """As a service manager does; nothing may be left behind. meanwhile: is done when the server has been told."""
         if self._process is None:

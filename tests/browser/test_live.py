@@ -80,6 +80,7 @@ def watch(page: Page, images: int, screenshots: Path | None) -> None:
     expect(page.locator("#steps .completed").first).to_be_visible(timeout=STAGES)
     expect(page.locator("#loss svg")).to_be_visible(timeout=STAGES)
     if screenshots is not None:
+        expect(page.locator("#loss-now")).to_contain_text(re.compile(r"step ([5-9]\d|1\d\d)"), timeout=STAGES)
         write_picture(page, screenshots, "live-wide-light")
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
@@ -125,6 +126,8 @@ def test_every_page_fits_its_screen_and_axe_finds_no_serious_fault(
     if screenshots is not None:
         if name == "system":
             expect(page.locator("#findings li").first).to_be_visible()
+        if name == "new":
+            expect(page.locator(".recipe .completed").first).to_be_visible()
         write_picture(page, screenshots, f"{name}-{view}")
     if name == "new":
         page.locator("#advanced > summary").click()

@@ -26,7 +26,7 @@ from lora_foundry.domain.character import Character
 from lora_foundry.domain.task import Task, TaskType
 from lora_foundry.files.paths import task_log
 from lora_foundry.settings import Settings
-from lora_foundry.tasks import pipelines, spare
+from lora_foundry.tasks import pipelines, recovery, spare
 from lora_foundry.tasks import store as store_module
 from lora_foundry.tasks.logs import start_log
 from lora_foundry.tasks.pipelines import PipelineRequest
@@ -373,6 +373,41 @@ def test_an_end_that_could_not_be_written_is_not_left_running(
         assert attempts(settings, "long") == 2
 
     work(database_url, settings, scenario, timing=QUICK._replace(patience=1.5, dead_after=2))
+
+
+def test_a_child_outlives_slow_housekeeping_and_one_that_was_told_nothing_is_no_failure(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table under load: looking after other workers takes longer than a child waits for a sign of life, and then the
+    heartbeat itself does. The second child ends itself, which is the worker's doing and costs no retry."""
+    tidy, heartbeat, slow = Worker._tidy, recovery.heartbeat, [False, False]
+
+    async def slow_tidy(self: Worker) -> None:
+        if slow[0]:
+            slow[0] = False
+            await asyncio.sleep(4)
+        await tidy(self)
+
+    async def slow_heartbeat(*arguments: Any) -> bool:
+        if slow[1]:
+            slow[1] = False
+            await asyncio.sleep(4)
+        return await heartbeat(*arguments)
+
+    monkeypatch.setattr(Worker, "_tidy", slow_tidy)
+    monkeypatch.setattr(recovery, "heartbeat", slow_heartbeat)
+
+    async def scenario(store: TaskStore, worker: Worker) -> None:
+        for place, (name, tries) in enumerate((("tidied", 1), ("starved", 2))):
+            (task,) = await store.add(order(name, "sleep 3", max_retries=0))
+            while not (settings.datasets_dir / name / "attempts").exists():
+                await asyncio.sleep(0.05)
+            slow[place] = True
+            done = await until(store, task, "completed", "failed")
+            assert (done.status, done.retries, done.error) == ("completed", 0, None)
+            assert attempts(settings, name) == tries
+
+    work(database_url, settings, scenario, timing=QUICK._replace(patience=2, dead_after=8))
 
 
 def test_rows_by_hand_run(database_url: str, settings: Settings) -> None:

@@ -165,6 +165,7 @@ class Worker:
     def _helpers(self, stop: asyncio.Event) -> Iterator[Coroutine[Any, Any, None]]:
         """What goes on beside the queueing of rows."""
         yield self._heartbeats()
+        yield self._housekeeping()
         yield self._look_for_cancels()
         yield signals.watch(self._store.url, self._wake.set)
         if self.hints is not None:
@@ -295,6 +296,10 @@ class Worker:
             running.cancel = True
             return Outcome(error="The row was cancelled or taken away before its attempt began.")
         outcome = await running.child.run(job)
+        if outcome.result is None and not outcome.kind and self._is_late():
+            running.starved = (
+                True  # it has said nothing, and the heartbeat that would tell us still waits for the database
+            )
         if running.child.is_kept(job):
             # Given away: a look for cancelled rows that comes late finds this one's lease gone, and must not end it.
             assert running.child.process is not None
@@ -353,11 +358,21 @@ class Worker:
                     await self._engine.cancel(sorted(unwanted))
 
     async def _heartbeats(self) -> None:
-        pruned = 0.0
         while True:
             await asyncio.sleep(self._timing.heartbeat)
             try:
                 await self._heartbeat_once()
+            except (SQLAlchemyError, OSError) as error:
+                if self._is_refused(error):
+                    return
+                logger.warning("No heartbeat: the task database does not answer: %s", error)
+
+    async def _housekeeping(self) -> None:
+        """Beside the heartbeats: on a busy machine it takes longer than a child waits for a sign of life."""
+        pruned = 0.0
+        while True:
+            await asyncio.sleep(self._timing.heartbeat)
+            try:
                 await self._spare.drop_old()
                 await self._tidy()
                 if time.monotonic() - pruned > PRUNE_EVERY:
@@ -366,7 +381,9 @@ class Worker:
             except (SQLAlchemyError, OSError) as error:
                 if self._is_refused(error):
                     return
-                logger.warning("No heartbeat: the task database does not answer: %s", error)
+                logger.warning(
+                    "Dead workers are not looked after: the task database does not answer: %s", error
+                )
 
     async def _tidy(self) -> None:
         """Gives back what dead workers held, and takes out of the queues what nobody wants any more."""
@@ -379,9 +396,13 @@ class Worker:
         await recovery.bury(self._store, self._engine, self._timing.dead_after)
         await recovery.drop(self._store, self._engine)
 
+    def _is_late(self) -> bool:
+        """Whether children have waited so long for a sign of life that they end themselves."""
+        return time.monotonic() - self._last_heartbeat > self._timing.patience * 0.9
+
     async def _heartbeat_once(self) -> None:
         """Tells the database, and only then the children, that this worker lives."""
-        if time.monotonic() - self._last_heartbeat > self._timing.patience * 0.9:
+        if self._is_late():
             for running in self._running.values():  # we slept or were cut off, so they have killed themselves
                 running.starved = True
         lanes = "" if self._options.pipeline else ",".join(self._lanes)
