@@ -61,9 +61,8 @@ class Orders:
                 if time.monotonic() - self._heard > self._patience:
                     time.sleep(min(self._patience / 20, 0.5))
                     if time.monotonic() - self._heard > self._patience:
-                        print(
-                            f"The worker said nothing for {self._patience:g} s: this process ends itself.",
-                            file=sys.stderr,
+                        sys.stderr.write(
+                            f"The worker said nothing for {self._patience:g} s: this process ends itself.\n"
                         )
                         return
                 if time.monotonic() - said > ALIVE_EVERY:
