@@ -14,7 +14,7 @@ from tests.unit.trainer.conftest import short_section
 @pytest.mark.parametrize(
     ("settings", "total", "per_epoch", "steps"),
     [
-        ({}, 400, 5, {100, 200, 300, 400}),
+        ({"saves": 4}, 400, 5, {100, 200, 300, 400}),
         ({"saves": 3}, 10, 5, {3, 7, 10}),
         ({"saves": 9}, 2, 5, {1, 2}),
         ({"saves": 0}, 10, 5, set()),
