@@ -63,7 +63,10 @@ class StorageServer:
             *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self._folder}", "-volume.max=20"),
             *("-master.volumeSizeLimitMB=64", f"-master.port={master}", f"-volume.port={volume}"),
             *(f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={config}"),
-            *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # ports that are the same for every server of a machine
+            *(
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+            ),  # ports that are the same for every server of a machine
         ]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen([program, "server", *words], stdout=log, stderr=log)

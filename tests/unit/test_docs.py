@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["PAGES"]
 
 
-@pytest.mark.parametrize("name", PAGES)
+# The page of the memory takes seconds to make.
+SLOW = {"memory.md"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PAGES]
+)
 def test_a_page_of_the_reference_says_what_the_code_says(name: str) -> None:
     text = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
     assert text == PAGES[name](), f"docs/reference/{name} is out of date; run python docs/make_reference.py"

@@ -101,6 +101,7 @@ def test_the_plan_of_a_seed_is_what_it_always_was(name: str, count: int, digest:
     assert sha256(repr(plan).encode()).hexdigest()[:12] == digest
 
 
+@pytest.mark.slow
 def test_few_of_the_swaps_of_a_large_plan_are_tried() -> None:
     """Trying each swap with each row made the plan of 640 pictures cost ninety times that of 40."""
     tried = 0

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork servers are POSIX"),
 ]
-STEPS, EVERY = 30, 3
+STEPS, EVERY = 18, 2
 
 
 def train_until_killed(base: Base, job: TrainingJob, step: int, delay: float) -> None:
