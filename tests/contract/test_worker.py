@@ -380,13 +380,13 @@ def test_a_child_outlives_slow_housekeeping_and_one_that_was_told_nothing_is_no_
 ) -> None:
     """A table under load: looking after other workers takes longer than a child waits for a sign of life, and then the
     heartbeat itself does. The second child ends itself, which is the worker's doing and costs no retry."""
-    tidy, heartbeat, slow = Worker._tidy, recovery.heartbeat, [False, False]
+    tidy, heartbeat, slow = recovery.tidy, recovery.heartbeat, [False, False]
 
-    async def slow_tidy(self: Worker) -> None:
+    async def slow_tidy(*arguments: Any) -> None:
         if slow[0]:
             slow[0] = False
             await asyncio.sleep(4)
-        await tidy(self)
+        await tidy(*arguments)
 
     async def slow_heartbeat(*arguments: Any) -> bool:
         if slow[1]:
@@ -394,7 +394,7 @@ def test_a_child_outlives_slow_housekeeping_and_one_that_was_told_nothing_is_no_
             await asyncio.sleep(4)
         return await heartbeat(*arguments)
 
-    monkeypatch.setattr(Worker, "_tidy", slow_tidy)
+    monkeypatch.setattr(recovery, "tidy", slow_tidy)
     monkeypatch.setattr(recovery, "heartbeat", slow_heartbeat)
 
     async def scenario(store: TaskStore, worker: Worker) -> None:

@@ -18,7 +18,7 @@ from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character, check_name, file_name, split_tags
 from lora_foundry.domain.recipe import Recipe, apply_setting, build_recipe
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.task import TaskType
+from lora_foundry.domain.task import Task, TaskPriority, TaskType
 from lora_foundry.errors import BackendError, FoundryError, InputError, brief, did_you_mean, is_storable
 from lora_foundry.families._shared.inspect import recipe_base
 from lora_foundry.files.safe_paths import check_recipe_paths, inside, readable_picture
@@ -30,6 +30,7 @@ from lora_foundry.settings import Settings
 
 Kind = Literal["generation", "tagging", "training", "stage", "unknown"]
 MOST_BYTES = 1_000_000
+LONGEST_TIMEOUT = 30 * 24 * 3600  # seconds
 _KINDS: dict[str, Kind] = {
     TaskType.LORA_GENERATION.lower(): "generation",
     TaskType.LORA_TAGGING.lower(): "tagging",
@@ -228,6 +229,18 @@ def _one_sentence(kind: Kind) -> Iterator[None]:
         raise BackendError(brief(f"The task cannot be prepared now: {error.strerror or error}.")) from error
     except Exception as error:  # a row by hand must not stop the worker, whatever it trips over
         raise InputError(brief(f"The payload of the {kind} task cannot be used: {error}.")) from error
+
+
+def check_numbers(task: Task) -> None:
+    """Raises InputError for numbers of a row that mean nothing."""
+    if task.priority not in tuple(TaskPriority):
+        raise InputError(
+            f"Priority {task.priority} does not exist; priorities are 1 (urgent) to 5 (scheduled)."
+        )
+    if not 0 < task.timeout <= LONGEST_TIMEOUT:
+        raise InputError(f"A timeout of {task.timeout} s is not possible; it must be 1 to {LONGEST_TIMEOUT}.")
+    if task.max_retries < 0:
+        raise InputError(f"max_retries is {task.max_retries}; it must not be negative.")
 
 
 def parse(kind: Kind, payload: object) -> Payload:

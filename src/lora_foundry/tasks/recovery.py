@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -123,6 +123,19 @@ async def is_tidy(store: TaskStore, dead_after: float, own: Own) -> bool:
         ended, silent = await _dead(store, connection, dead_after)
         left = (await connection.execute(sa.select(lost | sa.exists(sa.select(dropped.c.lease))))).scalar()
     return not (ended or silent or left)
+
+
+async def tidy(
+    store: TaskStore, queues: Queues, dead_after: float, own: Own, told: Callable[[Lost], None]
+) -> None:
+    """Gives back what dead workers held, and takes out of the queues what nobody wants any more. told: of each row that was
+    given back, before anything waits for the engine."""
+    if await is_tidy(store, dead_after, own):
+        return
+    for lost in await reclaim(store, dead_after, own):
+        told(lost)
+    await bury(store, queues, dead_after)
+    await drop(store, queues)
 
 
 async def reclaim(store: TaskStore, dead_after: float, own: Own | None = None) -> list[Lost]:

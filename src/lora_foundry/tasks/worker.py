@@ -18,8 +18,7 @@ from uuid import uuid4
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from lora_foundry.domain.task import Task, TaskPriority
-from lora_foundry.errors import FolderBusyError, FoundryError, InputError, brief, error_of
+from lora_foundry.errors import FolderBusyError, FoundryError, brief, error_of
 from lora_foundry.files.leftovers import take_back
 from lora_foundry.files.paths import task_log
 from lora_foundry.ports import Notifier
@@ -32,7 +31,7 @@ from lora_foundry.tasks.children import Child, Job, Outcome, start_process
 from lora_foundry.tasks.database import database_error, is_lasting
 from lora_foundry.tasks.devices import device_for, lanes_for
 from lora_foundry.tasks.logs import speak_of
-from lora_foundry.tasks.payloads import held_run, place, plain_run, resolve, stage_name
+from lora_foundry.tasks.payloads import check_numbers, held_run, place, plain_run, resolve, stage_name
 from lora_foundry.tasks.queues import Engine, queue_of
 from lora_foundry.tasks.recovery import Timing
 from lora_foundry.tasks.redis_hints import RedisHints
@@ -47,7 +46,6 @@ KEPT = timedelta(days=1)  # the engine's own record of attempts that ended; the 
 SPARE_FOR = (
     60.0  # seconds that a process waits for the next stage of its pipeline; it keeps some of the GPU's memory
 )
-LONGEST_TIMEOUT = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -374,7 +372,10 @@ class Worker:
             await asyncio.sleep(self._timing.heartbeat)
             try:
                 await self._spare.drop_old()
-                await self._tidy()
+                own = recovery.Own(self.name, frozenset(self._running))
+                await recovery.tidy(
+                    self._store, self._engine, self._timing.dead_after, own, self._hear_of_lost
+                )
                 if time.monotonic() - pruned > PRUNE_EVERY:
                     await self._engine.prune(KEPT)
                     pruned = time.monotonic()
@@ -385,16 +386,9 @@ class Worker:
                     "Dead workers are not looked after: the task database does not answer: %s", error
                 )
 
-    async def _tidy(self) -> None:
-        """Gives back what dead workers held, and takes out of the queues what nobody wants any more."""
-        own = recovery.Own(self.name, frozenset(self._running))
-        if await recovery.is_tidy(self._store, self._timing.dead_after, own):
-            return
-        for lost in await recovery.reclaim(self._store, self._timing.dead_after, own):
-            logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
-            self._wake.set()
-        await recovery.bury(self._store, self._engine, self._timing.dead_after)
-        await recovery.drop(self._store, self._engine)
+    def _hear_of_lost(self, lost: recovery.Lost) -> None:
+        logger.warning("Task %s was given back: its worker is dead or dropped it", lost.task_id)
+        self._wake.set()
 
     def _is_late(self) -> bool:
         """Whether children have waited so long for a sign of life that they end themselves."""
@@ -443,18 +437,6 @@ def settings_for(settings: Settings, environment: Mapping[str, str]) -> Settings
     if environment and settings.device.startswith("cuda"):
         return settings.model_copy(update={"device": "cuda"})
     return settings
-
-
-def check_numbers(task: Task) -> None:
-    """Raises InputError for numbers that mean nothing."""
-    if task.priority not in tuple(TaskPriority):
-        raise InputError(
-            f"Priority {task.priority} does not exist; priorities are 1 (urgent) to 5 (scheduled)."
-        )
-    if not 0 < task.timeout <= LONGEST_TIMEOUT:
-        raise InputError(f"A timeout of {task.timeout} s is not possible; it must be 1 to {LONGEST_TIMEOUT}.")
-    if task.max_retries < 0:
-        raise InputError(f"max_retries is {task.max_retries}; it must not be negative.")
 
 
 async def _call_after(event: asyncio.Event, function: Callable[[], None]) -> None:
