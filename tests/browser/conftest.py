@@ -68,12 +68,21 @@ class Server:
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
+    def _takes_connections(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
     def stop(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """As a service manager does; nothing may be left behind. meanwhile: is done when the server has been told."""
+        """As a service manager does; nothing may be left behind. meanwhile: is done when it takes no new connection."""
         if self._process is None:
             return
         children = psutil.Process(self._process.pid).children(recursive=True)
         self._process.send_signal(signal.SIGTERM)
+        while self._takes_connections():
+            time.sleep(0.05)
         meanwhile()
         self._process.wait(120)
         self._process = None

@@ -90,7 +90,8 @@ class Scores(BaseModel):
     adherence_after: float | None = None
     likeness_before: float | None = None
     likeness_after: float | None = None
-    subject: Subject = "character"
+    # Said of a style alone: programs read the scores of characters as numbers, one and all.
+    subject: Subject = Field("character", exclude_if=lambda subject: subject == "character")
 
     @property
     def measure(self) -> str:

@@ -10,17 +10,17 @@ import { coalesced, live } from "./live.js";
 const LOOK_AGAIN = 1000; // ms, while a prompt is drawn
 let filled = false;
 let called = null; // the character that the page shows
-let shown = null; // what the server said last
+let latest = null; // what the server said last
 
 function draw(use) {
   byId("none").hidden = Boolean(use);
   byId("use").hidden = !use;
   if (!use) return;
-  shown = use;
+  latest = use;
   const several = use.characters.length > 1;
   byId("who-field").hidden = !several;
   if (several) sync(byId("who"), use.characters, (each) => each.trigger, (each) => el("label", {},
-    el("input", { type: "radio", name: "who", value: each.trigger, checked: each === use.characters[0], on: { change: () => call(shown, shown.characters.find((one) => one.trigger === each.trigger)) } }), ` ${each.name}`));
+    el("input", { type: "radio", name: "who", value: each.trigger, checked: each === use.characters[0], on: { change: () => call(latest, latest.characters.find((one) => one.trigger === each.trigger)) } }), ` ${each.name}`));
   byId("files").replaceChildren(
     el("a", { class: "button main", href: use.lora_url, download: "" }, "Download the LoRA"),
     el("a", { class: "button", href: use.set_url, download: "" }, several ? "Download the training sets" : "Download the training set"));
