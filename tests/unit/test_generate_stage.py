@@ -109,7 +109,10 @@ def test_a_picture_that_cannot_be_written_ends_the_stage(
     with pytest.raises(StorageError, match="The disk is full"):
         generate.run(make_run(tmp_path), PaintedPorts(painter), quiet)
     assert len(painter.batches) == 1
-    assert len(names(tmp_path / "images")) == 7
+    # The fault may be heard of before the rest of its batch has come, or after.
+    whole = [f"zoë_van_dijk_{number:03d}.png" for number in (1, 2, 3, 4, 6, 7, 8)]
+    kept = names(tmp_path / "images")
+    assert set(whole[:4]) <= set(kept) <= set(whole)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "pixels"])
