@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.common import finish, table
 from lora_foundry import stage_job
@@ -48,6 +48,7 @@ ENTRY = "benchmarks.storage:work"
 EVERY = 0.5  # seconds between looks; a stage of the miniature is over before the usual five
 SLOWLY = 0.1  # seconds that are waited at each step of a stage that is to be killed
 PATIENCE = 300.0
+Begin = Callable[[Sequence[str], Path], "Process"]
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,32 @@ def work(job: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[st
     return stage_job.run(job, noted)
 
 
-class Host:
-    """A machine: a home of its own, and at most one worker."""
+class Process(Protocol):
+    """What a host asks of its worker's process."""
 
-    def __init__(self, home: Path, url: str, storage: str) -> None:
+    def send_signal(self, number: signal.Signals, /) -> None: ...
+    def wait(self, timeout: float, /) -> int: ...
+
+
+def start_worker(words: Sequence[str], log: Path) -> Process:
+    """This program as a process of its own, with these words; what it says is added to the log."""
+    with log.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "benchmarks.storage", *words], stderr=file, cwd=ROOT)
+
+
+class Host:
+    """A machine: a home of its own, and at most one worker, which `begin` starts."""
+
+    def __init__(self, home: Path, url: str, storage: str, begin: Begin = start_worker) -> None:
         home.mkdir(parents=True)
         self.home, self.url, self.storage = home, url, storage
         self.settings = Settings(home=home, storage=storage)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._begin = begin
+        self._process: Process | None = None
 
     def start(self) -> None:
         words = ["--worker", "--home", str(self.home), "--url", self.url, "--storage", self.storage]
-        with (self.home / "worker.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.storage", *words], stderr=log, cwd=ROOT
-            )
+        self._process = self._begin(words, self.home / "worker.log")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self._process is not None:
@@ -132,10 +144,12 @@ def wait(done: Callable[[], bool], what: str, told: Callable[[], object]) -> Non
         time.sleep(0.1)
 
 
-def two_hosts(folder: Path, url: str, changes: dict[str, Any]) -> tuple[Figures, Host, Host, Host]:
+def two_hosts(
+    folder: Path, url: str, changes: dict[str, Any], begin: Begin = start_worker
+) -> tuple[Figures, Host, Host, Host]:
     """The whole story, with the store's credentials in the environment. Returns the figures, the two hosts, and the
     machine that asked and works at nothing."""
-    one, other, laptop = (Host(folder / name, url, STORAGE) for name in ("one", "other", "laptop"))
+    one, other, laptop = (Host(folder / name, url, STORAGE, begin) for name in ("one", "other", "laptop"))
     chain = version_chain(ObjectStore(STORAGE), ELARA.name, 1)
     started = time.monotonic()
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import storage
 from benchmarks.storage import ELARA, STORAGE, database, two_hosts
 from lora_foundry.domain.publication import Publication
 from lora_foundry.files.storage import require_model
 from lora_foundry.remote.access import bring
 from lora_foundry.remote.manifests import version_chain
 from lora_foundry.remote.objects import ObjectStore
+from tests.commands import Running
 from tests.contract.storage_server import environment, served
 
 CHANGES = {
@@ -35,10 +39,13 @@ CHANGES = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three workers are started, two of them to be killed
-def test_a_pipeline_whose_hosts_die_ends_on_the_one_that_is_left() -> None:
+def test_a_pipeline_whose_hosts_die_ends_on_the_one_that_is_left(processes: Any) -> None:
+    def forked(words: Sequence[str], log: Path) -> Running:
+        return Running(processes, [storage.__file__, *words], {}, log, log)
+
     folder = Path(tempfile.mkdtemp(prefix="lora-foundry-hosts-"))
     with database() as url, served() as server, environment(server.environment):
-        figures, one, other, laptop = two_hosts(folder, url, CHANGES)
+        figures, one, other, laptop = two_hosts(folder, url, CHANGES, forked)
         assert figures.stored_before_death >= 3
         assert figures.drawn_again == 0, "the second host drew what the first had stored"
         assert 0 < figures.resumed_from < figures.steps
