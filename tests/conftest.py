@@ -16,10 +16,12 @@ from hypothesis import settings as examples
 
 from lora_foundry.domain.character import Character
 from tests.commands import Commands, fork_server
+from tests.disk import wait_for_no_disk
 from tests.forked import forking
 from tests.homes import ELARA, Homes, make_homes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+wait_for_no_disk()
 FAILED = pytest.StashKey[bool]()
 # How long an example takes, or its making, says how busy the machine is, and is no test's matter.
 examples.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

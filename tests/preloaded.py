@@ -7,6 +7,7 @@ import gc
 import os
 from importlib import import_module
 
+from tests.disk import wait_for_no_disk
 from tests.forked import fork_ours
 from tests.homes import STAGES
 
@@ -36,3 +37,4 @@ for module in MODULES:
 gc.freeze()  # half a million objects that stay; no forked process looks through them
 gc.enable()
 fork_ours()
+wait_for_no_disk()
