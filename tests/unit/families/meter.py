@@ -39,6 +39,10 @@ class Remembering(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.is_view:
+            return func(
+                *args, **kwargs
+            )  # on its own way of C++, which takes less than to look at the arguments
         key = (func, _looks(args), _looks(tuple(kwargs.items())))
         if again := _made.get(key):
             return again(args)
@@ -51,23 +55,30 @@ class Remembering(TorchDispatchMode):
 def _maker(result: Any, args: Any, kwargs: Any) -> _Maker | None:
     """What makes a result again of the arguments; None where the operation must: it gives a view, no tensor, or numbers."""
     results = (result,) if isinstance(result, Tensor) else result
-    if not isinstance(results, tuple) or not all(isinstance(each, Tensor) for each in results):
+    if not isinstance(results, tuple) or not all(isinstance(each, Tensor | None) for each in results):
         return None
+    there = [each for each in results if each is not None]  # a gradient that nobody asked for is not
     given = [each for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)]
-    if not all(each.is_meta for each in (*given, *results)):
+    if not all(each.is_meta for each in (*given, *there)):
         return None
     if args and result is args[0]:
         return operator.itemgetter(0)  # changed in place
-    storages = {each.untyped_storage()._cdata for each in results}
-    if len(storages) < len(results) or storages & {each.untyped_storage()._cdata for each in given}:
+    storages = {each.untyped_storage()._cdata for each in there}
+    if len(storages) < len(there) or storages & {each.untyped_storage()._cdata for each in given}:
         return None
     makers = [
         partial(torch.empty_strided, each.shape, each.stride(), dtype=each.dtype, device=META)
+        if each is not None
+        else _nothing
         for each in results
     ]
     if isinstance(result, Tensor):
         return lambda _: makers[0]()
     return lambda _: tuple(make() for make in makers)
+
+
+def _nothing() -> None:
+    """What an operation gives in the place of a result that was not asked for."""
 
 
 def _looks(value: Any) -> Any:
