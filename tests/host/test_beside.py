@@ -13,6 +13,7 @@ from lora_foundry.compat.echo import handlers
 from lora_foundry.tasks.store import TaskStore
 from tests.host.shared import JOBS, Shared
 
+pytestmark = pytest.mark.usefixtures("forked_children")
 ORDER = ("generation_task_id", "tagging_task_id", "training_task_id")
 TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' ORDER BY table_name"
 

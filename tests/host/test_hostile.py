@@ -32,6 +32,7 @@ from tests.host.hostile_rows import GOOD, Row, drawn_rows, rows, text
 from tests.host.shared import ENDED, JOBS, QUICK
 
 __all__ = ["database_url", "postgresql_server"]
+pytestmark = pytest.mark.usefixtures("forked_children")
 REFUSALS = (sqlite3.Error, psycopg.Error, UnicodeEncodeError)
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from lora_foundry.domain.character import Character
@@ -18,6 +19,8 @@ from lora_foundry.settings import Settings
 from lora_foundry.web.trials import new_trial
 from tests.contract.web.conftest import serving
 from tests.homes import ELARA, SMALL
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 PATIENCE = 120
 

@@ -106,6 +106,7 @@ def test_nothing_is_written_where_a_part_is_refused(
     assert client.get(base).json()["undo"] is None
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_a_picture_is_drawn_again_from_another_seed_and_brought_back(finished: Path) -> None:
     paths = RunPaths(finished / "datasets" / "Elara", "elara")
     picture = paths.image(0)

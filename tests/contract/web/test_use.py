@@ -24,6 +24,8 @@ from lora_foundry.web.trials import KEPT, Trials, listed, new_trial
 from tests.contract.web.conftest import serving
 from tests.homes import ELARA, SMALL
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 PATIENCE = 120
 
 
