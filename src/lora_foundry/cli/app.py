@@ -220,7 +220,7 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """The whole pipeline on the bundled miniature model: a few minutes on two CPU cores, nothing to download."""
+    """The whole pipeline on the bundled miniature model: one to two minutes on two CPU cores, nothing to download."""
     from lora_foundry.cli.create import Wanted, create_here
     from lora_foundry.mini import PICTURE
 
@@ -232,7 +232,7 @@ def demo(
             wanted = Wanted.of(DEMO_NAME, DEMO_DESCRIPTION, recipe="mini", settings=settings or [])
             begun = f'{DEMO_NAME}, described as "{DEMO_DESCRIPTION}",'
         opening = (
-            f"{begun} becomes a LoRA on the bundled miniature model: a few minutes on two CPU cores. The pictures appear "
+            f"{begun} becomes a LoRA on the bundled miniature model: one to two minutes on two CPU cores. The pictures appear "
             "in {pictures}."
         )
         create_here(wanted, home, as_json, quiet, opening)
