@@ -64,6 +64,37 @@ def test_a_recipe_that_is_chosen_before_the_list_is_ready_says_what_it_needs(
     expect(page.get_by_role("button", name="Get it")).to_be_visible()
 
 
+def test_start_waits_for_what_was_chosen(server: Server, open_page: Callable[..., Page]) -> None:
+    """On a slow machine a person is faster than the page, which still asks for the suggested base or another recipe."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page = open_page(f"{server.url}/settings")
+    page.route("**/api/v1/bases", hold)
+    settled(page).goto(f"{server.url}/new")
+    settled(page).locator("#character").fill("Fast")
+    page.get_by_label("Description", exact=True).fill("1girl, red hair")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("button", name="Start")).to_be_disabled()
+    held[0].continue_()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+
+    page.unroute("**/api/v1/bases")
+    page.route("**/api/v1/recipes/mini", hold)
+    settled(page).goto(f"{server.url}/new")
+    settled(page).locator("#character").fill("Faster")
+    page.get_by_label("Description", exact=True).fill("1girl, red hair")
+    card_of(page, "mini").get_by_role("radio").check()
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("button", name="Start")).to_be_disabled()
+    held[-1].continue_()
+    page.wait_for_url(re.compile("/pipelines/.+"))
+    made = httpx.get(f"{server.url}/api/v1{page.url.removeprefix(server.url)}").json()
+    assert made["recipe"] == "mini"
+
+
 def test_one_picture_needs_no_description(server: Server, open_page: Callable[..., Page]) -> None:
     page = settled(open_page(f"{server.url}/new", viewport=NARROW))
     page.get_by_label("One picture").check()

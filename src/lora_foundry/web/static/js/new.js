@@ -21,7 +21,7 @@ const castForm = () => import("./cast_form.js"); // loaded once somebody wants s
 const own = (part) => byId(`own-${part}`);
 const uploadedId = startTray({ panel: byId("own"), input: own("files"), bar: own("progress"), about: own("about"), left: own("left") }, complain);
 let recipe = null;
-let listed = null; // settles when the first recipe is shown with all that belongs to it
+let chosen = null; // settles when all is there that the chosen recipe starts with: its values, and the base that is suggested with it
 let controls = [];
 let bases = [];
 let family = "";
@@ -166,7 +166,7 @@ function hideUnused() {
 }
 
 async function start() {
-  if (!recipe) await listed; // Start was faster than the recipes
+  await chosen; // Start may be faster than the recipes
   const body = { ...asked(), trigger: isCast() ? "" : form.trigger.value.trim() };
   if (!body.name) throw new Error(`Give the ${isCast() ? "LoRA" : "character"} a name first.`);
   if (isCast()) body.members = await (await castForm()).castMembers();
@@ -197,7 +197,7 @@ async function choose(name) {
   await showRecipe(name);
   if (picked !== name) return;
   showPlan();
-  await Promise.all([showNeeds(name), showTime()]);
+  Promise.all([showNeeds(name), showTime()]).catch(complain);
 }
 
 async function listRecipes(wanted) {
@@ -205,7 +205,7 @@ async function listRecipes(wanted) {
   const name = (recipes.find((each) => each.name === (wanted ?? suggested?.recipe)) ?? recipes.find((each) => each.usual) ?? recipes[0]).name;
   say(byId("recipe-why"), suggested ? `${suggested.recipe} is chosen. ${suggested.why}` : "");
   recipes.sort((one, other) => (other.name === name) - (one.name === name)); // on a phone the others are far below
-  showCards(recipes, name, (each) => choose(each).catch(complain));
+  showCards(recipes, name, (each) => void (chosen = choose(each).catch(complain)));
   picked = name;
   await showRecipe(name);
   shown();
@@ -217,7 +217,7 @@ async function listRecipes(wanted) {
   const base = controls.find(({ field }) => field.path === "model.base");
   if (base) addPicker(base, bases, family);
   if (suggested?.base && picked === name) pick(base.input, suggested.base);
-  await Promise.all([showNeeds(picked), showTime()]);
+  Promise.all([showNeeds(picked), showTime()]).catch(complain);
 }
 
 function pick(input, name) {
@@ -284,4 +284,4 @@ function complain(problem) {
   byId("message").scrollIntoView({ block: "center" });
 }
 
-listed = listRecipes(new URLSearchParams(location.search).get("recipe")).catch(complain);
+chosen = listRecipes(new URLSearchParams(location.search).get("recipe")).catch(complain);
