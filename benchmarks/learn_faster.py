@@ -161,6 +161,7 @@ def scores(run: Run, generator: DiffusersGenerator, lora: Path) -> dict[str, flo
 
 def at_identity(run: dict[str, Any], wanted: float, key: str) -> float | None:
     """What `key` was when identity came to `wanted`, between two exports on a straight line; None where it did not."""
+    # 0.2 is what the base draws of a character by chance, before any step.
     before = {"identity": 0.2, "step": 0, "seconds": 0.0, "uncalled": None, "adherence": None}
     for row in run["rows"]:
         if row["identity"] >= wanted:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_foundry.domain.sections import TrainSection
-from lora_foundry.families._shared.targets import Target
+from lora_foundry.families._shared.cpu_layers import compute_by
+from lora_foundry.families._shared.targets import DENOISER, Target
 from lora_foundry.trainer import trainer
 from lora_foundry.trainer.lora import DOWN, UP, Adapter, LoraModule, flatten
 from lora_foundry.trainer.optimizers import PEAK
@@ -80,8 +81,12 @@ class LoraMuon(torch.optim.Optimizer):
         super().__init__(adapter.parameters(), {"lr": rate, PEAK: rate})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Moves all pairs of matrices."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Moves all pairs of matrices; gives what `closure` gives, which is called first (see torch's Optimizer)."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         half = self.param_groups[0]["lr"] / 2
         for down, up, scale in self._modules:
             a, b = down.flatten(1), up.flatten(1)
@@ -93,6 +98,7 @@ class LoraMuon(torch.optim.Optimizer):
             # Of the product's share `scale`, each factor moves the half.
             for matrix, change in zip((down, up), steps, strict=True):
                 matrix.sub_(change.view_as(matrix), alpha=half / scale)
+        return loss
 
     def _average(self, matrix: nn.Parameter) -> Tensor:
         kept = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
@@ -196,13 +202,7 @@ class Oft(Adapter):
     """Turns what comes into each linear layer, block by block, and adds nothing (OFT, arXiv 2306.07280): a rotation by
     Cayley's formula of a skew matrix that begins at zero."""
 
-    def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        targets: Sequence[Target],
-        settings: TrainSection,
-        seed: int,
-    ) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], targets: Sequence[Target], *_: Any) -> None:
         self._owned, self.half, self._layers = [], None, dict[str, nn.Linear]()
         modules = []
         for target in targets:
@@ -212,10 +212,10 @@ class Oft(Adapter):
             angles = nn.Parameter(torch.zeros(layer.in_features // _BLOCK, _BLOCK * (_BLOCK - 1) // 2))
             module = LoraModule(target, {"oft": angles}, 1.0)
             self._layers[module.name] = layer
-            layer.forward = _Turned(layer, angles)  # type: ignore[method-assign]
+            compute_by(layer, _Turned(layer, angles))
             modules.append(module)
         self.modules = tuple(modules)
-        self.buffers = {"unet": flatten(self.parameters())}
+        self.buffers = {DENOISER: flatten(self.parameters())}
 
     def change(self, module: LoraModule, state: Mapping[str, Tensor]) -> Tensor:
         """What the turn is as a change of the weights."""

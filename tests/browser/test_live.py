@@ -15,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from safetensors import safe_open
 
+from lora_foundry.pipeline import STAGE_NAMES
 from lora_foundry.web.pages import pages
 from tests.browser.conftest import NARROW, PATIENCE, STAGES, WIDE, Server, settled, write_picture
 from tests.homes import SMALL
@@ -74,10 +75,12 @@ def fill_form(page: Page, settings: Sequence[str], images: int) -> None:
 # them is shown. So the page itself notes which it marks.
 _NOTE_CURRENT_STAGES = """
 window.current = new Set()
-new MutationObserver(() => {
+const note = () => {
   const step = document.querySelector("[aria-current=step]")
   if (step) window.current.add(step.dataset.key)
-}).observe(document.body, {subtree: true, childList: true, attributes: true})
+}
+note()
+new MutationObserver(note).observe(document.body, {subtree: true, childList: true, attributes: true})
 """
 
 
@@ -96,7 +99,11 @@ def watch(page: Page, images: int, screenshots: Path | None) -> None:
     expect(page.locator("#steps .completed")).to_have_count(6, timeout=STAGES)
     expect(page.locator("#state")).to_have_text("completed")
     assert page.evaluate("window.kept"), "the page was loaded again"
-    assert page.evaluate("[...window.current]"), "no stage was marked as the one at work"
+    current = page.evaluate("[...window.current]")
+    assert {"generate", "curate"} & set(current), "the stage that drew was never marked as the one at work"
+    assert current == [stage for stage in STAGE_NAMES if stage in current], (
+        "marked in the order of the pipeline"
+    )
 
 
 def data_of(server: Server) -> Path:
