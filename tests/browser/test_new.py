@@ -71,6 +71,11 @@ def test_start_waits_for_what_was_chosen(server: Server, open_page: Callable[...
     def hold(route: Route) -> None:
         held.append(route)
 
+    def let_go() -> None:
+        while not held:
+            page.wait_for_timeout(20)
+        held.pop().continue_()
+
     page = open_page(f"{server.url}/settings")
     page.route("**/api/v1/bases", hold)
     settled(page).goto(f"{server.url}/new")
@@ -78,7 +83,7 @@ def test_start_waits_for_what_was_chosen(server: Server, open_page: Callable[...
     page.get_by_label("Description", exact=True).fill("1girl, red hair")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("button", name="Start")).to_be_disabled()
-    held[0].continue_()
+    let_go()
     page.wait_for_url(re.compile("/pipelines/.+"))
 
     page.unroute("**/api/v1/bases")
@@ -89,7 +94,7 @@ def test_start_waits_for_what_was_chosen(server: Server, open_page: Callable[...
     card_of(page, "mini").get_by_role("radio").check()
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("button", name="Start")).to_be_disabled()
-    held[-1].continue_()
+    let_go()
     page.wait_for_url(re.compile("/pipelines/.+"))
     made = httpx.get(f"{server.url}/api/v1{page.url.removeprefix(server.url)}").json()
     assert made["recipe"] == "mini"
