@@ -60,6 +60,14 @@ def _kill_all(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits only for somebody to read its exit code."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def end_with(parent: int) -> None:
     """Lets this process end when its parent does, where the kernel offers it; ends it now if the parent is gone."""
     if sys.platform == "linux":

@@ -78,6 +78,11 @@ def _freeze(tell: Tell) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _flood(tell: Tell) -> None:
+    while True:
+        tell({"progress": {"stage": "train", "done": 1, "total": 2}})
+
+
 FAULTS: dict[str, Callable[[Tell], None]] = {
     "known": _raise(DivergedError("The loss is NaN at step 3.")),
     "unknown": _raise(KeyError("rank")),
@@ -91,6 +96,7 @@ FAULTS: dict[str, Callable[[Tell], None]] = {
     "closes": _close_output,
     "leaves": _leave_the_pipe_to_others,
     "freezes": _freeze,
+    "floods": _flood,
     "rubbish": _say(b"Loading checkpoint shards: 100%\n"),
     "binary": _say(b"\xff\xfe{}\n"),
     "number": _say(b"42\n"),

@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import os
+import subprocess
 import sys
+from asyncio.base_subprocess import BaseSubprocessTransport
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import psutil
 import pytest
 
 from lora_foundry.errors import StorageError
+from lora_foundry.processes import own_group
 from lora_foundry.tasks import children, runner
 from lora_foundry.tasks.children import Child, Job, Outcome
 from tests.contract.faulty_jobs import FAULTS
@@ -65,8 +72,24 @@ def test_a_child_that_fails_is_an_error_of_its_parent(
     async def fail_all() -> None:
         await asyncio.gather(*(fail(fault) for fault in SAID))
 
-    assert FAULTS.keys() == {*SAID, "freezes"}
+    assert FAULTS.keys() == {*SAID, "freezes", "floods"}
     asyncio.run(fail_all())
+
+
+@pytest.mark.usefixtures("forked_children")
+def test_an_exit_code_that_comes_late_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a process's pipe is long closed when its exit code arrives."""
+    heard = BaseSubprocessTransport._process_exited
+
+    def late(transport: Any, code: int) -> None:
+        asyncio.get_running_loop().call_later(2 * children.LAST_WORDS, heard, transport, code)
+
+    monkeypatch.setattr(BaseSubprocessTransport, "_process_exited", late)
+    for fault in ("killed", "gone"):
+        child = Child(tmp_path / fault, lambda event: None)
+        assert SAID[fault] in asyncio.run(child.run(job(fault, keep=False))).error
 
 
 @pytest.mark.usefixtures("forked_children")
@@ -80,6 +103,32 @@ def test_a_child_that_freezes_is_an_error_after_a_silence_that_is_told(
     assert outcome.error == (
         f"The attempt's process gave no sign of life for 1 s. Its log is {tmp_path / 'log'}; run the same command to go on."
     )
+
+
+@pytest.mark.usefixtures("forked_children")
+def test_a_child_that_hears_nothing_ends_itself_and_says_so(tmp_path: Path) -> None:
+    alone = Job(ENTRY, {"fault": "hangs"}, patience=1, timeout=200)
+    outcome = asyncio.run(Child(tmp_path / "log", lambda event: None).run(alone))
+    assert outcome.unheard
+    assert outcome.error.startswith(
+        "The attempt's process ended itself: this program gave no sign of life, as on a machine that sleeps or has too much"
+    )
+
+
+def test_a_child_whose_full_pipe_nobody_reads_ends_itself(tmp_path: Path) -> None:
+    """Its worker is frozen, and the child has more to tell than a pipe holds."""
+    command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
+    order = {"entry": ENTRY, "work": {"fault": "floods"}, "patience": 3, "keep": False}
+    order |= {"log": str(tmp_path / "log"), "json_log": False, "context": {}}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(order).encode() + b"\n")
+        child.stdin.flush()
+        try:
+            child.wait(60)
+        finally:
+            child.kill()
+    assert "The worker said nothing for 3 s" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("forked_children")

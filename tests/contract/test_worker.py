@@ -379,7 +379,8 @@ def test_a_child_outlives_slow_housekeeping_and_one_that_was_told_nothing_is_no_
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A table under load: looking after other workers takes longer than a child waits for a sign of life, and then the
-    heartbeat itself does. The second child ends itself, which is the worker's doing and costs no retry."""
+    heartbeat itself does. The second child ends itself, which is the worker's doing and costs no retry, also where the
+    worker was heard again before it learned of that end."""
     tidy, heartbeat, slow = recovery.tidy, recovery.heartbeat, [False, False]
 
     async def slow_tidy(*arguments: Any) -> None:
@@ -396,16 +397,19 @@ def test_a_child_outlives_slow_housekeeping_and_one_that_was_told_nothing_is_no_
 
     monkeypatch.setattr(recovery, "tidy", slow_tidy)
     monkeypatch.setattr(recovery, "heartbeat", slow_heartbeat)
+    monkeypatch.setattr(Worker, "_is_late", lambda self: False)
 
     async def scenario(store: TaskStore, worker: Worker) -> None:
-        for place, (name, tries) in enumerate((("tidied", 1), ("starved", 2))):
+        for place, name in enumerate(("tidied", "starved")):
             (task,) = await store.add(order(name, "sleep 3", max_retries=0))
             while not (settings.datasets_dir / name / "attempts").exists():
                 await asyncio.sleep(0.05)
             slow[place] = True
             done = await until(store, task, "completed", "failed")
             assert (done.status, done.retries, done.error) == ("completed", 0, None)
-            assert attempts(settings, name) == tries
+            # The second one's next attempt may begin while the same heartbeat is still on its way.
+            tries = attempts(settings, name)
+            assert tries >= 2 if place else tries == 1
 
     work(database_url, settings, scenario, timing=QUICK._replace(patience=2, dead_after=8))
 

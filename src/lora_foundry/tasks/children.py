@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.files.storage import make_folder, storage_errors
-from lora_foundry.processes import cause_of_death, kill_group, own_group
+from lora_foundry.processes import cause_of_death, has_ended, kill_group, own_group
 from lora_foundry.tasks.logs import context, is_calm
 
 LINE_LIMIT = 16 * 1024 * 1024
@@ -35,11 +35,13 @@ LONGEST_DEATH = 5.0  # seconds; one who waits for a disk that does not answer ca
 
 
 class Message(BaseModel):
-    """One line from a child. `alive` says only that it is not frozen."""
+    """One line from a child. `alive` says only that it is not frozen, `unheard` that it ends itself, since it heard no sign
+    of life from us for as long as its patience lasts."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     alive: bool = False
+    unheard: bool = False
     progress: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
     error: str | None = None
@@ -65,13 +67,15 @@ class Job:
 
 @dataclass
 class Outcome:
-    """How a child ended: with a result, or with an error in words and its kind (an exception's name)."""
+    """How a child ended: with a result, or with an error in words and its kind (an exception's name). unheard: it ended
+    itself, having waited too long for a sign of life from us."""
 
     result: dict[str, Any] | None = None
     error: str = ""
     kind: str = ""
     permanent: bool = False
     progressed: bool = False
+    unheard: bool = False
 
 
 @dataclass
@@ -161,8 +165,11 @@ class Child:
                 return
             # One who has answered ends by itself; one who closed its pipe may be about to end, and its exit code tells
             # why; and the pipe of one who has ended may hold its last words.
-            until = monotonic() + LAST_WORDS
-            while not (reading.done() and self.process.returncode is not None) and monotonic() < until:
+            begun = monotonic()
+            while not (reading.done() and self.process.returncode is not None):
+                unsaid = reading.done() and has_ended(self.process.pid)  # the code is on its way, and comes
+                if monotonic() - begun > (LONGEST_DEATH if unsaid else LAST_WORDS):
+                    break
                 await asyncio.sleep(0.01)
             if not self._answered and self.process.returncode is None and not self.killed_for:
                 self.killed_for = "The attempt's process closed its output without an answer."
@@ -186,6 +193,9 @@ class Child:
                 message = Message.model_validate_json(line)
                 if message.progress is not None:
                     self._note(message.progress)
+                self.outcome.unheard = message.unheard
+                if message.unheard:
+                    return
                 if message.result is not None or message.error is not None:
                     self.outcome.result, self.outcome.error = message.result, message.error or ""
                     self.outcome.kind, self.outcome.permanent = message.kind, message.permanent
@@ -208,7 +218,10 @@ class Child:
         elif self.outcome.result is None:
             code = self.process.returncode if self.process is not None else None
             said = self.killed_for or f"The attempt's process died ({cause_of_death(code)})."
-            if not self.killed_for and cause_of_death(code) == "signal SIGKILL":
+            if self.outcome.unheard:
+                said = "The attempt's process ended itself: this program gave no sign of life, as on a machine that sleeps "
+                said += "or has too much to do."
+            elif not self.killed_for and cause_of_death(code) == "signal SIGKILL":
                 said += " The system does that where memory runs out: close other programs, or ask for less."
             tail = _tail(self.log)
             ends = f" and ends with: {tail}" if tail else "; run the same command to go on."

@@ -24,6 +24,7 @@ from lora_foundry.tasks.logs import speak_of, start_log
 
 Tell = Callable[[dict[str, Any]], None]
 ALIVE_EVERY = 2.0  # seconds; see children.SILENCE
+LAST_WORD = 0.5  # seconds in which the worker is told why its child ends
 
 
 class Orders:
@@ -34,7 +35,7 @@ class Orders:
         self.stop = threading.Event()
         self._write = write
         self._heard, self._patience = time.monotonic(), math.inf
-        for work in (self._listen, self._watch):
+        for work in (self._listen, self._watch, self._say_alive):
             threading.Thread(target=work, daemon=True).start()
 
     def _listen(self) -> None:
@@ -52,23 +53,35 @@ class Orders:
             end_own_group()
 
     def _watch(self) -> None:
-        """Says now and then that we are not frozen, and ends the process group when nothing was heard for as long as
-        the patience lasts. A library that holds the interpreter keeps the other thread from hearing: it gets a moment
-        to catch up."""
+        """Ends the process group when nothing was heard for as long as the patience lasts. A library that holds the
+        interpreter keeps the other thread from hearing: it gets a moment to catch up."""
         try:
-            said = 0.0
             while True:
-                if time.monotonic() - self._heard > self._patience:
+                if self._is_unheard():
                     time.sleep(min(self._patience / 20, 0.5))
-                    if time.monotonic() - self._heard > self._patience:
-                        sys.stderr.write(
-                            f"The worker said nothing for {self._patience:g} s: this process ends itself.\n"
-                        )
+                    if self._is_unheard():
+                        self._say_unheard()
                         return
-                if time.monotonic() - said > ALIVE_EVERY:
-                    self._write({"alive": True})
-                    said = time.monotonic()
                 time.sleep(min(self._patience / 20, 0.5))
+        finally:
+            end_own_group()
+
+    def _is_unheard(self) -> bool:
+        return time.monotonic() - self._heard > self._patience
+
+    def _say_unheard(self) -> None:
+        """Tells why we end; a frozen worker's pipe may be full, and is not waited for."""
+        sys.stderr.write(f"The worker said nothing for {self._patience:g} s: this process ends itself.\n")
+        telling = threading.Thread(target=self._write, args=({"unheard": True},), daemon=True)
+        telling.start()
+        telling.join(LAST_WORD)
+
+    def _say_alive(self) -> None:
+        """Says now and then that we are not frozen. Apart from the watch, which a full pipe must not hold up."""
+        try:
+            while True:
+                self._write({"alive": True})
+                time.sleep(ALIVE_EVERY)
         finally:
             end_own_group()
 

@@ -294,10 +294,9 @@ class Worker:
             running.cancel = True
             return Outcome(error="The row was cancelled or taken away before its attempt began.")
         outcome = await running.child.run(job)
-        if outcome.result is None and not outcome.kind and self._is_late():
-            running.starved = (
-                True  # it has said nothing, and the heartbeat that would tell us still waits for the database
-            )
+        # A full pipe has no room for a child's last word, and a heartbeat that waits for the database cannot tell it.
+        silent = outcome.result is None and not outcome.kind and self._is_late()
+        running.starved = running.starved or outcome.unheard or silent
         if running.child.is_kept(job):
             # Given away: a look for cancelled rows that comes late finds this one's lease gone, and must not end it.
             assert running.child.process is not None
