@@ -326,6 +326,7 @@ SAMPLE_REQUEST = ".sample-now"  # asks a running training for its sample picture
 TRAINING_CONFIG = "config.json"
 TRAINING_LOG = "log.txt"
 TRAINING_LOSS = "loss.csv"
+RECORDING = "recording"  # there while a training's steps are recorded for the GPU
 VALIDATION_LOSS = "validation.csv"
 CHECKPOINTS = "checkpoints"
 SAVED = "saved"

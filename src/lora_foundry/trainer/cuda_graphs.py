@@ -1,12 +1,15 @@
 """Plays a batch's passes back on a GPU. A step of Stable Diffusion launches thousands of small kernels, and at small
 batches the GPU waits for Python to launch them; a CUDA graph launches all of them at once. One is recorded for each
-shape of batch, after a few steps computed as usual; what cannot be recorded goes on as usual."""
+shape of batch, after a few steps computed as usual, and kept if it gives what computing gives. Where anything speaks
+against it, the training goes on as usual: nobody is to notice more of it than speed."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,10 +21,16 @@ from lora_foundry.families._shared.quantised import packing_of
 
 _WARM = 3  # times a shape is computed first: libraries choose their ways and take their memory then
 _MOST = 6  # shapes that are recorded: each takes time to record and memory to keep
+# Of what must stay free beside a recording, in its own size: a batch that is computed as usual, and a sample picture.
+_ROOM = 1.5
+# How far a playback's gradients may be from computed ones, as a share of their norm. The kernels are the same; sums that a GPU
+# takes in no fixed order differ by some thousandths in 16 bits, and a wrong recording by all of it.
+_APART = 0.02
 _log = logging.getLogger(__name__)
 
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Takes a computation down without doing it; gives what does it, and the tensor that holds its result afterwards."""
+"""Takes a computation down without doing it; gives what does it, and the tensor that holds its result afterwards. Raises
+RuntimeError where that cannot be done."""
 
 
 class _Recording(NamedTuple):
@@ -39,45 +48,82 @@ def can_record(settings: TrainSection, model: FamilyModel, device: torch.device)
 
 
 class Recorded:
-    """`compute` by playback: the same arguments, the same gradients, the same result."""
+    """`compute` by playback: the same arguments, the same result, and the same added to `gradients`, which are all that it
+    changes. `marker` is a file that is there while a shape is recorded and tried: an attempt that finds the one of an
+    earlier attempt records nothing, since that one did not survive it."""
 
-    def __init__(self, compute: Callable[[Batch], Tensor], record: Recorder, device: torch.device) -> None:
+    def __init__(
+        self,
+        compute: Callable[[Batch], Tensor],
+        record: Recorder,
+        device: torch.device,
+        gradients: Sequence[Tensor],
+        marker: Path | None = None,
+    ) -> None:
         self._compute, self._record, self._device = compute, record, device
+        self._gradients, self._marker = gradients, marker
         self._seen: Counter[object] = Counter()
         self._recordings: dict[object, _Recording] = {}
         self._able = True
+        if marker is not None and marker.exists():
+            self._give_up("an earlier attempt at this training ended while it recorded them")
 
     def __call__(self, batch: Batch) -> Tensor:
         """See `step.ForwardBackward`."""
         key = _shapes(batch)
+        if recording := self._recordings.get(key):
+            return _played(recording, batch)
         self._seen[key] += 1
-        room = key in self._recordings or len(self._recordings) < _MOST
-        if not self._able or not room or self._seen[key] <= _WARM:
+        if not self._able or len(self._recordings) >= _MOST or self._seen[key] <= _WARM:
             return self._compute(batch)
-        if key not in self._recordings and not self._capture(key, batch):
-            return self._compute(batch)
-        recording = self._recordings[key]
-        for kept, new in zip(_tensors(recording.batch), _tensors(batch), strict=True):
-            kept.copy_(new, non_blocking=True)
-        recording.play()
-        return recording.loss.clone()
+        with self._marked():
+            return self._computed_and_recorded(key, batch)
 
-    def _capture(self, key: object, batch: Batch) -> bool:
-        """Records a shape; False where that cannot be done, and from then on all goes as usual."""
-        own = _map(batch, lambda tensor: tensor.to(self._device, copy=True))
+    def _computed_and_recorded(self, key: object, batch: Batch) -> Tensor:
+        """Computes as usual what a new recording has played before, and keeps the recording if both are the same."""
+        before = [each.clone() for each in self._gradients]
+        played: list[Tensor] | None = None
         try:
-            play, loss = self._record(lambda: self._compute(own))
+            recording = self._capture(batch)
+            loss = _played(recording, batch)
+            played = [loss, *_added(self._gradients, before)]
         except RuntimeError as error:
-            _log.warning(
-                "The training's steps cannot be recorded as CUDA graphs and are computed as usual: %s",
-                " ".join(str(error).split())[:200],
-            )
-            self._able = False
-            self._recordings.clear()
-            return False
-        loss.fill_(float("nan"))  # a recording that is empty would otherwise learn nothing without a word
-        self._recordings[key] = _Recording(own, play, loss)
-        return True
+            self._give_up(" ".join(str(error).split())[:200])
+        for gradient, value in zip(self._gradients, before, strict=True):
+            gradient.copy_(value)
+        if played is None:
+            return self._compute(batch)
+        result = self._compute(batch)
+        usual = [result, *_added(self._gradients, before)]
+        if not all(bool(each.isfinite().all()) for each in usual):
+            self._seen[key] = 0  # too large for fp16, as first steps may be: nothing to compare with
+        elif _are_alike(played, usual):
+            self._recordings[key] = recording
+        else:
+            self._give_up("a playback gave other gradients than computing")
+        return result
+
+    def _capture(self, batch: Batch) -> _Recording:
+        own = _map(batch, lambda tensor: tensor.to(self._device, copy=True))
+        play, loss = self._record(lambda: self._compute(own))
+        loss.fill_(float("nan"))  # a recording that is empty would otherwise have a loss
+        return _Recording(own, play, loss)
+
+    def _give_up(self, why: str) -> None:
+        """From now on all is computed, and no memory is held for anything else."""
+        _log.warning("The training's steps are not recorded as CUDA graphs but computed as usual: %s.", why)
+        self._able = False
+        self._recordings.clear()
+        torch.cuda.empty_cache()
+
+    @contextmanager
+    def _marked(self) -> Iterator[None]:
+        """The marker stays where this ends in an error, as where it ends in a process's death."""
+        if self._marker is not None:
+            self._marker.touch()
+        yield
+        if self._marker is not None:
+            self._marker.unlink(missing_ok=True)
 
 
 class CudaRecorder:
@@ -89,6 +135,8 @@ class CudaRecorder:
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(self._device)[0]
         with torch.cuda.device(self._device):  # what is recorded is what the current device is given to do
             usual = torch.cuda.current_stream()
             try:
@@ -96,12 +144,34 @@ class CudaRecorder:
                     loss = compute()
             finally:
                 torch.cuda.set_stream(usual)  # a recording that fails leaves its own stream in place
+        left = torch.cuda.mem_get_info(self._device)[0]
+        if left < _ROOM * (free - left):
+            raise RuntimeError(
+                f"they would take {(free - left) / 2**30:.1f} GiB of the {free / 2**30:.1f} that are free"
+            )
 
         def play() -> None:
             with torch.cuda.device(self._device):
                 graph.replay()
 
         return play, loss
+
+
+def _played(recording: _Recording, batch: Batch) -> Tensor:
+    for kept, new in zip(_tensors(recording.batch), _tensors(batch), strict=True):
+        kept.copy_(new, non_blocking=True)
+    recording.play()
+    return recording.loss.clone()
+
+
+def _added(gradients: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+    return [now - earlier for now, earlier in zip(gradients, before, strict=True)]
+
+
+def _are_alike(played: Sequence[Tensor], usual: Sequence[Tensor]) -> bool:
+    """Whether each tensor is as far as `_APART` from its like at most; NaN is like nothing."""
+    pairs = [(one.float(), other.float()) for one, other in zip(played, usual, strict=True)]
+    return all(bool((one - other).norm() <= _APART * other.norm()) for one, other in pairs)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -123,6 +123,11 @@ class Adapter:
         if self.half:
             self.half.collect()
 
+    def gradients(self) -> list[Tensor]:
+        """All that a backward pass adds to: the buffers' gradients and those of the 16-bit copy."""
+        found = [buffer.grad for buffer in self.buffers.values() if buffer.grad is not None]
+        return [*found, self.half.gradients] if self.half else found
+
     @torch.no_grad()
     def clip_norms(self, largest: float) -> None:
         """Scales back each module whose update (alpha / r) * up @ down has a Frobenius norm above `largest`.
@@ -158,16 +163,14 @@ class HalfCopies:
     def __init__(self, buffer: nn.Parameter, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
         assert buffer.grad is not None
         self._weights, self._gradients = buffer.data, buffer.grad
-        self._half, self._half_gradients = (
-            self._weights.to(dtype),
-            torch.zeros_like(self._weights, dtype=dtype),
-        )
+        self._half = self._weights.to(dtype)
+        self.gradients = torch.zeros_like(self._weights, dtype=dtype)
         self.twins: dict[nn.Parameter, nn.Parameter] = {}
         for parameter in parameters:
             first = parameter.data.storage_offset()
             part = slice(first, first + parameter.numel())
             twin = nn.Parameter(self._half[part].view(parameter.shape))
-            twin.grad = self._half_gradients[part].view(parameter.shape)
+            twin.grad = self.gradients[part].view(parameter.shape)
             self.twins[parameter] = twin
 
     @torch.no_grad()
@@ -179,8 +182,8 @@ class HalfCopies:
     def collect(self) -> None:
         """Adds the copy's gradients to the buffer's, in fp32, and forgets them: those of the next micro-batch are not
         to be added to them in 16 bits."""
-        self._gradients.add_(self._half_gradients)
-        self._half_gradients.zero_()
+        self._gradients.add_(self.gradients)
+        self.gradients.zero_()
 
 
 class _CastLinear(nn.Linear):

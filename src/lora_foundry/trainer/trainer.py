@@ -37,6 +37,7 @@ from lora_foundry.files.images import picture_size
 from lora_foundry.files.paths import (
     CACHE,
     CHECKPOINTS,
+    RECORDING,
     TENSORBOARD,
     TRAINING_CONFIG,
     TRAINING_LOG,
@@ -315,17 +316,15 @@ class Training:
         return write_lora(path, tensors, described)
 
     def _forward_backward(self) -> Callable[[Batch], Tensor]:
-        """Forward and backward pass, captured as CUDA graphs where that is asked for and can be."""
+        """Forward and backward pass, played back as CUDA graphs where that can be."""
         settings = self.job.settings
         computed = ForwardBackward(self.model, self.state.scaler, settings.samples_per_step)
         if not can_record(settings, self.model, self.device):
-            if settings.cuda_graphs:
-                _log.warning(
-                    "train.cuda_graphs is without effect: it needs a CUDA device and a UNet, and neither gradient "
-                    "checkpointing nor text encoders that learn; this training's steps are computed as usual."
-                )
             return computed
-        return Recorded(computed, CudaRecorder(self.device), self.device)
+        marker = self.job.workdir / RECORDING
+        return Recorded(
+            computed, CudaRecorder(self.device), self.device, self.state.adapter.gradients(), marker
+        )
 
     def _write_config(self, total: int, asked: TrainSection) -> None:
         """What is trained, with everything that decides it, for people and for a later look."""

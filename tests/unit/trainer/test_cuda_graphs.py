@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.family import Batch, load_family
 from lora_foundry.ports import TrainingJob
 from lora_foundry.trainer import cuda_graphs, trainer
-from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
+from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, Recorder, can_record
 from lora_foundry.trainer.trainer import InProcessTrainer
 from tests.unit.trainer.conftest import short_section
 
@@ -25,18 +25,21 @@ CPU = torch.device("cpu")
 
 
 class FakeRecorder:
-    def __init__(self, fails: bool = False) -> None:
-        self.fails, self.taken, self.played = fails, 0, 0
+    """error: raised in place of taking a computation down; times: how often a playback computes."""
+
+    def __init__(self, error: BaseException | None = None, times: int = 1) -> None:
+        self.error, self.times, self.taken, self.played = error, times, 0, 0
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.error is not None:
+            raise self.error
         self.taken += 1
         result = torch.full((), float("nan"))
 
         def play() -> None:
             self.played += 1
-            result.copy_(compute())
+            for _ in range(self.times):
+                result.copy_(compute())
 
         return play, result
 
@@ -47,55 +50,103 @@ def part(count: int = 1, value: float = 1.0, masked: bool = False, words: int = 
     return Batch(latents, {"text": torch.ones(count, words, 5)}, latents + 1, latents[:, 0, 0, 0], mask, None)
 
 
-def compute(given: Batch) -> Tensor:
-    return given.latents.sum() + 10 * given.noise.mean() + 100 * len(given.condition["text"][0])
+class Learner:
+    """Something to compute that adds to a gradient."""
+
+    def __init__(self) -> None:
+        self.gradient = torch.zeros(2)
+
+    def __call__(self, given: Batch) -> Tensor:
+        self.gradient += torch.stack([given.latents.sum(), given.noise.mean()])
+        return given.latents.sum() + 10 * given.noise.mean() + 100 * len(given.condition["text"][0])
+
+    def recorded(self, recorder: Recorder, marker: Path | None = None) -> Recorded:
+        return Recorded(self, recorder, CPU, [self.gradient], marker)
+
+
+def compared(recorder: Recorder, batches: Sequence[Batch], marker: Path | None = None) -> None:
+    """Batch after batch with a recorder, whose losses and gradients must be those of computing."""
+    plain, learner = Learner(), Learner()
+    recorded = learner.recorded(recorder, marker)
+    for batch in batches:
+        assert recorded(batch).item() == plain(batch).item()
+        assert learner.gradient.tolist() == plain.gradient.tolist()
 
 
 def test_what_is_played_is_what_would_be_computed() -> None:
     recorder = FakeRecorder()
-    recorded = Recorded(compute, recorder, CPU)
-    results = [recorded(part(value=float(value))) for value in range(8)]
-    assert [result.item() for result in results] == [compute(part(value=float(v))).item() for v in range(8)]
+    compared(recorder, [part(value=float(value)) for value in range(8)])
     assert (recorder.taken, recorder.played) == (1, 5)  # the first three are computed as usual
 
 
 def test_each_shape_is_recorded_by_itself() -> None:
     recorder = FakeRecorder()
-    recorded = Recorded(compute, recorder, CPU)
-    shapes = [part(), part(2), part(masked=True), part(words=7)]
-    for _ in range(5):
-        for shape in shapes:
-            assert recorded(shape).item() == compute(shape).item()
+    compared(recorder, [part(), part(2), part(masked=True), part(words=7)] * 5)
     assert (recorder.taken, recorder.played) == (4, 8)
 
 
 def test_more_shapes_than_are_kept_are_computed_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "_MOST", 1)
     recorder = FakeRecorder()
-    recorded = Recorded(compute, recorder, CPU)
-    for _ in range(6):
-        for count in (1, 2):
-            assert recorded(part(count)).item() == compute(part(count)).item()
+    compared(recorder, [part(), part(2)] * 6)
     assert (recorder.taken, recorder.played) == (1, 3)
 
 
 def test_what_cannot_be_recorded_goes_on_as_usual(caplog: pytest.LogCaptureFixture) -> None:
-    recorded = Recorded(compute, FakeRecorder(fails=True), CPU)
     with caplog.at_level(logging.WARNING):
-        for value in range(6):
-            assert recorded(part(value=float(value))).item() == compute(part(value=float(value))).item()
+        error = RuntimeError("operation not permitted when stream is capturing")
+        compared(FakeRecorder(error), [part(value=float(value)) for value in range(6)])
     assert len(caplog.records) == 1
     assert "computed as usual: operation not permitted" in caplog.text
+
+
+def empty(_: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    return lambda: None, torch.zeros(())
+
+
+@pytest.mark.parametrize("recorder", [empty, FakeRecorder(times=2)], ids=["nothing", "twice"])
+def test_a_recording_that_gives_something_else_is_dropped(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    compared(recorder, [part(value=float(value)) for value in range(6)])
+    assert [record.message for record in caplog.records] == [
+        "The training's steps are not recorded as CUDA graphs but computed as usual: a playback gave other gradients than "
+        "computing."
+    ]
+
+
+def test_gradients_too_large_for_their_type_decide_nothing() -> None:
+    recorder, learner = FakeRecorder(), Learner()
+    recorded = learner.recorded(recorder)
+    for value in (*[float("inf")] * 5, *range(1, 6)):
+        learner.gradient.zero_()
+        recorded(part(value=float(value)))
+    assert recorder.taken == 2
+    assert recorder.played == 1 + 3  # in vain with the fourth, which made it wait for three more
+
+
+def test_after_a_death_while_recording_nothing_is_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    marker = tmp_path / "recording"
+    compared(FakeRecorder(), [part()] * 6, marker)
+    assert not marker.exists()
+    with pytest.raises(KeyboardInterrupt):
+        compared(FakeRecorder(KeyboardInterrupt()), [part()] * 6, marker)
+    again = FakeRecorder()
+    compared(again, [part()] * 6, marker)
+    assert again.taken == 0
+    assert "an earlier attempt at this training ended while it recorded them" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("settings", "device", "able"),
     [
-        ({"cuda_graphs": True}, "cuda", True),
-        ({"cuda_graphs": True}, "cpu", False),
+        ({}, "cuda", True),
+        ({}, "cpu", False),
         ({"cuda_graphs": False}, "cuda", False),
-        ({"cuda_graphs": True, "gradient_checkpointing": True}, "cuda", False),
-        ({"cuda_graphs": True, "text_encoder_rate": 1e-4}, "cuda", False),
+        ({"gradient_checkpointing": True}, "cuda", False),
+        ({"text_encoder_rate": 1e-4}, "cuda", False),
     ],
 )
 def test_where_it_is_done(base: Base, settings: dict[str, object], device: str, able: bool) -> None:
@@ -106,40 +157,32 @@ def test_where_it_is_done(base: Base, settings: dict[str, object], device: str, 
     assert not can_record(section, model, torch.device(device))
 
 
-def test_a_recording_of_nothing_does_not_pass_for_a_step() -> None:
-    recorded = Recorded(compute, lambda _: (lambda: None, torch.zeros(())), CPU)
-    assert [recorded(part()).isnan().item() for _ in range(5)] == [False, False, False, True, True]
-
-
 def trained(base: Base, job: TrainingJob, device: str) -> str:
     InProcessTrainer(base, device).train(job, lambda _: None)
     return hashlib.sha256(job.output.read_bytes()).hexdigest()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [{}, {"buckets": True, "accumulation": 2, "optimizer": "adafactor"}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"buckets": True, "accumulation": 2, "optimizer": "adafactor"}, {"precision": "bf16"}]
+)
 def test_a_training_by_playback_gives_the_same_file(
     base: Base,
     make_job: Callable[..., TrainingJob],
     tmp_path: Path,
     extra: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     given: dict[str, object] = {"steps": 8, "checkpoint_every": 8, **extra}
     plain = trained(base, make_job(tmp_path / "a", **given), "cpu")
+    assert not caplog.records
     recorder = FakeRecorder()
     monkeypatch.setattr(trainer, "can_record", lambda *_: True)
     monkeypatch.setattr(trainer, "CudaRecorder", lambda _: recorder)
     assert trained(base, make_job(tmp_path / "b", **given), "cpu") == plain
-    assert recorder.played > 0
-
-
-@pytest.mark.slow
-def test_who_asks_for_it_where_it_cannot_be_is_told(
-    base: Base, make_job: Callable[..., TrainingJob], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trained(base, make_job(tmp_path, steps=2, cuda_graphs=True), "cpu")
-    assert "train.cuda_graphs is without effect: it needs a CUDA device" in caplog.text
+    assert recorder.played > 1
+    assert not caplog.records
 
 
 @pytest.mark.slow
@@ -164,9 +207,9 @@ def test_on_a_gpu(
         return play, loss
 
     monkeypatch.setattr(CudaRecorder, "__call__", noted)
-    plain = trained(base, make_job(tmp_path / "a", **extra, steps=20), device)
+    plain = trained(base, make_job(tmp_path / "a", **extra, steps=20, cuda_graphs=False), device)
     assert not taken
-    assert trained(base, make_job(tmp_path / "b", **extra, steps=20, cuda_graphs=True), device) == plain
+    assert trained(base, make_job(tmp_path / "b", **extra, steps=20), device) == plain
     assert taken
     assert all(loss.isfinite() for loss in taken)  # NaN until it is played
     assert "computed as usual" not in caplog.text

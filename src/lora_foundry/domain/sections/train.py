@@ -202,9 +202,10 @@ class MachineSettings(Section):
         json_schema_extra=NOTHING,
     )
     cuda_graphs: bool = Field(
-        False,
-        description="Record a step's passes once and play them back, which spares the GPU the wait for Python; takes "
-        "more memory. CUDA only, without checkpointing or text encoders that learn. Not yet proven on a GPU.",
+        True,
+        description="Record a step's passes once and play them back where that can be, which spares a GPU the wait for "
+        "Python: CUDA, without checkpointing or text encoders that learn, where the memory has room for it twice over. A "
+        "recording that does not give what computing gives is dropped.",
         json_schema_extra=NOTHING,
     )
     needs_mib: int = Field(
