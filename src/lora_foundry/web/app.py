@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
 from lora_foundry import __version__
 from lora_foundry.files.storage import make_folder
@@ -46,13 +48,10 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses=problems.RESPONSES,
         servers=[{"url": root}] if root else None,
     )
     app.state.site = site
-    for module in routes.modules():
-        app.include_router(module.router)
-    app.include_router(pages.page_router())
+    app.router.routes.extend(_routes())
     app.mount("/static", pages.static_files())
     problems.install(
         app, lambda title, text: pages.render_problem(title, text, root), site.store.url, teller(settings)
@@ -61,6 +60,16 @@ def create_app(
     app.add_middleware(TrafficMiddleware, traffic=Traffic(site.registry))
     app.add_middleware(Proxied, root=root, trusted=trusted)
     return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """Of every app of this process: what FastAPI works out about a route, it works out at the first request of the first."""
+    router = APIRouter(responses=problems.RESPONSES)
+    for module in routes.modules():
+        router.include_router(module.router)
+    router.include_router(pages.page_router())
+    return tuple(router.routes)
 
 
 @asynccontextmanager
