@@ -20,8 +20,9 @@ PIP_ARGS     ?=
 DEMO_ARGS    ?=
 PYTEST_ARGS  ?=
 GPU_ARGS     ?=
-# Two workers of one torch thread each suit two cores: a second thread beside a busy process is slower, not faster.
-TEST_WORKERS ?= 2
+# How many processes test, of one torch thread each: a second thread beside a busy process is slower, not faster. By default
+# four, of which two compute on two cores while others wait (tests/turns.py), and for `quick`, whose tests only compute, two.
+TEST_WORKERS ?=
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -45,11 +46,11 @@ demo: $(RUNTIME)
 # A Chromium for the tests of the dashboard: an installed one, else Debian's, else Playwright's; without any they skip.
 test: $(DEV)
 	$(BIN)/python -m tests.browser.chromium
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(or $(TEST_WORKERS),4) --dist worksteal $(PYTEST_ARGS)
 
 # What is left out is marked `slow` or stands in another folder than tests/unit; `make test` runs it all.
 quick: $(DEV)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not slow" tests/unit $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(or $(TEST_WORKERS),2) --dist worksteal -m "not slow" tests/unit $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -19,6 +19,7 @@ from tests.commands import Commands, fork_server
 from tests.disk import wait_for_no_disk
 from tests.forked import forking
 from tests.homes import ELARA, Homes, make_homes
+from tests.turns import CORES, WAITING, a_turn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 wait_for_no_disk()
@@ -99,6 +100,17 @@ def forked_children() -> Iterator[None]:
 @pytest.fixture
 def commands(processes: Any, tmp_path: Path) -> Commands:
     return Commands(processes, tmp_path / "said")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of `timeout`, which is the test's own
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that computes waits for its turn where there are more workers than cores; one that waits anyway does not."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers <= CORES or item.nodeid.partition("::")[0] in WAITING:
+        return (yield)
+    own: Path = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # what `shared_folder` is
+    with a_turn(own.parent, CORES):
+        return (yield)
 
 
 def pytest_collection_finish() -> None:
