@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
 def measure_cards(device: torch.device, small: bool, folder: Path) -> dict[str, Any]:
     """Every way in turn; `small`: a tiny network, to rehearse on a CPU."""
-    base, network = _tiny(folder) if small else (_full_size(), _random(_full_size(), device))
+    base, network = _tiny(folder) if small else (full_size(), random_network(full_size(), device))
     found: dict[str, Any] = {}
     wrong: list[str] = []
     plain: Measured | None = None
@@ -92,7 +92,7 @@ def _measure(
     gradient, started = torch.zeros(0), 0.0
     for step in range(2 + _STEPS):
         if step == 2:
-            _wait(device)
+            wait(device)
             started = time.perf_counter()
         loss = model.losses(batch).sum()
         loss.backward()
@@ -103,7 +103,7 @@ def _measure(
         optimizer.step()
         adapter.zero_gradients()
         adapter.weights_changed()
-    _wait(device)
+    wait(device)
     seconds = (time.perf_counter() - started) / _STEPS
     peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else 0.0
     estimate = footprint(base, settings)
@@ -112,12 +112,14 @@ def _measure(
     return Measured(figures, gradient)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _full_size() -> Base:
+def full_size() -> Base:
+    """Klein as it is published, by its configuration alone."""
     return Base(
         path=Path("full-size"), layout="file", family="klein", name="klein", identity="", configuration="base"
     )
@@ -130,14 +132,16 @@ def _tiny(folder: Path) -> tuple[Base, nn.Module]:
     return base, load_denoiser(base, torch.bfloat16)
 
 
-def _random(base: Base, device: torch.device) -> nn.Module:
-    """The network of a base at full size with random weights, in bf16 in the computer's memory."""
+def random_network(
+    base: Base, device: torch.device, changes: Mapping[str, object] | None = None
+) -> nn.Module:
+    """The network of a base at full size, or with `changes` of its configuration, with random weights, in bf16 in the
+    computer's memory."""
     loader = loader_of(base)
     kind = library_class(loader.denoiser_class)
     with torch.device("meta"):
-        network: nn.Module = kind.from_config(
-            kind.load_config(loader.configuration(base), subfolder=loader.denoiser)
-        )
+        config = kind.load_config(loader.configuration(base), subfolder=loader.denoiser)
+        network: nn.Module = kind.from_config({**config, **(changes or {})})
     network = network.to(torch.bfloat16).to_empty(device="cpu")
     for tensor in network.parameters():
         drawn = torch.empty(tensor.shape, dtype=torch.bfloat16, device=device)

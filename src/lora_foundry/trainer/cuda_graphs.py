@@ -70,7 +70,7 @@ class Recorded:
 
     def __call__(self, batch: Batch) -> Tensor:
         """See `step.ForwardBackward`."""
-        key = _shapes(batch)
+        key = shapes(batch)
         if recording := self._recordings.get(key):
             return _played(recording, batch)
         self._seen[key] += 1
@@ -86,7 +86,7 @@ class Recorded:
         try:
             recording = self._capture(batch)
             loss = _played(recording, batch)
-            played = [loss, *_added(self._gradients, before)]
+            played = [loss, *added(self._gradients, before)]
         except RuntimeError as error:
             self._give_up(" ".join(str(error).split())[:200])
         for gradient, value in zip(self._gradients, before, strict=True):
@@ -94,10 +94,10 @@ class Recorded:
         if played is None:
             return self._compute(batch)
         result = self._compute(batch)
-        usual = [result, *_added(self._gradients, before)]
+        usual = [result, *added(self._gradients, before)]
         if not all(bool(each.isfinite().all()) for each in usual):
             self._seen[key] = 0  # too large for fp16, as first steps may be: nothing to compare with
-        elif _are_alike(played, usual):
+        elif are_alike(played, usual, _APART):
             self._recordings[key] = recording
         else:
             self._give_up("a playback gave other gradients than computing")
@@ -164,14 +164,15 @@ def _played(recording: _Recording, batch: Batch) -> Tensor:
     return recording.loss.clone()
 
 
-def _added(gradients: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+def added(gradients: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+    """What was added to gradients since they were copied to `before`."""
     return [now - earlier for now, earlier in zip(gradients, before, strict=True)]
 
 
-def _are_alike(played: Sequence[Tensor], usual: Sequence[Tensor]) -> bool:
-    """Whether each tensor is as far as `_APART` from its like at most; NaN is like nothing."""
+def are_alike(played: Sequence[Tensor], usual: Sequence[Tensor], apart: float) -> bool:
+    """Whether each tensor is at most that share of its like's norm away from it; NaN is like nothing."""
     pairs = [(one.float(), other.float()) for one, other in zip(played, usual, strict=True)]
-    return all(bool((one - other).norm() <= _APART * other.norm()) for one, other in pairs)
+    return all(bool((one - other).norm() <= apart * other.norm()) for one, other in pairs)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -192,7 +193,7 @@ def _map(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     return Batch(change(batch.latents), condition, change(batch.noise), change(batch.timesteps), *optional)
 
 
-def _shapes(batch: Batch) -> object:
+def shapes(batch: Batch) -> object:
     """What a recording holds for: the parts there are, and their shapes."""
     there = batch.mask is not None, batch.weights is not None
     return (*there, *batch.condition, *(tuple(tensor.shape) for tensor in _tensors(batch)))

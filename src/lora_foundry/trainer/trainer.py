@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -45,6 +46,7 @@ from lora_foundry.files.paths import (
 )
 from lora_foundry.ports import ProgressCallback, TrainingImage, TrainingJob
 from lora_foundry.trainer.caches import CaptionCache, DeviceCache, TensorFile, cache_latents, latent_name
+from lora_foundry.trainer.compiled import Compiled, can_compile, obstacle
 from lora_foundry.trainer.cuda_graphs import CudaRecorder, Recorded, can_record
 from lora_foundry.trainer.data import (
     NoiseSampler,
@@ -175,9 +177,12 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     )
     targets = model.lora_targets(settings)
     adapter = Adapter(model.networks, targets, settings, derive_seed(settings.seed, "lora"))
-    twins = adapter.keep_half_copies(model.dtype)
-    for network in model.networks.values():
-        fuse(network, NAME, twins)
+    if can_compile(settings, model):
+        reporter.say("compiling the base's blocks, which may take some minutes before the first step")
+    else:
+        if settings.compile_blocks:
+            _log.warning("The base's blocks are not compiled: %s.", obstacle(settings, model))
+        _fuse(adapter, model)
     if settings.start_from:
         load_lora(Path(settings.start_from).expanduser(), adapter, model)
     state = TrainState(
@@ -190,6 +195,13 @@ def prepare(job: TrainingJob, base: Base, device: torch.device, progress: Progre
     return Training(
         job, base, device, _fingerprint(job, base, hashes), model, dataset, state, previews, reporter
     )
+
+
+def _fuse(adapter: Adapter, model: FamilyModel) -> None:
+    """Has the LoRA compute in its fused form, with copies in the type that the network computes in."""
+    twins = adapter.keep_half_copies(model.dtype)
+    for network in model.networks.values():
+        fuse(network, NAME, twins)
 
 
 def _make_dataset(
@@ -316,15 +328,15 @@ class Training:
         return write_lora(path, tensors, described)
 
     def _forward_backward(self) -> Callable[[Batch], Tensor]:
-        """Forward and backward pass, played back as CUDA graphs where that can be."""
-        settings = self.job.settings
-        computed = ForwardBackward(self.model, self.state.scaler, settings.samples_per_step)
-        if not can_record(settings, self.model, self.device):
+        """Forward and backward pass, compiled or played back as CUDA graphs where that can be."""
+        settings, model, adapter = self.job.settings, self.model, self.state.adapter
+        computed = ForwardBackward(model, self.state.scaler, settings.samples_per_step)
+        if can_compile(settings, model):
+            return Compiled(computed, model.network, adapter.gradients(), partial(_fuse, adapter, model))
+        if not can_record(settings, model, self.device):
             return computed
         marker = self.job.workdir / RECORDING
-        return Recorded(
-            computed, CudaRecorder(self.device), self.device, self.state.adapter.gradients(), marker
-        )
+        return Recorded(computed, CudaRecorder(self.device), self.device, adapter.gradients(), marker)
 
     def _write_config(self, total: int, asked: TrainSection) -> None:
         """What is trained, with everything that decides it, for people and for a later look."""

@@ -53,7 +53,7 @@ _HANDED_ON = {
     "flip", "start_from",
 }  # fmt: skip
 # How our own trainer keeps, fits and computes; the file at the end is the same without them.
-_MEANINGLESS = {"backend", "saves", "memory", "cuda_graphs"}
+_MEANINGLESS = {"backend", "saves", "memory", "cuda_graphs", "compile_blocks"}
 
 
 def refuse_what_it_cannot_do(settings: TrainSection) -> None:

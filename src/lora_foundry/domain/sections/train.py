@@ -208,6 +208,14 @@ class MachineSettings(Section):
         "recording that does not give what computing gives is dropped.",
         json_schema_extra=NOTHING,
     )
+    compile_blocks: bool = Field(
+        False,
+        description="Have torch compile the blocks of a transformer (not of a UNet), for LoRA on a base that is neither "
+        "quantised nor streamed. Takes a C++ compiler on the computer, on a GPU Triton too, and a minute or more before the "
+        "first step, as before the first with a picture or caption of another size; where it fails, the training goes on as "
+        "usual. Unproven on a GPU.",
+        json_schema_extra=NOTHING,
+    )
     needs_mib: int = Field(
         0,
         ge=0,
