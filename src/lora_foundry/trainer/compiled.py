@@ -86,7 +86,10 @@ class Compiled:
         except Exception as error:  # a compiler may fail in any way, and in a block's first backward pass too
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
-            self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+            first = (
+                str(error).strip().split("\n\n", maxsplit=1)[0]
+            )  # after it torch says how to search its compiler
+            self._give_up(" ".join(f"{type(error).__name__}: {first}".split())[:200])
         # Not in the handler, whose error holds what the attempt had made.
         for gradient, value in zip(self._gradients, before, strict=True):
             gradient.copy_(value)

@@ -185,6 +185,7 @@ def test_without_a_compiler_it_goes_on_as_usual(
     (sentence,) = said(caplog)
     assert "not compiled but computed as usual: " in sentence
     assert "No working C++ compiler found" in sentence
+    assert "TORCHDYNAMO_VERBOSE" not in sentence
     assert learner.fused == 7
 
 
