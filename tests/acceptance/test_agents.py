@@ -16,6 +16,10 @@ from PIL import Image
 
 from tests.homes import ELARA, SMALL
 
+ROOT = Path(__file__).parents[2]
+# The program as `lora-foundry` starts it, but that its worker and their children are forked.
+PRELOADED = "import tests.preloaded; from lora_foundry.cli.app import main; main()"
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -41,8 +45,8 @@ class Conversation:
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_words_become_a_published_lora_in_a_conversation(home: Path) -> None:
-    words = ["-m", "lora_foundry", "mcp", "--with-worker", "--home", str(home)]
-    program = StdioServerParameters(command=sys.executable, args=words, env=dict(os.environ))
+    words = ["-c", PRELOADED, "mcp", "--with-worker", "--home", str(home)]
+    program = StdioServerParameters(command=sys.executable, args=words, env=dict(os.environ), cwd=ROOT)
     async with Client(program) as client:
         talk = Conversation(client)
         begun, _ = await talk.ask("create_character", name=ELARA.name, description=ELARA.description,

@@ -172,6 +172,7 @@ def test_the_first_recipe_is_the_miniature_only_where_nothing_real_is(
     assert (found["recipe"], found["base"]) == ("own", "")
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_the_memory_of_a_training_is_counted_by_its_family(client: TestClient) -> None:
     asked = {"name": "Elara", "description": "1girl", "recipe": "mini"}
     first = client.post("/api/v1/memory", json=asked).json()
