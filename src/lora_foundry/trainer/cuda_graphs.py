@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.devices import give_memory_back
 from lora_foundry.families._shared.family import Batch, FamilyModel
 from lora_foundry.families._shared.quantised import packing_of
 
@@ -82,16 +83,18 @@ class Recorded:
     def _computed_and_recorded(self, key: object, batch: Batch) -> Tensor:
         """Computes as usual what a new recording has played before, and keeps the recording if both are the same."""
         before = [each.clone() for each in self._gradients]
-        played: list[Tensor] | None = None
+        played: list[Tensor] = []
+        why = ""
         try:
             recording = self._capture(batch)
             loss = _played(recording, batch)
             played = [loss, *added(self._gradients, before)]
         except RuntimeError as error:
-            self._give_up(" ".join(str(error).split())[:200])
+            why = " ".join(str(error).split())[:200]
         for gradient, value in zip(self._gradients, before, strict=True):
             gradient.copy_(value)
-        if played is None:
+        if not played:
+            self._give_up(why)  # not in the handler, whose error holds what the attempt had made
             return self._compute(batch)
         result = self._compute(batch)
         usual = [result, *added(self._gradients, before)]
@@ -100,6 +103,7 @@ class Recorded:
         elif are_alike(played, usual, _APART):
             self._recordings[key] = recording
         else:
+            del recording  # or its memory could not be given back
             self._give_up("a playback gave other gradients than computing")
         return result
 
@@ -114,7 +118,7 @@ class Recorded:
         _log.warning("The training's steps are not recorded as CUDA graphs but computed as usual: %s.", why)
         self._able = False
         self._recordings.clear()
-        torch.cuda.empty_cache()
+        give_memory_back()
 
     @contextmanager
     def _marked(self) -> Iterator[None]:
@@ -135,7 +139,7 @@ class CudaRecorder:
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.empty_cache()
+        give_memory_back()
         free = torch.cuda.mem_get_info(self._device)[0]
         with torch.cuda.device(self._device):  # what is recorded is what the current device is given to do
             usual = torch.cuda.current_stream()

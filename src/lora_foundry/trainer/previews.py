@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lora_foundry.domain.sections import TrainSection
+from lora_foundry.families._shared.devices import give_memory_back
 from lora_foundry.families._shared.family import Batch, FamilyModel
 from lora_foundry.files import storage
 from lora_foundry.files.paths import SAMPLE_REQUEST, VALIDATION_LOSS, training_sample, training_samples
@@ -55,8 +56,7 @@ class Previews:
             return self.draw(step, texts or self._some_captions())
         except torch.OutOfMemoryError:
             pass  # not in the handler, whose error holds what the attempt had made
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back()
         log.say(
             step,
             "the memory does not hold the drawing of sample pictures beside the training; none were drawn",

@@ -28,7 +28,12 @@ from lora_foundry.domain.sections.train import WITHOUT_INFLUENCE
 from lora_foundry.errors import BackendError, InputError
 from lora_foundry.failures import lacks_memory, not_enough_memory
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.devices import find_device, freed_memory_kept, use_available_cores
+from lora_foundry.families._shared.devices import (
+    find_device,
+    freed_memory_kept,
+    give_memory_back,
+    use_available_cores,
+)
 from lora_foundry.families._shared.family import Batch, FamilyModel, load_family
 from lora_foundry.families._shared.memory import Means, means
 from lora_foundry.families._shared.quantised import packing_of
@@ -145,8 +150,7 @@ class InProcessTrainer:
                 settings = smaller
             training = None  # the memory must be free before the next attempt
             gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_memory_back()
 
 
 def plan_memory(job: TrainingJob, base: Base, device: torch.device, ways: Means) -> tuple[TrainSection, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -113,6 +114,40 @@ def test_a_recording_that_gives_something_else_is_dropped(
         "The training's steps are not recorded as CUDA graphs but computed as usual: a playback gave other gradients than "
         "computing."
     ]
+
+
+def test_a_torch_that_gives_no_memory_back_after_it_costs_no_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one before 2.13 where a recording has failed, for the rest of the process."""
+
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    compared(FakeRecorder(RuntimeError("operation not permitted when stream is capturing")), [part()] * 6)
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["no room", "twice"])
+def test_what_is_given_up_is_gone_when_its_memory_is_given_back(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    held: list[int] = []
+
+    def record(compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        play, loss = FakeRecorder(times=2)(compute)
+        made.append(weakref.ref(loss))
+        if fails:
+            raise RuntimeError("they would take 2.0 GiB of the 3.0 that are free")
+        return play, loss
+
+    def look() -> None:
+        held.append(sum(each() is not None for each in made))
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", look)
+    compared(record, [part()] * 6)
+    assert (len(made), held) == (1, [0])
 
 
 def test_gradients_too_large_for_their_type_decide_nothing() -> None:

@@ -24,7 +24,7 @@ from lora_foundry.domain.sections import GenerateSection
 from lora_foundry.errors import BackendError, VerificationError
 from lora_foundry.families._shared.base import Base
 from lora_foundry.families._shared.convolutions import use_fast_convolutions
-from lora_foundry.families._shared.devices import find_device, use_available_cores
+from lora_foundry.families._shared.devices import find_device, give_memory_back, use_available_cores
 from lora_foundry.families._shared.drawing import Drawing, Guide, Shot, make_drawing
 from lora_foundry.families._shared.loading import load_pipeline, loader_of, quiet_libraries
 from lora_foundry.families._shared.placement import place_pipeline
@@ -92,8 +92,7 @@ class DiffusersGenerator:
         self._loaded = self._applied = self._known_prompts = None
         for kept in (self._embeddings, self._lycoris, self._merged):
             kept.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back()
 
     def _drawing(self) -> Drawing:
         """The base's pipeline, loaded once."""

@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -118,6 +118,13 @@ def _memory_limits() -> list[tuple[int, int]]:
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return found
+
+
+def give_memory_back() -> None:
+    """Gives the system back what torch keeps of a GPU's memory for the next tensors. Where torch refuses, nothing is lost but
+    that memory: one before 2.13 does so once a recording of CUDA graphs has failed, for the rest of the process."""
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 @contextmanager

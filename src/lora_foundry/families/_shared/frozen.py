@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from lora_foundry.domain.sections import TrainSection
 from lora_foundry.families._shared.adapter import merge_adapter
 from lora_foundry.families._shared.base import Base, check_trainable
-from lora_foundry.families._shared.devices import freed_memory_kept
+from lora_foundry.families._shared.devices import freed_memory_kept, give_memory_back
 from lora_foundry.families._shared.diffusion import Process, mean_error
 from lora_foundry.families._shared.family import Batch
 from lora_foundry.families._shared.loading import in_type, loader_of, quiet_libraries
@@ -158,8 +158,7 @@ class FrozenModel(ABC):
         if not keep_text:
             self._known_prompts = None
         self._parts.release(text=not keep_text, vae=not self._settings.sample_prompts)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_memory_back()
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -204,8 +203,7 @@ class FrozenModel(ABC):
             _log.info("the memory does not hold the VAE's work; going on in tiles of %d pixels", side)
             self._tile = side
             use_tiles(self._vae, side, self._parts.vae_scale_factor)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            give_memory_back()
 
     @torch.no_grad()
     def draw(
