@@ -131,6 +131,19 @@ def test_a_child_whose_full_pipe_nobody_reads_ends_itself(tmp_path: Path) -> Non
     assert "The worker said nothing for 3 s" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+def test_a_child_that_hears_nothing_says_so_though_its_log_s_disk_is_full() -> None:
+    command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
+    order = {"entry": ENTRY, "work": {"fault": "hangs"}, "patience": 1, "keep": False}
+    order |= {"log": "/dev/full", "json_log": False, "context": {}}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(order).encode() + b"\n")
+        child.stdin.flush()
+        assert json.loads(child.stdout.readlines()[-1]) == {"unheard": True}
+
+
 @pytest.mark.usefixtures("forked_children")
 def test_a_kept_child_does_the_next_job_and_one_that_failed_does_not(tmp_path: Path) -> None:
     async def three() -> list[Outcome]:

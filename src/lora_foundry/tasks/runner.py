@@ -4,6 +4,7 @@ kills itself, which also covers a worker that is stopped, cut off from the datab
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -70,8 +71,9 @@ class Orders:
         return time.monotonic() - self._heard > self._patience
 
     def _say_unheard(self) -> None:
-        """Tells why we end; a frozen worker's pipe may be full, and is not waited for."""
-        sys.stderr.write(f"The worker said nothing for {self._patience:g} s: this process ends itself.\n")
+        """Tells why we end; a frozen worker's pipe may be full, and is not waited for, and so may the log's disk."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"The worker said nothing for {self._patience:g} s: this process ends itself.\n")
         telling = threading.Thread(target=self._write, args=({"unheard": True},), daemon=True)
         telling.start()
         telling.join(LAST_WORD)
