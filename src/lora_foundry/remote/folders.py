@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from lora_foundry.files.hashing import file_hash
-from lora_foundry.files.paths import CACHE, SAMPLE_REQUEST, RunPaths
+from lora_foundry.files.paths import CACHE, RECORDING, SAMPLE_REQUEST, RunPaths
 from lora_foundry.files.storage import (
     make_folder,
     read_model,
@@ -205,10 +205,10 @@ class Changes:
 
 def scan(root: Path) -> dict[str, tuple[int, int, int]]:
     """Every file of a run's folder that others need, as size, time and number. Left out are earlier versions, what is only
-    for this host (locks, caches that are made again), what is half written, and links."""
+    for this host (locks, caches that are made again, a note that its GPU failed), what is half written, and links."""
     paths = RunPaths(root, "")
     apart = {paths.versions.name, paths.run_file.name}
-    here_only = {paths.lock.name, paths.stored.name, SAMPLE_REQUEST}
+    here_only = {paths.lock.name, paths.stored.name, SAMPLE_REQUEST, RECORDING}
     found: dict[str, tuple[int, int, int]] = {}
     for folder, names, files in os.walk(root):
         here = Path(folder)

@@ -67,7 +67,8 @@ class Recorded:
         self._recordings: dict[object, _Recording] = {}
         self._able = True
         if marker is not None and marker.exists():
-            self._give_up("an earlier attempt at this training ended while it recorded them")
+            again = f"without {marker} they are tried again"
+            self._give_up(f"an earlier attempt in this folder ended while it recorded them ({again})")
 
     def __call__(self, batch: Batch) -> Tensor:
         """See `step.ForwardBackward`."""

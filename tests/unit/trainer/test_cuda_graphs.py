@@ -171,7 +171,10 @@ def test_after_a_death_while_recording_nothing_is_recorded(
     again = FakeRecorder()
     compared(again, [part()] * 6, marker)
     assert again.taken == 0
-    assert "an earlier attempt at this training ended while it recorded them" in caplog.text
+    assert (
+        f"an earlier attempt in this folder ended while it recorded them (without {marker} they are tried"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
