@@ -7,8 +7,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +178,46 @@ def test_after_a_death_while_recording_nothing_is_recorded(
         f"an earlier attempt in this folder ended while it recorded them (without {marker} they are tried"
         in caplog.text
     )
+
+
+class FakeCuda(SimpleNamespace):
+    """What of `torch.cuda` a recording asks for. left: the memory that is free after it, of 10 GiB before."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__(stream="usual", memory=[(gib * 2**30, 0) for gib in (10, left)])
+        self.empty_cache, self.graph_pool_handle, self.CUDAGraph = (lambda: None), object, object
+        self.device, self.mem_get_info = nullcontext, lambda _: self.memory.pop(0)
+        self.current_stream, self.set_stream = lambda: self.stream, partial(setattr, self, "stream")
+
+    @contextmanager
+    def graph(self, graph: object, pool: object) -> Iterator[None]:
+        """Leaves its own stream in place where what is recorded fails."""
+        self.stream = "recording"
+        yield
+        self.stream = "usual"
+
+
+@pytest.mark.parametrize(("left", "taken"), [(4, False), (5, False), (6, True), (9, True)])
+def test_a_recording_leaves_one_and_a_half_times_its_memory(
+    left: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "cuda", FakeCuda(left))
+    words = f"they would take {10 - left}.0 GiB of the 10.0 that are free"
+    with nullcontext() if taken else pytest.raises(RuntimeError, match=words):
+        CudaRecorder(CPU)(lambda: torch.ones(()))
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(9)
+    monkeypatch.setattr(torch, "cuda", fake)
+
+    def fail() -> Tensor:
+        assert fake.stream == "recording"
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        CudaRecorder(CPU)(fail)
+    assert fake.stream == "usual"
 
 
 @pytest.mark.parametrize(
