@@ -204,8 +204,8 @@ class MachineSettings(Section):
     cuda_graphs: bool = Field(
         True,
         description="Record a step's passes once and play them back where that can be, which spares a GPU the wait for "
-        "Python: CUDA, without checkpointing or text encoders that learn, where the memory has room for it twice over. A "
-        "recording that does not give what computing gives is dropped.",
+        "Python: CUDA, without checkpointing or text encoders that learn, where two and a half times the memory that it takes "
+        "is free. A recording that does not give what computing gives is dropped.",
         json_schema_extra=NOTHING,
     )
     compile_blocks: bool = Field(
