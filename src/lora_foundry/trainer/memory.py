@@ -1,5 +1,5 @@
 """How a training is fitted to a GPU's memory, and what it gives up when the memory runs out after all. First what changes
-nothing of the result: gradient checkpointing, text encoders let go of, batches computed in parts, blocks streamed. Only
+nothing of the result: batches computed in parts, text encoders let go of, gradient checkpointing, blocks streamed. Only
 where the computer's memory does not hold what would be streamed, or the GPU can fetch nothing, the base is quantised. The
 pictures that make one optimizer step stay as many and the optimizer stays the one that was chosen."""
 
@@ -16,6 +16,9 @@ from lora_foundry.families._shared.memory import Means, training_memory, waiting
 _GIB = 1024**3
 CARDS = {"8gb": 8.0, "12gb": 12.0, "16gb": 16.0, "24gb": 24.0}
 RESERVE = 1.0  # GiB of a card that the desktop and the driver take
+# How often over the estimate of a batch in parts must fit: estimates hold within a tenth, a driver that spills into the
+# computer's memory makes a step many times slower, and gradient checkpointing is there instead.
+SURE = 1.1
 
 
 def fit(settings: TrainSection, base: Base, free: float | None, ways: Means) -> tuple[TrainSection, str]:
@@ -29,6 +32,9 @@ def fit(settings: TrainSection, base: Base, free: float | None, ways: Means) -> 
     if free is None or settings.memory == "as_set":
         return settings, ""
     fitted = settings
+    if training_memory(base, settings) / _GIB > free:
+        sure = (part for part in _in_parts(settings) if SURE * training_memory(base, part) / _GIB <= free)
+        fitted = next(sure, settings)
     while (needed := training_memory(base, fitted) / _GIB) > free:
         smaller = _computed_less_at_once(fitted)
         if smaller is None:
@@ -61,26 +67,39 @@ def step_down(settings: TrainSection, base: Base, ways: Means) -> TrainSection |
     return None
 
 
+def _in_parts(settings: TrainSection) -> Iterator[TrainSection]:
+    """What computes nothing twice: the batch in ever smaller parts, then the same with captions encoded beforehand, which
+    takes disk space."""
+    for whole in (settings, _with_captions_first(settings)):
+        part = whole
+        while part is not None:
+            yield part
+            part = _smaller_batch(part)
+
+
 def _computed_less_at_once(settings: TrainSection) -> TrainSection | None:
     """Gradient checkpointing; then captions encoded beforehand, so that text encoders need not stay; then half the batch
     twice as often."""
     if not settings.gradient_checkpointing:
         return settings.model_copy(update={"gradient_checkpointing": True})
+    return _with_captions_first(settings) or _smaller_batch(settings)
+
+
+def _with_captions_first(settings: TrainSection) -> TrainSection | None:
     if settings.shuffle_tags and settings.text_encoder_rate == 0 and not settings.cache_captions:
         return settings.model_copy(update={"cache_captions": True})
-    for divisor in (2, 3, 5, 7):
-        if settings.batch_size % divisor == 0:
-            return settings.model_copy(
-                update={
-                    "batch_size": settings.batch_size // divisor,
-                    "accumulation": settings.accumulation * divisor,
-                }
-            )
-    if settings.batch_size > 1:
-        return settings.model_copy(
-            update={"batch_size": 1, "accumulation": settings.accumulation * settings.batch_size}
-        )
     return None
+
+
+def _smaller_batch(settings: TrainSection) -> TrainSection | None:
+    """A part of the batch as many times as often; None for a batch of one."""
+    size = settings.batch_size
+    if size == 1:
+        return None
+    divisor = next((each for each in (2, 3, 5, 7) if size % each == 0), size)
+    return settings.model_copy(
+        update={"batch_size": size // divisor, "accumulation": settings.accumulation * divisor}
+    )
 
 
 def _kept_elsewhere(settings: TrainSection, base: Base, free: float, ways: Means) -> Iterator[TrainSection]:

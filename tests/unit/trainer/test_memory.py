@@ -167,6 +167,9 @@ def test_what_is_fitted_learns_the_same_and_takes_no_more_than_is_free_if_that_c
     ]  # fmt: skip
     possible = [each for each in smallest if memory.waiting_memory(BASE, each) <= ways.waiting]
     assert fits == any(memory.training_memory(BASE, each) <= free * GIB for each in possible)
+    if "gradient_checkpointing" in changed:  # only where nothing that computes once would do
+        once = asked.model_copy(update={"batch_size": 1, "cache_captions": True})
+        assert memory.SURE * memory.training_memory(BASE, once) > free * GIB
     if fits and "quantise" in changed:  # only where nothing that learns the same would do
         same = [each for each in possible if each.quantise == "auto"]
         assert all(memory.training_memory(BASE, each) > free * GIB for each in same)
@@ -177,14 +180,16 @@ def test_what_is_fitted_learns_the_same_and_takes_no_more_than_is_free_if_that_c
     assert bool(words) == (bool(changed) or not fits)
 
 
-def test_a_smaller_card_takes_less_at_once(estimate: None) -> None:
+def test_a_smaller_card_takes_less_at_once_and_only_then_computes_twice(estimate: None) -> None:
     asked = short_section(batch_size=8, resolution=1024)
-    sizes = [
-        memory.fit(asked.model_copy(update={"memory": card}), BASE, None, NOTHING_ELSE)[0].batch_size
+    fitted = [
+        memory.fit(asked.model_copy(update={"memory": card}), BASE, None, NOTHING_ELSE)[0]
         for card in ("24gb", "16gb", "12gb", "8gb")
     ]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > sizes[-1]
+    ways = [(each.gradient_checkpointing, -each.batch_size) for each in fitted]
+    assert ways == sorted(ways)
+    assert ways[0][0] is False
+    assert ways[-1][0] is True
 
 
 def test_what_was_done_for_a_card_is_told_in_one_sentence(estimate: None) -> None:

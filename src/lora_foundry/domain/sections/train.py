@@ -225,8 +225,8 @@ class MachineSettings(Section):
     )
     memory: Literal["as_set", "auto", "8gb", "12gb", "16gb", "24gb"] = Field(
         "auto",
-        description="Fit the training to a GPU's free memory, or to that of a card: gradient checkpointing, text encoders "
-        "let go of, batches computed in parts, blocks streamed, and only then a quantised base. The pictures a step stay as "
+        description="Fit the training to a GPU's free memory, or to that of a card: batches computed in parts, text encoders "
+        "let go of, gradient checkpointing, blocks streamed, and only then a quantised base. The pictures a step stay as "
         "many. `as_set` takes the settings as they are. A CPU's memory is not managed.",
     )
     export_precision: Literal["fp16", "bf16"] = Field("fp16", description="Number format of the LoRA file.")
