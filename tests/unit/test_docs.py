@@ -126,3 +126,14 @@ def test_places_that_the_documents_name_exist() -> None:
         and not place.startswith(("images/", "training/", "evaluation/", "benchmarks/results"))
     ]
     assert not gone, gone
+
+
+def test_files_that_a_decision_names_exist() -> None:
+    roots = (ROOT, ROOT / "src", ROOT / "src" / "lora_foundry")
+    gone = [
+        f"{page.name}: {place}"
+        for page in sorted((ROOT / "docs" / "decisions").glob("*.md"))
+        for place in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page.read_text(encoding="utf-8"))
+        if not any((root / place).exists() for root in roots)
+    ]
+    assert not gone, gone
