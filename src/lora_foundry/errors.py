@@ -46,6 +46,10 @@ class BaseModelError(PermanentError):
     """The base model is missing, unsafe, damaged, or of a kind that is not supported."""
 
 
+class AbsentModelError(BaseModelError):
+    """A model that is named is not on this machine."""
+
+
 class StorageError(PermanentError):
     """A file could not be written: the disk is full, or the folder is not ours to write."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ def test_the_program_at_the_end_of_create_draws(
     result: CreateResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_use(Console(), result, find_base("mini"))
-    said, _, program = capsys.readouterr().out.partition("Or in Python:\n")
+    said, _, program = capsys.readouterr().out.partition(f"Or in Python ({sys.executable}):\n")
     assert "Load LoRA with elara_mini.safetensors" in said
     assert "begin the prompt with elara." in said
+    assert "lora-foundry setup sdxl and lora-foundry create" in said
     monkeypatch.chdir(tmp_path)
     run("\n".join(line.strip() for line in program.splitlines()))
 

@@ -95,6 +95,12 @@ def test_each_round_trains_on_the_tightest_pictures_and_the_next_is_drawn_with_i
     assert "+ round 2 LoRA" in record.model
 
 
+def test_a_round_is_never_larger_than_the_set(tmp_path: Path) -> None:
+    run, painter = make_run(tmp_path, *SETTINGS, "generate.round_images=16", "generate.rounds=2"), Painter()
+    pipeline.generate(run, ports(painter, 0.8), quiet)
+    assert len(painter.uses) == 8 + 8
+
+
 def test_rounds_stop_when_the_pictures_move_no_closer(tmp_path: Path) -> None:
     painter = Painter()
     given = ports(painter, 0.3, 0.8)

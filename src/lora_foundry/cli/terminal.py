@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
@@ -16,6 +17,7 @@ from lora_foundry.api import CreateResult
 from lora_foundry.domain.recipe import Recipe, help_of
 from lora_foundry.domain.run import ProgressEvent
 from lora_foundry.families._shared.base import Base
+from lora_foundry.families._shared.inspect import BUNDLED
 from lora_foundry.pipeline import PIPELINE
 
 PLAIN_PAUSE = 60.0  # seconds between two lines on a stage's progress in a log
@@ -153,9 +155,19 @@ def print_use(console: Console, result: CreateResult, base: Base) -> None:
         f"checkpoint, and begin the prompt with {words}[bold]{escape(_first_trigger(result))}[/bold].",
         soft_wrap=True,
     )
+    if base.name == BUNDLED:
+        console.print(
+            "ComfyUI does not have the miniature model that this LoRA is for: make one for a real checkpoint, as in [bold]"
+            "lora-foundry setup sdxl[/bold] and [bold]lora-foundry create NAME --description WORDS --recipe sdxl[/bold].",
+            soft_wrap=True,
+        )
     if base.layout == "folder":
         console.print(
-            "Or in Python:", *python_lines(result, base), sep="\n    ", soft_wrap=True, markup=False
+            f"Or in Python ({sys.executable}):",
+            *python_lines(result, base),
+            sep="\n    ",
+            soft_wrap=True,
+            markup=False,
         )
 
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from lora_foundry.errors import BaseModelError
-from lora_foundry.families._shared.inspect import find_base, inspect_base, read_header
+from lora_foundry.families._shared.inspect import find_base, inspect_base, read_header, recipe_base
 from lora_foundry.mini import MODEL_DIR
+from lora_foundry.recipe_files import load_recipe
 
 SD_KEYS = ("model.diffusion_model.input_blocks.0.0.bias", "first_stage_model.decoder.conv_in.bias",
            "cond_stage_model.transformer.text_model.final_layer_norm.bias")  # fmt: skip
@@ -61,6 +62,14 @@ def test_what_does_not_exist_says_where_it_was_looked_for_and_what_is_near(tmp_p
     assert "did you mean 'dreamshaper_8.safetensors'?" in str(failure.value)
     with pytest.raises(BaseModelError, match=r"'/nowhere/x\.safetensors' does not exist"):
         find_base("/nowhere/x.safetensors", (tmp_path,))
+
+
+def test_a_recipe_whose_base_is_not_here_says_how_to_fetch_it(tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"does not exist .* Fetch it with: lora-foundry setup sdxl$"):
+        recipe_base(load_recipe("sdxl"), (tmp_path,))
+    with pytest.raises(BaseModelError) as failure:
+        recipe_base(load_recipe("sdxl", ["model.base=mine.safetensors"]), (tmp_path,))
+    assert "setup" not in str(failure.value)
 
 
 def test_a_name_too_long_for_any_file_does_not_exist(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class GenerateSection(Section):
         "trained on the most cohesive cluster, until the mean pairwise distance stops falling. 1 draws one.",
     )
     round_images: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0, description="Pictures of a set before the last; 0 is as many as `images`."
+        0, description="Pictures of a set before the last, never more than `images`; 0 is as many."
     )
     round_keep: Share = Field(0.25, description="Share of such a set that the short LoRA is trained on.")
     round_steps: Annotated[int, Field(ge=0)] = Field(

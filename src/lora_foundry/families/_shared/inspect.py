@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_foundry.domain.recipe import Recipe
-from lora_foundry.errors import BaseModelError, did_you_mean
+from lora_foundry.errors import AbsentModelError, BaseModelError, did_you_mean
 from lora_foundry.families._shared.base import Base, check_trainable
 from lora_foundry.families._shared.kinds import (
     Kind,
@@ -25,7 +25,7 @@ from lora_foundry.families._shared.kinds import (
     stranger,
 )
 from lora_foundry.families._shared.ldm import training_of
-from lora_foundry.families._shared.registry import family_names, family_part
+from lora_foundry.families._shared.registry import family_names, family_of_recipe, family_part
 from lora_foundry.families._shared.split import (
     INDICES,
     find_part,
@@ -59,7 +59,14 @@ def recipe_base(
         for part, name in (("vae", model.vae), ("text_encoder", model.text_encoder))
         if name
     }
-    base = find_base(model.base, folders, given, anywhere=anywhere)
+    try:
+        base = find_base(model.base, folders, given, anywhere=anywhere)
+    except AbsentModelError as error:
+        if (
+            not model.source or family_of_recipe(model.base) is None
+        ):  # `setup` fetches what a recipe of ours names
+            raise
+        raise AbsentModelError(f"{error}. Fetch it with: lora-foundry setup {recipe.name}") from error
     if model.train_base:
         twin = find_base(
             model.train_base, folders, {} if base.layout == "folder" else given, anywhere=anywhere
@@ -161,7 +168,7 @@ def locate(name: str, folders: Sequence[Path], anywhere: bool = True, what: str 
             return Path(os.path.abspath(known[wanted]))
     looked = ", ".join(str(folder) for folder in folders)
     where = f" (looked in {looked})" if looked and not direct.is_absolute() else ""
-    raise BaseModelError(f"{what} {name!r} does not exist{where}; {did_you_mean(name, [BUNDLED, *known])}")
+    raise AbsentModelError(f"{what} {name!r} does not exist{where}; {did_you_mean(name, [BUNDLED, *known])}")
 
 
 def _exists(place: Path) -> bool:

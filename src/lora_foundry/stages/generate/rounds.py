@@ -41,7 +41,8 @@ def run_round(run: Run, ports: Ports, context: GenerationContext, progress: Prog
     embedder = _embedder(run, ports)
     started, number = perf_counter(), len(context.rounds) + 1
     place = RunPaths(run.dataset_dir, run.character.slug).round(number)
-    plan = context.plan(run, number, run.recipe.generate.round_images)
+    asked = run.recipe.generate
+    plan = context.plan(run, number, min(asked.round_images or asked.images, asked.images))
     stamp = fingerprint("round-2", plan.fingerprint(), run.recipe.caption, run.recipe.train, run.recipe.model)
     finished = read_model(place.result, Round)
     if finished is not None and finished.fingerprint == stamp and _is_there(finished, place):
