@@ -13,7 +13,7 @@ from lora_foundry.domain.recipe import Recipe
 from lora_foundry.errors import FoundryError, MissingExtraError
 from lora_foundry.extras import install_command
 from lora_foundry.families._shared.base import Base
-from lora_foundry.families._shared.inspect import recipe_base
+from lora_foundry.families._shared.inspect import BUNDLED, recipe_base
 from lora_foundry.files.storage import disk_space
 from lora_foundry.needs import base_needs, needs_of
 from lora_foundry.settings import Settings
@@ -32,7 +32,12 @@ class Finding(NamedTuple):
 
 def examine(settings: Settings, recipe: Recipe) -> list[Finding]:
     """Every check, in the order in which a run would need it."""
-    findings = [_python(), _torch(settings.device), *_base(settings, recipe), *_other_needs(settings, recipe)]
+    findings = [
+        _python(),
+        _torch(settings.device, recipe),
+        *_base(settings, recipe),
+        *_other_needs(settings, recipe),
+    ]
     findings.extend(_folder("datasets folder", settings.datasets_dir, "LORA_FOUNDRY_DATASETS"))
     findings.extend(_folder("LoRA folder", settings.loras_dir, "LORA_FOUNDRY_LORAS"))
     findings.extend(_comfyui(settings, recipe))
@@ -174,7 +179,7 @@ def _python() -> Finding:
     )
 
 
-def _torch(device: str) -> Finding:
+def _torch(device: str, recipe: Recipe) -> Finding:
     try:
         import torch
     except ImportError as error:
@@ -182,7 +187,12 @@ def _torch(device: str) -> Finding:
     if not torch.cuda.is_available():
         wanted = device.startswith("cuda")
         fix = "Install a CUDA build of torch (README), or set LORA_FOUNDRY_DEVICE=auto."
-        return Finding("torch", not wanted, f"{torch.__version__}, no GPU seen: the CPU computes", fix)
+        slowly = (
+            "" if recipe.model.base == BUNDLED else f", many times slower; {recipe.name!r} is made for a GPU"
+        )
+        return Finding(
+            "torch", not wanted, f"{torch.__version__}, no GPU seen: the CPU computes{slowly}", fix
+        )
     index = torch.device(device).index or 0 if device.startswith("cuda") else 0
     free, total = torch.cuda.mem_get_info(index)
     name = torch.cuda.get_device_name(index)

@@ -30,6 +30,15 @@ def test_only_what_the_recipe_and_the_settings_speak_of_is_looked_for(tmp_path: 
     assert "first worker makes" in found["task database"].found
 
 
+def test_a_processor_is_enough_for_the_miniature_and_slow_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert lines(tmp_path)["torch"].found.endswith("no GPU seen: the CPU computes")
+    found = {each.subject: each for each in examine(Settings(home=tmp_path), load_recipe("sdxl"))}
+    assert found["torch"].found.endswith("many times slower; 'sdxl' is made for a GPU")
+
+
 def test_comfyui_is_looked_at_with_the_recipe_s_checkpoint_and_workflow(tmp_path: Path) -> None:
     loras = tmp_path / "comfy" / "models" / "loras"
     loras.mkdir(parents=True)
