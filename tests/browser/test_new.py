@@ -100,6 +100,76 @@ def test_start_waits_for_what_was_chosen(server: Server, open_page: Callable[...
     assert made["recipe"] == "mini"
 
 
+def test_what_was_entered_is_kept_when_another_recipe_is_chosen(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    """Though Start is pressed while the page still asks for the recipe."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page = settled(open_page(f"{server.url}/new?recipe=mini"))
+    page.locator("#character").fill("Kept")
+    page.get_by_label("Description", exact=True).fill("1girl, red hair")
+    page.get_by_label("Images", exact=True).fill("6")
+    page.locator("#field-train-steps").fill("8")
+    page.route("**/api/v1/recipes/mini", hold)
+    card_of(page, "mini-style").get_by_role("radio").check()
+    card_of(page, "mini").get_by_role("radio").check()
+    with page.expect_request(lambda each: each.method == "POST" and each.url.endswith("/pipelines")) as sent:
+        page.get_by_role("button", name="Start").click()
+        expect(page.get_by_role("button", name="Start")).to_be_disabled()
+        while not held:
+            page.wait_for_timeout(20)
+        held.pop().continue_()
+    body = sent.value.post_data_json
+    assert (body["recipe"], body["settings"]) == ("mini", ["generate.images=6", "train.steps=8"])
+    page.wait_for_url(re.compile("/pipelines/.+"))
+
+
+def test_another_recipe_says_which_of_the_entered_settings_it_lacks(
+    server: Server, open_page: Callable[..., Page]
+) -> None:
+    """It shows the others as changed, unless they are its own; a base that was only suggested is not kept."""
+
+    def without_rank(route: Route) -> None:
+        recipe = route.fetch().json()
+        for section in recipe["sections"]:
+            section["fields"] = [field for field in section["fields"] if field["path"] != "train.rank"]
+        route.fulfill(json=recipe)
+
+    page = open_page(f"{server.url}/settings")
+    page.route(
+        "**/api/v1/suggestion",
+        lambda route: route.fulfill(json={"recipe": "mini", "base": "tiny", "why": ""}),
+    )
+    page.route("**/api/v1/recipes/mini-style", without_rank)
+    page.goto(f"{server.url}/new")
+    base, changes = page.get_by_label("Base model", exact=True), page.locator("#changes")
+    expect(base).to_have_value("tiny")
+    page.get_by_label("Images", exact=True).fill("some")
+    page.get_by_label("Rank", exact=True).fill("8")
+    page.locator("#field-train-steps").fill("2.6e2")
+    expect(changes).to_have_text("4 values of the recipe changed.")
+    card_of(page, "mini-style").get_by_role("radio").check()
+    expect(page.locator("#left-out")).to_have_text("train.rank is no setting of mini-style and was left out.")
+    expect(page.get_by_label("Images", exact=True)).to_have_value("some")
+    expect(changes).to_have_text("1 value of the recipe changed.")
+    expect(base).not_to_have_value("tiny")
+
+    card_of(page, "mini").get_by_role("radio").check()
+    expect(page.locator("#left-out")).to_be_empty()
+    expect(page.get_by_label("Rank", exact=True)).to_have_value("8")
+    expect(changes).to_have_text("3 values of the recipe changed.")
+    page.get_by_role("button", name="Set Rank back").click()
+    base.select_option("tiny")
+    card_of(page, "mini-style").get_by_role("radio").check()
+    expect(changes).to_have_text("2 values of the recipe changed.")
+    expect(base).to_have_value("tiny")
+    expect(page.locator("#left-out")).to_be_empty()
+
+
 def test_one_picture_needs_no_description(server: Server, open_page: Callable[..., Page]) -> None:
     page = settled(open_page(f"{server.url}/new", viewport=NARROW))
     page.get_by_label("One picture").check()

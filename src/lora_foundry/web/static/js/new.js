@@ -8,7 +8,7 @@ import { bytes, plural } from "./format.js";
 import { coalesced } from "./live.js";
 import { sendReference, startTray } from "./own_pictures.js";
 import { baseMissing, forgetBase, noteReadiness, readinessOf, showCards, showEarlier, showNeeds, showReadiness, startCards, withBase } from "./recipe_cards.js";
-import { control, isChanged, labelOf, markChanged, valueOf } from "./recipe_form.js";
+import { control, isChanged, labelOf, markChanged, put, shownValue, valueOf } from "./recipe_form.js";
 
 const DOORS = {
   words: "Describe the character; its pictures are drawn, looked at and captioned by themselves.",
@@ -27,6 +27,7 @@ let bases = [];
 let family = "";
 let picked = ""; // the recipe that a person wants; answers about another one come too late
 let planned = null; // the newest plan of the chosen recipe
+const byHand = new Map(); // path of a setting -> what a person entered; it outlives the recipe that it was entered for
 
 async function showRecipe(name) {
   const found = await get(path("recipes", name));
@@ -35,6 +36,7 @@ async function showRecipe(name) {
   planned = null;
   aboutRecipe();
   controls = recipe.sections.flatMap((section) => section.fields).filter((field) => field.path !== "seed").map(control);
+  keepByHand();
   const basic = controls.filter(({ field }) => field.basic);
   byId("basic").replaceChildren(...basic.map(({ node }) => node));
   const sections = recipe.sections.map((section) => ({ ...section, controls: controls.filter(({ field }) => !field.basic && section.fields.some((each) => each.path === field.path)) })).filter((section) => section.controls.length);
@@ -49,6 +51,19 @@ async function showRecipe(name) {
   search();
   hideUnused();
   showChanges();
+}
+
+/** Puts what a person entered into the recipe's fields, and names what the recipe has no field for. */
+function keepByHand() {
+  for (const { field, input } of controls) if (byHand.has(field.path)) put(input, byHand.get(field.path));
+  const lost = [...byHand.keys()].filter((each) => !controls.some(({ field }) => field.path === each));
+  const words = lost.length > 1 ? ["are no settings", "were"] : ["is no setting", "was"];
+  say(byId("left-out"), lost.length ? `${lost.join(", ")} ${words[0]} of ${recipe.name} and ${words[1]} left out.` : "");
+}
+
+function noteByHand({ field, input }) {
+  if (isChanged(input)) byHand.set(field.path, shownValue(input));
+  else byHand.delete(field.path);
 }
 
 /** How many pictures are drawn means nothing to somebody who brings them. */
@@ -166,7 +181,7 @@ function hideUnused() {
 }
 
 async function start() {
-  await chosen; // Start may be faster than the recipes
+  for (let awaited; awaited !== chosen;) await (awaited = chosen); // Start may be faster than the recipes
   const body = { ...asked(), trigger: isCast() ? "" : form.trigger.value.trim() };
   if (!body.name) throw new Error(`Give the ${isCast() ? "LoRA" : "character"} a name first.`);
   if (isCast()) body.members = await (await castForm()).castMembers();
@@ -182,7 +197,9 @@ async function start() {
 async function keep() {
   const name = byId("keep-name").value.trim();
   if (!name) throw new Error("Give your recipe a name first.");
+  const saved = [...byHand];
   await post(path("recipes"), { name, extends: recipe.name, description: `${recipe.name} with changes of mine.`, settings: changes() });
+  for (const [each, value] of saved) if (byHand.get(each) === value) byHand.delete(each); // they are the recipe's now
   await listRecipes(name);
   tell(byId("kept"), `Saved as ${name}; it stands among the recipes from now on.`, "good");
 }
@@ -195,6 +212,9 @@ async function choose(name) {
   if (picked !== name) return;
   family = readinessOf(name).family;
   await showRecipe(name);
+  if (picked !== name) return;
+  const base = controls.find(({ field }) => field.path === "model.base");
+  if (base && byHand.has("model.base")) await followBase(base.input);
   if (picked !== name) return;
   showPlan();
   Promise.all([showNeeds(name), showTime()]).catch(complain);
@@ -216,19 +236,20 @@ async function listRecipes(wanted) {
   [bases] = await Promise.all([get(path("bases")), showReadiness()]);
   const base = controls.find(({ field }) => field.path === "model.base");
   if (base) addPicker(base, bases, family);
-  if (suggested?.base && picked === name) pick(base.input, suggested.base);
+  if (suggested?.base && picked === name && !byHand.has("model.base")) suggest(base, suggested.base);
   Promise.all([showNeeds(picked), showTime()]).catch(complain);
 }
 
-function pick(input, name) {
+function suggest({ field, input }, name) {
   input.value = name;
   input.dispatchEvent(new Event("input", { bubbles: true }));
+  byHand.delete(field.path); // nobody's choice
 }
 
 /** What is missing goes by the base that is chosen, where that is one of this machine. */
-function followBase(input) {
+async function followBase(input) {
   const found = bases.find((each) => each.here && each.name === input.value);
-  if (found || !isChanged(input)) withBase(recipe.name, isChanged(input) ? found.name : "").then(() => showPlan()).catch(complain);
+  if (found || !isChanged(input)) await withBase(recipe.name, isChanged(input) ? found.name : "").then(() => showPlan(), complain);
 }
 
 /** How much GPU memory the training takes, once the base is here; that is counted by a process of its own, which takes seconds. */
@@ -251,6 +272,8 @@ showDoor();
 for (const each of form.elements.door) each.addEventListener("change", showDoor);
 form.addEventListener("input", (event) => {
   if (event.target.closest("#keep, #find-field, #recipes")) return;
+  const entered = controls.find(({ input }) => input === event.target);
+  if (entered) noteByHand(entered);
   if (event.target.closest('[data-path="model.base"]')) followBase(controls.find(({ field }) => field.path === "model.base").input);
   showChanges();
   showPlan();

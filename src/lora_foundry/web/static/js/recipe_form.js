@@ -12,8 +12,7 @@ export function control(field) {
   const label = el("label", { for: id }, labelOf(field));
   const help = el("small", { id: `${id}-help` }, ...rich(field.description + limits(field)));
   const back = el("button", { type: "button", class: "quiet back", hidden: true, "aria-label": `Set ${labelOf(field)} back to the recipe's value`, on: { click: () => {
-    if (input.type === "checkbox") input.checked = input.dataset.stored === "true";
-    else input.value = input.dataset.stored;
+    put(input, input.dataset.stored);
     input.dispatchEvent(new Event("input", { bubbles: true }));
   } } });
   const node = input.type === "checkbox"
@@ -23,8 +22,16 @@ export function control(field) {
 }
 
 export const labelOf = (field) => { const words = field.name.replaceAll("_", " "); return words.charAt(0).toUpperCase() + words.slice(1); };
-const shownValue = (input) => (input.type === "checkbox" ? String(input.checked) : input.value);
-export const isChanged = (input) => shownValue(input) !== input.dataset.stored;
+export const shownValue = (input) => (input.type === "checkbox" ? String(input.checked) : input.value);
+const amount = (text) => (text.trim() ? Number(text) : NaN);
+/** Whether it differs from the recipe's; 1e-3 is the same number as 0.001. */
+export const isChanged = (input) => shownValue(input) !== input.dataset.stored && !(input.inputMode && amount(input.value) === amount(input.dataset.stored));
+
+/** Shows there what `shownValue` gave. */
+export function put(input, value) {
+  if (input.type === "checkbox") input.checked = value === "true";
+  else input.value = value;
+}
 
 /** Marks what differs from the recipe, and offers the way back. */
 export function markChanged({ node, input }) {
