@@ -79,7 +79,8 @@ What is given up, in this order, until it fits:
 
 1. *batch*: a batch is computed in parts, one after another, before the weights move; with a tenth to spare.
 2. *captions first* (`train.cache_captions`): shuffled captions are encoded before the first step, and the text encoders go.
-3. *checkpointing* (`train.gradient_checkpointing`), with the whole batch again: activations are computed twice instead of kept. Then 2 and 1 with it.
+3. *checkpointing* (`train.gradient_checkpointing`), with the whole batch again: activations are computed twice instead of kept.
+   Then 2 and 1 with it.
 4. *streamed* (`train.streamed`): as many blocks as must be wait in the computer's memory and come to the GPU while others are
    computed. NVIDIA only, and up to half of the computer's memory.
 5. *int8*, then *nf4* (`train.quantise`), where the computer's memory is too small for 4 or the GPU cannot stream. `nf4` needs
