@@ -178,3 +178,44 @@ def test_a_living_worker_is_left_the_work(start: Callable[..., Running], home: P
     ended = running.done()
     assert ended.returncode == 1
     assert "cancelled" in ended.stderr
+
+
+def test_what_is_waited_for_is_said_once_and_that_it_begins(
+    start: Callable[..., Running], home: Path, commands: Commands
+) -> None:
+    environment = {"LORA_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+    duo = ("create", "Duo", "-d", ELARA.description, "--recipe", "mini", "--set", "generate.images=1000")
+    assert commands.run(*duo, "--detach", environment=environment).returncode == 0
+    worker = commands.start("worker", environment=environment)
+    running: list[Running] = []
+    try:
+        wait(lambda: rows(home)[0].status == "running")
+        running += [start(home, "--recipe", "mini", "--json")]
+        wait(lambda: len(rows(home)) == 12)
+        other = commands.start(
+            "create", "One", "-d", ELARA.description, "--recipe", "mini", environment=environment
+        )
+        running += [other]
+        words = "Waiting until generate of Duo has ended: this machine does one thing at a time.\n"
+        wait(lambda: words in other.stderr.read_text(encoding="utf-8") or other.returncode is not None)
+        assert "begins" not in other.stderr.read_text(encoding="utf-8")
+        asyncio.run(_cancel(home, 0))
+        asyncio.run(_cancel(home, 6))
+        wait(lambda: "begins" in other.stderr.read_text(encoding="utf-8") or other.returncode is not None)
+        other.send_signal(signal.SIGINT)
+        silent, told = (each.done() for each in running)
+        assert told.stderr.count(words) == 1
+        assert told.stderr.index(words) < told.stderr.index("generate: begins\n")
+        assert told.stdout == ""
+        assert json.loads(silent.stdout)
+        assert "Waiting" not in silent.stdout + silent.stderr
+    finally:
+        for each in [*running, worker]:
+            each.kill()
+            each.wait()
+
+
+async def _cancel(home: Path, position: int) -> None:
+    store = TaskStore(f"sqlite:///{home / 'tasks.db'}")
+    await pipelines.cancel(store, list(reversed(await store.recent()))[position].pipeline or "")
+    await store.close()

@@ -102,3 +102,19 @@ def test_a_port_that_is_taken_is_one_sentence(commands: Commands, home: Path) ->
         second = commands.run("serve", "--port", port, "--home", str(home), environment={})
     assert second.returncode == 2
     assert f"Port {port} of 127.0.0.1 is not free" in second.stderr
+
+
+def test_a_second_ctrl_c_ends_it_without_a_traceback(commands: Commands, home: Path) -> None:
+    serving = commands.start("serve", "--port", "0", "--home", str(home), environment={})
+    try:
+        while "Serving " not in (said := serving.stdout.read_text()):
+            assert serving.returncode is None, "the server ended before it served"
+            time.sleep(0.05)
+        assert ask(said.split()[1], "/api/v1/health").status_code == 200
+        for _ in range(2):
+            serving.send_signal(signal.SIGINT)
+            time.sleep(0.02)  # two that wait at once are one
+        ended = serving.done()
+    finally:
+        serving.kill()
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -65,6 +65,16 @@ def test_a_terminal_gets_bars() -> None:
     assert "begins" not in written.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stage_that_was_waited_for_is_said_to_begin_in_a_terminal_too(terminal: bool) -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=terminal, _environ={"TERM": "xterm"})
+    with RunDisplay(console, shown=True) as display:
+        display.waits("train", "Waiting until generate of Duo has ended.")
+        display.begins("train")
+    assert written.getvalue().splitlines() == ["Waiting until generate of Duo has ended.", "train: begins"]
+
+
 def triaged(name: str, *codes: FindingCode) -> TriagedPicture:
     findings = tuple(Finding(code=code, text="so", action="this") for code in codes)
     return TriagedPicture(name=name, size=1, changed=1, findings=findings)

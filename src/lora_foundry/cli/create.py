@@ -312,7 +312,7 @@ def create_here(
             timing, notifier = Timing(grace=CTRL_C_SECONDS, queue=0.2), notifier_of(settings)
             options = WorkerOptions(ENTRY, timing=timing, preload=PRELOAD, notifier=notifier)
             stopping = (lambda stage: None) if as_json or quiet else _stopping
-            watcher = Watcher(display.progress, finished, trouble, display.begins, stopping)
+            watcher = Watcher(display.progress, finished, trouble, display.begins, stopping, display.waits)
             return await create(store, settings, request, options, watcher)
 
         pipeline = with_store(settings, work)

@@ -31,6 +31,7 @@ class RunDisplay:
         self._console, self._shown, self._clock = console, shown, clock
         self._plain = not console.is_terminal or console.is_dumb_terminal
         self._told: dict[str, float] = {}
+        self._waited: set[str] = set()
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.fields[stage]:<9}"),
@@ -52,9 +53,15 @@ class RunDisplay:
         if self._bars:
             self._progress.stop()
 
+    def waits(self, stage: str, words: str) -> None:
+        """Says why a stage does not begin yet."""
+        self._waited.add(stage)
+        self.say(words)
+
     def begins(self, stage: str) -> None:
-        """Says in a log that a stage has begun; a bar comes with its first news."""
-        if self._plain and stage not in self._told:
+        """Says in a log, and wherever it was waited for, that a stage has begun; a bar comes with its first news."""
+        if stage in self._waited or (self._plain and stage not in self._told):
+            self._waited.discard(stage)
             self._told[stage] = self._clock()
             self.say(f"{stage}: begins")
 

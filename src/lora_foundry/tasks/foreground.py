@@ -9,27 +9,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from lora_foundry.domain.run import ProgressEvent
-from lora_foundry.domain.task import ENDED
+from lora_foundry.domain.task import ENDED, WAITING
 from lora_foundry.settings import Settings
 from lora_foundry.tasks import pipelines, recovery
+from lora_foundry.tasks.arranging import is_paused
 from lora_foundry.tasks.pipelines import Pipeline, PipelineRequest, StageState
 from lora_foundry.tasks.store import TaskStore
+from lora_foundry.tasks.waiting import waits_until
 from lora_foundry.tasks.worker import Worker, WorkerOptions
 
 LOOK = 0.3
 SERVED = 2.0
+ASKED = 1.0  # seconds between two looks for what a stage waits for
 
 
 @dataclass
 class Watcher:
-    """Who is told of a pipeline's news: of each stage's beginning, progress and end, of what goes wrong meanwhile, and, when
-    the wait is broken off, of the stage that a worker here has yet to bring to a safe place."""
+    """Who is told of a pipeline's news: of what a stage waits for, its beginning, progress and end, of what goes wrong
+    meanwhile, and, when the wait is broken off, of the stage that a worker here has yet to bring to a safe place."""
 
     progress: Callable[[ProgressEvent], None] = lambda event: None
     finished: Callable[[str, float], None] = lambda stage, seconds: None
     trouble: Callable[[StageState], None] = lambda stage: None
     begins: Callable[[str], None] = lambda stage: None
     stopping: Callable[[str], None] = lambda stage: None
+    waits: Callable[[str, str], None] = lambda stage, words: None
     _seen: dict[str, object] = field(default_factory=dict)
 
     def look(self, pipeline: Pipeline) -> None:
@@ -44,6 +48,11 @@ class Watcher:
             waits = stage.status in ("pending", "retrying")
             if waits and stage.error and self._is_new(f"{stage.stage} error", stage.error):
                 self.trouble(stage)
+
+    def waiting(self, stage: StageState, words: str) -> None:
+        """Tells what a stage waits for, once for each thing."""
+        if self._is_new(f"{stage.stage} waits", words):
+            self.waits(stage.stage, words)
 
     def _is_new(self, name: str, value: object) -> bool:
         earlier, self._seen[name] = self._seen.get(name), value
@@ -60,7 +69,7 @@ async def create(
     """
     pipeline = await pipelines.unfinished(store, request) or await pipelines.submit(store, settings, request)
     stop, here = asyncio.Event(), None
-    asked = -SERVED
+    asked, waited = -SERVED, -ASKED
     clock = asyncio.get_running_loop().time
     try:
         while True:
@@ -75,6 +84,9 @@ async def create(
                 if not await recovery.is_served(store):
                     own = replace(options, pipeline=pipeline.id, lanes={"gpu": 1, "cpu": 1})
                     here = asyncio.create_task(Worker(store, settings, own).run(stop))
+            if clock() - waited >= ASKED:
+                waited = clock()
+                await _say_what_is_waited_for(store, pipeline, watcher, here is not None)
             await asyncio.sleep(LOOK)
     except asyncio.CancelledError:
         stop.set()
@@ -90,3 +102,16 @@ async def create(
         if here is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await here
+
+
+async def _say_what_is_waited_for(
+    store: TaskStore, pipeline: Pipeline, watcher: Watcher, alone: bool
+) -> None:
+    """Tells why the next stage does not begin, where that is not just a moment. alone: whether a worker runs here."""
+    now = next((stage for stage in pipeline.stages if stage.status not in ENDED), None)
+    if now is None or now.status not in WAITING:
+        return
+    if is_paused(now.scheduled_for):
+        watcher.waiting(now, "This run is paused; press Resume on the dashboard to let it go on.")
+    elif until := await waits_until(store, now.task_id, alone):
+        watcher.waiting(now, f"Waiting {until}")

@@ -14,7 +14,7 @@ from lora_foundry.composition import check_ahead
 from lora_foundry.domain.publication import Publication
 from lora_foundry.domain.recipe import setting_values
 from lora_foundry.domain.run import Run
-from lora_foundry.domain.task import Task, TaskPriority, TaskStatus
+from lora_foundry.domain.task import TaskPriority, TaskStatus
 from lora_foundry.errors import InputError
 from lora_foundry.files.images import is_readable
 from lora_foundry.files.importing import take_all_pictures
@@ -27,6 +27,7 @@ from lora_foundry.tasks import arranging
 from lora_foundry.tasks import pipelines as engine
 from lora_foundry.tasks.pipelines import Pipeline
 from lora_foundry.tasks.recovery import workers
+from lora_foundry.tasks.waiting import waits_until
 from lora_foundry.web import uploads
 from lora_foundry.web.models import (
     ArrangeIn,
@@ -254,15 +255,8 @@ async def _waits_for(here: Site, view: PipelineView) -> str | None:
         )
     if now.status == TaskStatus.RETRYING and now.error:
         return f"The last attempt failed and is made again soon: {now.error}"
-    busy = await here.store.recent(status=TaskStatus.RUNNING, limit=500)
-    before = next((task for task in busy if task.worker in fitting), None)
-    return f"Waits until {_told(before)} has ended." if before else "A worker takes it in a moment."
-
-
-def _told(task: Task) -> str:
-    """A task as people speak of it: our own are called by their stage and character."""
-    stage, _, character = task.name.partition(" ")
-    return f"the stage {stage} of {character}" if task.pipeline and character else task.name
+    before = await waits_until(here.store, now.task_id)
+    return f"Waits {before}" if before else "A worker takes it in a moment."
 
 
 def _home(here: Site) -> str:
