@@ -119,8 +119,7 @@ class Foundry:
             claim(paths, run)
             for each in run.member_runs:
                 place = RunPaths(each.dataset_dir, each.character.slug)
-                for left in import_pictures(own[each.dataset_dir], place).left_out:
-                    message = f"left out: {left.name}: {left.reason}"
+                for message in import_pictures(own[each.dataset_dir], place).notes():
                     progress(ProgressEvent(stage="generate", done=0, total=0, message=message))
             try:
                 seconds = do_stages(run, base, self.settings, progress, finished)

@@ -31,6 +31,7 @@ from lora_foundry.ports import (
     Trainer,
 )
 from lora_foundry.settings import Settings
+from lora_foundry.stages._shared.reference import check_references
 
 
 class RecipePorts:
@@ -107,7 +108,9 @@ class RecipePorts:
 
 
 def check_ahead(run: Run, settings: Settings) -> None:
-    """Raises what drawing would raise before its first picture, as far as it can be told before the run begins."""
+    """Raises what drawing would raise before its first picture, as far as it can be told before the run begins: of
+    the reference images, and of what draws."""
+    check_references(run)
     row = registry.backends("generator").get(run.recipe.generate.backend)
     if row is not None and row.ahead:
         module, _, function = row.ahead.partition(":")

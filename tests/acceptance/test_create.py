@@ -139,6 +139,35 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not home.exists(), "something was left half-made"
 
 
+@pytest.mark.parametrize("option", ["--reference", "--pictures"])
+@pytest.mark.parametrize("name", ["empty.png", "words.jpg"])
+def test_a_file_that_is_no_picture_is_refused_at_once_by_its_own_name(
+    command: Callable[..., Done], home: Path, tmp_path: Path, option: str, name: str
+) -> None:
+    (tmp_path / name).write_text("only words" if name == "words.jpg" else "")
+    done = command("create", "Foo", "-r", "mini", option, str(tmp_path / name))
+    assert done.returncode == 2
+    assert f"{tmp_path / name} is not a picture that can be read" in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+    assert not [path for path in home.rglob("*") if path.suffix in {".png", ".jpg", ".db"}], (
+        "something is kept"
+    )
+    assert option == "--pictures" or not home.exists()
+
+
+def test_what_lies_beside_own_pictures_and_is_none_is_said(
+    command: Callable[..., Done], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    paint(1, (64, 64)).save(photos / "a.png")
+    (photos / "notes.docx").touch()
+    done = command("create", "Mira", "-r", "mini", "--pictures", str(photos), "--detach")
+    assert done.returncode == 0, done.stderr
+    assert "1 file is no picture and was left out: notes.docx" in done.stderr
+    assert "docx" not in done.stdout
+
+
 def test_errors_are_json_where_json_was_asked_for(command: Callable[..., Done]) -> None:
     done = command("create", "a/b", "-d", "1girl", "--json")
     assert done.returncode == 2

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
@@ -13,16 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from lora_foundry import pipeline
+from lora_foundry import Character, Foundry, pipeline
 from lora_foundry.backends.plan_captions import PlanCaptioner
 from lora_foundry.domain.dataset import TaggingResults
+from lora_foundry.domain.exclusion import Exclusion, Exclusions
 from lora_foundry.domain.run import ProgressEvent, Run
 from lora_foundry.domain.triage import FindingCode, Triage
 from lora_foundry.errors import InputError, StorageError
 from lora_foundry.files import importing
+from lora_foundry.files.hashing import file_hash
 from lora_foundry.files.importing import import_pictures
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.storage import make_folder, read_model, require_model
+from lora_foundry.files.storage import make_folder, read_model, require_model, write_model
 from lora_foundry.files.training_set import list_set
 from lora_foundry.ports import Box, FloatArray
 from lora_foundry.stages.caption import step as caption
@@ -336,8 +339,10 @@ def test_twice_the_pictures_are_twice_the_work(tmp_path: Path) -> None:
         source, paths = tmp_path / f"photos-{count}", RunPaths(tmp_path / f"set-{count}", "zoë")
         make_folder(paths.masks)
         source.mkdir()
+        paint(0, (64, 64)).save(source / "p000.png")
         for number in range(count):
-            (source / f"p{number:03d}.png").write_bytes(bytes([number]))
+            if number:
+                (source / f"p{number:03d}.png").write_bytes(bytes([number]))
             (source / f"p{number:03d}.txt").write_text("words")
             (source / f"p{number:03d}_mask.png").write_bytes(bytes([number, 1]))
             (paths.masks / f"p{number:03d}.png").write_bytes(bytes([number, 2]))
@@ -356,3 +361,135 @@ def test_one_picture_and_several_are_spoken_of_in_their_own_number(code: Finding
     assert not {"are", "have", "get"} & set(one)
     assert not {"is", "has", "gets", "shows"} & set(several)
     assert "may shows" not in " ".join(one)
+
+
+def test_where_no_picture_can_be_read_nothing_is_copied(tmp_path: Path) -> None:
+    paths, empty, photos = RunPaths(tmp_path / "set", "zoë"), tmp_path / "empty.png", tmp_path / "photos"
+    empty.touch()
+    make_folder(photos)
+    (photos / "words.jpg").write_text("no picture")
+    (photos / "cut.png").write_bytes((album(tmp_path / "a", 1) / "p00.png").read_bytes()[:-20])
+    zipped = packed(tmp_path / "photos.zip", {"in/b.png": b"x"})
+    for sources, words in (
+        ([empty], f"The only picture cannot be read: {empty} is not a picture"),
+        ([photos, empty], f"None of the 3 pictures can be read; the first: {photos / 'cut.png'} is cut off"),
+        ([zipped, photos], f"None of the 3 pictures can be read; the first: in/b.png in {zipped} is not a"),
+    ):
+        with pytest.raises(InputError) as refused:
+            import_pictures(sources, paths)
+        assert str(refused.value).startswith(words)
+        assert tree(paths.images) == {}
+
+
+def test_pictures_are_read_up_to_the_first_that_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are looked at later; those that cannot be read are left out then."""
+    read: list[str] = []
+    real = importing.read_picture
+    monkeypatch.setattr(
+        importing, "read_picture", lambda path, **more: (read.append(path.name), real(path, **more))
+    )
+    good, zipped = album(tmp_path / "photos", 5), packed(tmp_path / "a.zip", {"b.png": b"x", "c.png": b""})
+    (good / "a.png").touch()
+    paths = RunPaths(tmp_path / "set", "zoë")
+    assert import_pictures([zipped, good, album(tmp_path / "more", 6)], paths).copied == 8 + 1
+    assert read == ["b.png", "c.png", "a.png", "p00.png"]
+    assert {"a.png", "b.png", "c.png"} < set(tree(paths.images))
+
+
+def test_a_set_of_which_nothing_can_be_read_says_so_and_not_that_it_was_excluded(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "set")
+    paths = RunPaths(run.dataset_dir, run.character.slug)
+    make_folder(paths.images)
+    for name in ("a.png", "b.png"):
+        (paths.images / name).write_bytes(b"x")
+    ports = OwnPorts()
+    pipeline.generate(run, ports, quiet)
+    curate.run(run, ports, quiet)
+    tagged = caption.run(run, ports, quiet)
+    with pytest.raises(InputError) as refused:
+        collect_images(run, paths, tagged)
+    assert str(refused.value).startswith(f"None of the pictures in {paths.images} can be read; bring others.")
+    assert str(paths.images / "a.png") in str(refused.value)
+    marks = {
+        name: Exclusion(sha256=file_hash(paths.images / name), at=datetime.now(UTC)) for name in ("b.png",)
+    }
+    write_model(paths.exclusions, Exclusions(files=marks))
+    with pytest.raises(InputError, match=r"1 cannot be read, the others are excluded; restore some.*a\.png"):
+        collect_images(run, paths, tagged)
+    marks["a.png"] = Exclusion(sha256=file_hash(paths.images / "a.png"), at=datetime.now(UTC))
+    write_model(paths.exclusions, Exclusions(files=marks))
+    with pytest.raises(InputError, match=r"are excluded; restore some\.$"):
+        collect_images(run, paths, tagged)
+
+
+def with_others(folder: Path) -> Path:
+    """An album with three files that are no pictures, and with what nobody wants to hear of."""
+    album(folder, 2)
+    for name in ("inner.zip", "notes.docx", "photo.gif.bak", "p00.txt", "old.caption", "p01_mask.png", ".DS_Store",
+                 "Thumbs.db", "desktop.ini", "p00.aae"):  # fmt: skip
+        (folder / name).write_bytes(b"x")
+    (folder / "masks").mkdir()
+    (folder / "masks" / "p00.png").write_bytes(b"x")
+    return folder
+
+
+TOLD = (
+    "3 files are no pictures and were left out: inner.zip, notes.docx, photo.gif.bak. inner.zip is not opened there; "
+    "unpack it first"
+)
+
+
+def test_what_is_no_picture_is_named_in_one_line(tmp_path: Path) -> None:
+    paths, source = RunPaths(tmp_path / "set", "zoë"), with_others(tmp_path / "photos")
+    assert import_pictures([source], paths).notes() == [TOLD]
+    assert not {"inner.zip", "notes.docx", "photo.gif.bak"} & set(tree(paths.images))
+    (paths.images / "made here.bin").touch()
+    assert list_set(paths).left_out == (), "only those who bring a folder hear of it"
+
+    zipped = {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*.*")}
+    more = {"__MACOSX/x.bin": b"x", "drawing.svg": b"x", "evil\x1b[2J.exe": b"x"}
+    told = import_pictures([packed(tmp_path / "a.zip", zipped | more)], paths).notes()
+    assert told[0].startswith("left out: drawing.svg: .svg files are not read")
+    assert told[1].startswith("4 files are no pictures and were left out: ")
+    assert {"notes.docx", "evil?[2J.exe"} < set(
+        told[1].partition(": ")[2].partition(". inner")[0].split(", ")
+    )
+    assert len(told) == 2
+
+
+def test_few_names_are_said_and_the_rest_is_counted(tmp_path: Path) -> None:
+    one, many = album(tmp_path / "one", 1), album(tmp_path / "many", 1)
+    (one / "notes.docx").touch()
+    for number in range(7):
+        (many / f"{number}.rar").touch()
+    paths = RunPaths(tmp_path / "set", "zoë")
+    assert import_pictures([one], paths).notes() == ["1 file is no picture and was left out: notes.docx"]
+    names = "0.rar, 1.rar, 2.rar, 3.rar, 4.rar and 2 more"
+    assert import_pictures([many], paths).notes() == [
+        f"7 files are no pictures and were left out: {names}. Archives are not opened there; unpack them first: {names}"
+    ]
+
+
+def test_a_folder_without_a_picture_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    packed(tmp_path / "photos" / "inner.zip", {"a.png": b"x"})
+    with pytest.raises(InputError, match=r"no picture in .*photos\. inner\.zip: .* unpack it first"):
+        import_pictures([tmp_path / "photos"], RunPaths(tmp_path / "set", "zoë"))
+
+
+def test_programs_are_told_of_it_before_the_first_stage(tmp_path: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    told: list[str] = []
+
+    def hear(event: ProgressEvent) -> None:
+        told.append(event.message)
+        raise Enough
+
+    source = with_others(tmp_path / "photos")
+    with pytest.raises(Enough):
+        Foundry(tmp_path / "home").create(Character(name="Zoë"), "mini", pictures=[source], progress=hear)
+    assert told == [TOLD]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_foundry import pipeline
+from lora_foundry import Foundry, pipeline
 from lora_foundry.backends.plan_captions import PlanCaptioner
+from lora_foundry.domain.cast import Member
 from lora_foundry.domain.character import Character
 from lora_foundry.domain.dataset import PictureRecord, TaggingResults
 from lora_foundry.domain.run import Run
@@ -128,3 +129,29 @@ def test_a_picture_needs_no_words_and_neither_is_nobody(tmp_path: Path) -> None:
     assert made.pictures[0].request.prompt.startswith("purple eyes, ")
     with pytest.raises(InputError, match="--reference"):
         after(run, None, description="")
+
+
+@pytest.mark.parametrize(("name", "content"), [("empty.png", b""), ("words.jpg", b"no picture, only words")])
+def test_a_reference_that_is_no_picture_is_refused_before_anything_is_written(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    foundry, shown = Foundry(tmp_path / "home"), Character(name="Elara", reference_image=tmp_path / name)
+    with pytest.raises(InputError, match="is not a picture that can be read") as alone:
+        foundry.prepare(shown, "mini")
+    members = [Member(character=each) for each in (Character(name="Kai", description="1boy"), shown)]
+    with pytest.raises(InputError, match="is not a picture that can be read") as in_a_cast:
+        foundry.prepare(Character(name="Duo"), "mini", members=members)
+    for refused in (alone, in_a_cast):
+        assert str(refused.value).startswith(f"The reference image {tmp_path / name} ")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_reference_that_has_gone_since_it_was_taken_in_is_not_missed(tmp_path: Path) -> None:
+    character = Character(name="Elara", reference_image=plain(tmp_path, "red"))
+    run, _ = Foundry(tmp_path / "home").prepare(character, "mini")
+    generate.run(after(make_run(run.dataset_dir, *FEW), character.reference_image), PaintedPorts(), quiet)
+    (tmp_path / "red.png").unlink()
+    assert Foundry(tmp_path / "home").prepare(character, "mini")[0] == run
+    with pytest.raises(InputError, match="is not there"):
+        Foundry(tmp_path / "elsewhere").prepare(character, "mini")

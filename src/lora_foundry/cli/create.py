@@ -200,7 +200,7 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     wanted, run = wanted.prepare(settings)
     _warn(run)
     request = decided(wanted, settings, asks=False)
-    wanted.take_pictures(run, request.again)
+    taken = wanted.take_pictures(run, request.again)
 
     async def put(store: TaskStore) -> tuple[Pipeline, bool]:
         from lora_foundry.tasks.pipelines import submit, unfinished
@@ -213,6 +213,8 @@ def submit_only(wanted: Wanted, home: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"status": pipeline.status, "pipeline": pipeline.id, "tasks": tasks}))
     else:
+        for words in taken.notes() if taken is not None else ():
+            _err.print(escape(words), soft_wrap=True)
         numbers = ", ".join(map(str, tasks))
         said = "are in the table already, and nothing was added" if there else "are in the table"
         _out.print(f"Tasks {numbers} {said}; `lora-foundry worker` runs them.")
@@ -291,8 +293,8 @@ def create_here(
             display.say(opening.replace("{pictures}", str(run.dataset_dir / "images")))
         if taken is not None:
             display.say(copied_words(taken, run.dataset_dir))
-            for each in taken.left_out:
-                display.say(f"left out: {each.name}: {each.reason}")
+            for words in taken.notes():
+                display.say(words)
 
         def trouble(stage: StageState) -> None:
             display.say(f"{stage.stage}: {stage.error} It is tried again.")

@@ -11,7 +11,8 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from lora_foundry.domain.run import Again, Run
 from lora_foundry.errors import InputError
 from lora_foundry.files.hashing import file_hash, readable_hash
-from lora_foundry.files.images import is_readable
+from lora_foundry.files.images import is_readable, read_picture
 from lora_foundry.files.locks import FolderLock
 from lora_foundry.files.paths import RunPaths
 from lora_foundry.files.sidecars import CAPTION_SUFFIXES, FolderNames, captions_beside
@@ -29,6 +30,8 @@ from lora_foundry.files.training_set import (
     SetPicture,
     TrainingSet,
     has_planned_name,
+    is_visible,
+    passed_over,
     pictures_in,
 )
 from lora_foundry.files.versions import continued, current_run, make_room
@@ -38,6 +41,9 @@ MOST_FILES = 20_000
 MOST_BYTES = 16 * 1000**3
 _PIECE = 1 << 20
 _LONGEST = 240  # bytes of a name; file systems end at 255, and some of ours are a little longer
+_NO_PICTURES = ("other", "archive")
+_NAMED = 5  # files in a sentence
+_EDGE = 64  # pixels that are enough to tell whether a picture can be read
 _DEEPEST = 32  # folders in one another
 # What a zip file that is cut, damaged or of an unknown kind raises, each compression in its own way; an OSError is bzip2's.
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
@@ -50,29 +56,84 @@ class Imported(NamedTuple):
     present: int
     left_out: tuple[LeftOut, ...]
 
+    def notes(self) -> list[str]:
+        """What was left out and why: a sentence for each file that was meant as a picture, one for all others."""
+        others = [each for each in self.left_out if each.code in _NO_PICTURES]
+        meant = [each for each in self.left_out if each.code not in _NO_PICTURES]
+        told = [f"left out: {_plain(each.name)}: {each.reason}" for each in meant]
+        return [*told, _of_others(others)] if others else told
+
+
+def _of_others(others: Sequence[LeftOut]) -> str:
+    verb = "file is no picture and was" if len(others) == 1 else "files are no pictures and were"
+    said = f"{len(others)} {verb} left out: {_some([each.name for each in others])}"
+    archives = [each.name for each in others if each.code == "archive"]
+    if len(archives) == 1:
+        return f"{said}. {_plain(archives[0])} is not opened there; unpack it first"
+    return (
+        f"{said}. Archives are not opened there; unpack them first: {_some(archives)}" if archives else said
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(_plain, names[:_NAMED])) + more
+
+
+def _plain(name: str) -> str:
+    """A name without what would steer a terminal, as a zip file from anywhere may hold it."""
+    return "".join(each if each.isprintable() else "?" for each in name)
+
 
 def import_pictures(sources: Sequence[Path], paths: RunPaths) -> Imported:
     """Copies the pictures of folders and zip files into images/, each source's folders with it. A picture that is in
     the set already, from an earlier call, is not copied again.
 
-    Raises InputError for a source that is no folder, zip or picture or holds no picture, StorageError.
+    Raises InputError for a source that is no folder, zip or picture or holds no picture, and, with nothing copied, where
+    not one of all pictures can be read; StorageError.
     """
     make_folder(paths.images)
-    copied = present = 0
-    left_out: list[LeftOut] = []
-    copier = _Copier(paths)
-    for source in sources:
+    copier, waiting = _Copier(paths), iter(sources)
+    with ExitStack() as held:
+        for found in _until_readable(waiting, paths.images, held):
+            copier.take(found)
+    for source in waiting:
         with _opened(source, paths.images) as found:
-            if not found.pictures:
-                reasons = "; ".join(f"{each.name}: {each.reason}" for each in found.left_out[:3])
-                raise InputError(f"There is no picture in {source}." + (f" {reasons}." if reasons else ""))
-            left_out += found.left_out
-            for picture in found.pictures:
-                if copier.copy(picture):
-                    copied += 1
-                else:
-                    present += 1
-    return Imported(copied, present, tuple(left_out))
+            copier.take(found)
+    return copier.imported()
+
+
+def _until_readable(sources: Iterator[Path], target: Path, held: ExitStack) -> list[TrainingSet]:
+    """What is in the sources up to the first with a picture that can be read; `held` keeps them open. Raises InputError
+    where there is none in any: nothing could be trained on."""
+    opened: list[TrainingSet] = []
+    first = ""
+    for source in sources:
+        found = held.enter_context(_opened(source, target))
+        opened.append(found)
+        for picture in found.pictures:
+            try:
+                read_picture(picture.path, within=_EDGE)
+            except InputError as error:
+                first = first or _of_source(str(error), picture, source)
+            else:
+                return opened
+    count = sum(len(found.pictures) for found in opened)
+    if count:
+        words = (
+            "The only picture cannot be read"
+            if count == 1
+            else f"None of the {count} pictures can be read; the first"
+        )
+        raise InputError(f"{words}: {first}")
+    return opened
+
+
+def _of_source(fault: str, picture: SetPicture, source: Path) -> str:
+    """A sentence about a picture that names it as it was given, not where a zip file was unpacked."""
+    if picture.path.is_relative_to(source):
+        return fault
+    return f"{_plain(picture.name)} in {source}{fault.removeprefix(str(picture.path))}"
 
 
 def take_pictures(sources: Sequence[Path], paths: RunPaths, run: Run, again: Again) -> Imported:
@@ -105,6 +166,17 @@ def take_all_pictures(
 
 @contextmanager
 def _opened(source: Path, target: Path) -> Iterator[TrainingSet]:
+    """`_files_of`, with a picture at least. Raises InputError, StorageError."""
+    with _files_of(source, target) as found:
+        if not found.pictures:
+            left = [*found.left_out, *found.others]
+            reasons = "; ".join(f"{_plain(each.name)}: {each.reason}" for each in left[:3])
+            raise InputError(f"There is no picture in {source}." + (f" {reasons}." if reasons else ""))
+        yield found
+
+
+@contextmanager
+def _files_of(source: Path, target: Path) -> Iterator[TrainingSet]:
     """What is in a source; a zip file is unpacked for the time of the block, where there is room for it and for its copy
     below `target`. Raises InputError, StorageError."""
     if source.is_dir():
@@ -114,16 +186,17 @@ def _opened(source: Path, target: Path) -> Iterator[TrainingSet]:
         yield TrainingSet(tuple(picture for picture in beside.pictures if picture.path == source))
     elif source.is_file() and zipfile.is_zipfile(source):
         with TemporaryDirectory(prefix="lora-foundry-") as place:
-            _unpack(source, Path(place), target)
-            yield pictures_in(Path(place))
+            passed = _unpack(source, Path(place), target)
+            found = pictures_in(Path(place))
+            yield replace(found, others=(*found.others, *passed))
     else:
         what = "is neither a folder, a zip file nor a picture" if source.exists() else "is not there"
         raise InputError(f"{source} {what}; give a folder of pictures, a zip file of them, or a picture.")
 
 
-def _unpack(source: Path, place: Path, target: Path) -> None:
-    """Unpacks what may belong to a set: pictures and captions. Raises InputError for a damaged file, for one that is
-    too large, and for names that lead out of it, StorageError, also where there is no room."""
+def _unpack(source: Path, place: Path, target: Path) -> list[LeftOut]:
+    """Unpacks what may belong to a set, pictures and captions, and returns the others. Raises InputError for a damaged
+    file, for one that is too large, and for names that lead out of it, StorageError, also where there is no room."""
     with _read_errors(source), zipfile.ZipFile(source) as archive:
         members = [each for each in archive.infolist() if not each.is_dir()]
         if len(members) > MOST_FILES:
@@ -140,6 +213,14 @@ def _unpack(source: Path, place: Path, target: Path) -> None:
         check_room(target, total)
         for member in members:
             _unpack_one(archive, member, place, source)
+    return [left for each in members if (left := _not_unpacked(each)) is not None]
+
+
+def _not_unpacked(member: zipfile.ZipInfo) -> LeftOut | None:
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    if _belongs(Path(name.name)) or not all(map(is_visible, name.parts)):
+        return None
+    return passed_over(str(name))
 
 
 def _unpack_one(archive: zipfile.ZipFile, member: zipfile.ZipInfo, place: Path, source: Path) -> None:
@@ -191,6 +272,21 @@ class _Copier:
     def __init__(self, paths: RunPaths) -> None:
         self._paths = paths
         self._names: dict[Path, FolderNames] = {}
+        self._copied = self._present = 0
+        self._left_out: list[LeftOut] = []
+
+    def take(self, found: TrainingSet) -> None:
+        """Copies the pictures of one source."""
+        self._left_out += [*found.left_out, *found.others]
+        for picture in found.pictures:
+            if self.copy(picture):
+                self._copied += 1
+            else:
+                self._present += 1
+
+    def imported(self) -> Imported:
+        """What has become of all sources so far."""
+        return Imported(self._copied, self._present, tuple(self._left_out))
 
     def copy(self, picture: SetPicture) -> bool:
         """Copies one picture with its captions and mask; False where it is in the set already. A name that another

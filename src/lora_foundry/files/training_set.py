@@ -20,10 +20,10 @@ from lora_foundry.extras import install_command
 from lora_foundry.files.hashing import readable_hash
 from lora_foundry.files.images import is_readable, read_record, wants_heic_extra
 from lora_foundry.files.paths import RunPaths
-from lora_foundry.files.sidecars import FolderNames, captions_beside, new_caption
+from lora_foundry.files.sidecars import CAPTION_SUFFIXES, FolderNames, captions_beside, new_caption
 from lora_foundry.files.storage import move_file, read_model
 
-LeftOutCode = Literal["excluded", "unreadable", "format", "link", "twice", "mask"]
+LeftOutCode = Literal["excluded", "unreadable", "format", "link", "twice", "mask", "other", "archive"]
 # What people expect to be a picture and this program cannot read.
 _OTHER_PICTURES = frozenset(
     [
@@ -55,8 +55,21 @@ _OTHER_PICTURES = frozenset(
 )
 # Kinds that Pillow reads and nobody means by a picture of a training set.
 _NOT_MEANT = frozenset({".fit", ".fits", ".h5", ".hdf", ".mpg", ".mpeg"})
+_ARCHIVES = frozenset({".zip", ".7z", ".rar", ".tar", ".tgz", ".gz"})
+# What other programs keep of a picture beside it; nobody misses it in a set.
+_NOTES_BESIDE = frozenset({".aae", ".xmp", ".npz"})
 _SYSTEM = frozenset(
-    {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+    [
+        "__macosx",
+        "@eadir",
+        "#recycle",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    ]
 )
 _MASK_FOLDERS = frozenset({"masks", "mask"})
 _MASK_ENDING = re.compile(r"[-_. ](?:masklabel|condlabel|mask)$", re.IGNORECASE)
@@ -107,10 +120,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The set as it stands in its folder, in the order of its training: images/ itself first, then its folders."""
+    """The set as it stands in its folder, in the order of its training: images/ itself first, then its folders. others:
+    files that nobody would take for a picture, which only those who bring a folder want to hear of."""
 
     pictures: tuple[SetPicture, ...]
     left_out: tuple[LeftOut, ...] = ()
+    others: tuple[LeftOut, ...] = ()
 
     @property
     def own(self) -> tuple[SetPicture, ...]:
@@ -249,6 +264,7 @@ class _Walk:
     recorded: frozenset[str] | None = None
     pictures: list[SetPicture] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    others: list[LeftOut] = field(default_factory=list)
     folders: set[Path] = field(default_factory=set)
     files: dict[tuple[int, int], str] = field(default_factory=dict)
     masks: dict[Path, FolderNames] = field(default_factory=dict)
@@ -290,7 +306,7 @@ def _list(folder: Path, paths: RunPaths | None) -> TrainingSet:
     known = None if paths is None else read_model(paths.crops, Crops)
     walk = _Walk(folder, paths, {} if known is None else known.files)
     _walk_folder(folder, 0, walk)
-    return TrainingSet(tuple(walk.pictures), tuple(walk.left_out))
+    return TrainingSet(tuple(walk.pictures), tuple(walk.left_out), tuple(walk.others))
 
 
 def _walk_folder(folder: Path, repeats: int, walk: _Walk) -> None:
@@ -310,15 +326,11 @@ def _walk_folder(folder: Path, repeats: int, walk: _Walk) -> None:
 
 
 def _add(path: Path, beside: _Folder, repeats: int, walk: _Walk) -> None:
-    """Lists one file as a picture, or as left out, or, where nobody would take it for a picture, not at all."""
+    """Lists one file as a picture, or as left out, or, where it belongs to a picture, not at all."""
     name = path.relative_to(walk.root).as_posix()
     if not is_readable(path) or path.suffix.lower() in _NOT_MEANT:
-        if wants_heic_extra(path):
-            reason = f"HEIC pictures need a reader; install it with: {install_command('heic')}"
-            walk.left_out.append(LeftOut(name, "format", reason))
-        elif path.suffix.lower() in _OTHER_PICTURES:
-            reason = f"{path.suffix} files are not read; save it as PNG, JPEG or WebP"
-            walk.left_out.append(LeftOut(name, "format", reason))
+        if (left := passed_over(name)) is not None:
+            (walk.left_out if left.code == "format" else walk.others).append(left)
         return
     if _is_mask(path, beside.stems):
         return
@@ -347,10 +359,33 @@ def _add(path: Path, beside: _Folder, repeats: int, walk: _Walk) -> None:
     )
 
 
+def passed_over(name: str) -> LeftOut | None:
+    """What there is to say of a file that is no picture here, by its name; None for captions and for what other programs
+    keep beside pictures."""
+    suffix = Path(name).suffix.lower()
+    if wants_heic_extra(Path(name)):
+        reason = f"HEIC pictures need a reader; install it with: {install_command('heic')}"
+        return LeftOut(name, "format", reason)
+    if suffix in _OTHER_PICTURES:
+        return LeftOut(
+            name, "format", f"{Path(name).suffix} files are not read; save it as PNG, JPEG or WebP"
+        )
+    if suffix in _ARCHIVES:
+        return LeftOut(name, "archive", "it is not opened there; unpack it first")
+    if suffix in CAPTION_SUFFIXES or suffix in _NOTES_BESIDE:
+        return None
+    return LeftOut(name, "other", "it is no picture")
+
+
 def folder_repeats(name: str) -> int:
     """The repeats that a folder's name asks for, as sd-scripts reads it (10_elara); 0 where it asks for none."""
     found = _REPEATS.match(name)
     return int(found[1]) if found else 0
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder of this name is neither hidden nor what systems leave behind."""
+    return not name.startswith(".") and name.lower() not in _SYSTEM
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -359,7 +394,7 @@ def _visible(folder: Path) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM:
+                if is_visible(entry.name):
                     yield folder / entry.name
     except FileNotFoundError:
         return

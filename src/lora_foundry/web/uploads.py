@@ -75,7 +75,8 @@ def look(settings: Settings, upload: str) -> Uploaded:
     """What lies under an id. Raises NotFoundError."""
     folder = _folder(settings, upload)
     found = pictures_in(folder)
-    left_out = [(each.name, each.reason) for each in found.left_out]
+    others = [each for each in found.others if not each.name.lower().endswith(".zip")]
+    left_out = [(each.name, each.reason) for each in (*found.left_out, *others)]
     faults = [(each.name, fault) for each in found.pictures if (fault := _fault(each.path))]
     return Uploaded(upload, len(found.pictures) - len(faults), len(_zips(folder)), [*left_out, *faults])
 

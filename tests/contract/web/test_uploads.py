@@ -147,6 +147,14 @@ def test_what_is_only_called_a_picture_is_told_before_the_run(client: TestClient
     assert all("/" not in each["reason"] for each in looked["left_out"])
 
 
+def test_what_is_no_picture_is_told_but_for_zip_files_which_are_opened(client: TestClient) -> None:
+    sent = files(("in/a.png", picture_bytes(1)), ("in/a.txt", b"words"), ("in/b.zip", zipped(b=picture_bytes(2))),
+                 ("in/notes.docx", b"x"), ("in/Thumbs.db", b"x"))  # fmt: skip
+    looked = client.post("/api/v1/uploads", files=sent).json()
+    assert looked["left_out"] == [{"name": "in/notes.docx", "reason": "it is no picture"}]
+    assert looked["zips"] == 1
+
+
 def refused_at_the_start(client: TestClient, sent: Files) -> str:
     upload = client.post("/api/v1/uploads", files=sent).json()["id"]
     made = client.post("/api/v1/pipelines", json={"name": "Elara", "recipe": "mini", "upload": upload})

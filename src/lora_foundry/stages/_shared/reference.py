@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from io import BytesIO
 
+from PIL import Image
+
 from lora_foundry.domain.captions import open_features
 from lora_foundry.domain.dataset import own_record
 from lora_foundry.domain.run import Run
+from lora_foundry.errors import InputError
 from lora_foundry.files.hashing import readable_hash
 from lora_foundry.files.images import read_picture
 from lora_foundry.files.paths import RunPaths
@@ -16,16 +19,33 @@ from lora_foundry.files.training_set import list_set, move_picture
 from lora_foundry.ports import Ports
 
 
+def check_references(run: Run) -> None:
+    """Raises InputError for a reference image that cannot be read, of any character of the run."""
+    for each in run.member_runs:
+        _read(each, RunPaths(each.dataset_dir, each.character.slug))
+
+
+def _read(run: Run, paths: RunPaths) -> Image.Image | None:
+    """The character's reference image; None where there is none. Raises InputError."""
+    given = run.character.reference_image
+    if given is None:
+        return None
+    # The file may have gone since it was taken in.
+    path = given if given.exists() or not paths.reference.exists() else paths.reference
+    try:
+        return read_picture(path)
+    except InputError as error:
+        raise InputError(f"The reference image {error}") from error
+
+
 def take_in_reference(run: Run, paths: RunPaths) -> bool:
     """Copies the character's reference image into the run's folder, as every stage reads it; False where there is none.
 
     Raises InputError for one that is no picture.
     """
-    given = run.character.reference_image
-    if given is None:
+    picture = _read(run, paths)
+    if picture is None:
         return False
-    # The file may have gone since it was taken in.
-    picture = read_picture(given if given.exists() or not paths.reference.exists() else paths.reference)
     content = BytesIO()
     picture.save(content, format="PNG")
     known = paths.reference.read_bytes() if paths.reference.exists() else None

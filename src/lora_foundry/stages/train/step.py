@@ -16,7 +16,7 @@ from lora_foundry.errors import InputError, StageError, did_you_mean
 from lora_foundry.files.hashing import file_hash, readable_hash
 from lora_foundry.files.paths import CACHE, CHECKPOINTS, RunPaths
 from lora_foundry.files.storage import make_folder, read_model, remove_leftovers, require_model, write_model
-from lora_foundry.files.training_set import list_set, read_set
+from lora_foundry.files.training_set import LeftOut, list_set, read_set
 from lora_foundry.ports import Ports, ProgressCallback, TrainingImage, TrainingJob
 from lora_foundry.stages._shared.captions import trained_caption
 from lora_foundry.stages.train.masks import mask_of
@@ -114,7 +114,7 @@ def collect_images(run: Run, paths: RunPaths, tagged: TaggingResults) -> tuple[T
                 f"The picture {paths.images / caption.file} is gone; run the same command again."
             )
     if listed and not present.pictures:
-        raise InputError(f"All pictures in {paths.images} are excluded; restore some.")
+        raise InputError(_none_is_left(present.left_out, paths))
     repeats = _named_repeats(settings, sorted(listed), paths)
     return tuple(
         TrainingImage(
@@ -125,6 +125,20 @@ def collect_images(run: Run, paths: RunPaths, tagged: TaggingResults) -> tuple[T
         )
         for picture in present.pictures
     )
+
+
+def _none_is_left(left_out: Sequence[LeftOut], paths: RunPaths) -> str:
+    """Why no picture of the set is trained on, and what to do."""
+    faulty = [each for each in left_out if each.code == "unreadable"]
+    excluded = any(each.code == "excluded" for each in left_out)
+    if not faulty:
+        return f"All pictures in {paths.images} are excluded; restore some."
+    if excluded:
+        return (
+            f"All pictures in {paths.images} are left out: {len(faulty)} cannot be read, the others are excluded; restore "
+            f"some, or bring others. {faulty[0].reason}"
+        )
+    return f"None of the pictures in {paths.images} can be read; bring others. {faulty[0].reason}"
 
 
 def _named_repeats(settings: TrainSection, listed: Sequence[str], paths: RunPaths) -> dict[str, int]:
