@@ -12,6 +12,7 @@ import sys
 from asyncio.base_subprocess import BaseSubprocessTransport
 from pathlib import Path
 from subprocess import PIPE
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -115,10 +116,29 @@ def test_a_child_that_hears_nothing_ends_itself_and_says_so(tmp_path: Path) -> N
     )
 
 
+def test_a_job_that_lay_in_the_pipe_for_too_long_is_not_begun(tmp_path: Path) -> None:
+    """Its worker froze when it had sent it, and the process was slow to start: by now another worker may have done it."""
+    command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
+    order = {"entry": ENTRY, "work": {"fault": ""}, "patience": 2, "keep": False, "sent": monotonic() - 5}
+    order |= {"log": str(tmp_path / "log"), "json_log": False, "context": {}}
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(order).encode() + b"\n")
+        child.stdin.flush()
+        try:
+            child.wait(60)
+        finally:
+            child.kill()
+        said = child.stdout.read()
+    assert b'{"unheard": true}' in said
+    assert b"progress" not in said
+
+
 def test_a_child_whose_full_pipe_nobody_reads_ends_itself(tmp_path: Path) -> None:
     """Its worker is frozen, and the child has more to tell than a pipe holds."""
     command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
-    order = {"entry": ENTRY, "work": {"fault": "floods"}, "patience": 3, "keep": False}
+    order = {"entry": ENTRY, "work": {"fault": "floods"}, "patience": 3, "keep": False, "sent": monotonic()}
     order |= {"log": str(tmp_path / "log"), "json_log": False, "context": {}}
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
         assert child.stdin is not None
@@ -134,7 +154,7 @@ def test_a_child_whose_full_pipe_nobody_reads_ends_itself(tmp_path: Path) -> Non
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
 def test_a_child_that_hears_nothing_says_so_though_its_log_s_disk_is_full() -> None:
     command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
-    order = {"entry": ENTRY, "work": {"fault": "hangs"}, "patience": 1, "keep": False}
+    order = {"entry": ENTRY, "work": {"fault": "hangs"}, "patience": 1, "keep": False, "sent": monotonic()}
     order |= {"log": "/dev/full", "json_log": False, "context": {}}
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
         assert child.stdin is not None

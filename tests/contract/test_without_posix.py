@@ -72,7 +72,7 @@ def test_a_child_whose_worker_is_gone_ends_with_all_that_it_started(tmp_path: Pa
         process = await start_process(tmp_path / "log", NO_POSIX)
         work = {"run": {"dataset_dir": str(tmp_path), "character": {"description": "grandchild"}}}
         told = {"entry": "tests.contract.engine_jobs:run", "work": work, "patience": 60, "keep": False}
-        told |= {"json_log": False, "context": {}, "log": str(tmp_path / "log")}
+        told |= {"json_log": False, "context": {}, "log": str(tmp_path / "log"), "sent": time.monotonic()}
         assert process.stdin is not None
         process.stdin.write(json.dumps(told).encode() + b"\n")
         both = await asyncio.to_thread(pids, tmp_path)

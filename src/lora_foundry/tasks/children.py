@@ -104,7 +104,7 @@ class Child:
             self.outcome.error = f"No process for the attempt could be started: {error}."
             return self.outcome
         try:
-            self.write(json.dumps(order))
+            self.write(json.dumps(order | {"sent": monotonic()}))
             async with asyncio.timeout(job.timeout):
                 await self._hear_out(job.keep)
         except TimeoutError:
@@ -132,6 +132,10 @@ class Child:
         ):
             with contextlib.suppress(OSError, RuntimeError):
                 self.process.stdin.write(line.encode() + b"\n")
+
+    def heartbeat(self) -> None:
+        """A sign of life to the child, with its time by the clock that all processes of a machine share."""
+        self.write(f"heartbeat {monotonic()}")
 
     def kill(self) -> None:
         """Ends the whole group at once; it may outlive its leader."""
@@ -235,7 +239,7 @@ async def run_alone(child: Child, job: Job, every: float) -> Outcome:
     async def heartbeat() -> None:
         while True:
             await asyncio.sleep(every)
-            child.write("heartbeat")
+            child.heartbeat()
 
     heartbeats = asyncio.create_task(heartbeat())
     try:

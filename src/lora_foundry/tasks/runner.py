@@ -29,7 +29,9 @@ LAST_WORD = 0.5  # seconds in which the worker is told why its child ends
 
 
 class Orders:
-    """What the worker sends down the pipe, read by a thread: jobs as JSON, `heartbeat` as a sign of life, and `stop`."""
+    """What the worker sends down the pipe, read by a thread: jobs as JSON, `heartbeat` as a sign of life, and `stop`. A sign
+    of life is as old as it was when it was sent: one that lay in the pipe, while this process started or froze with its
+    worker, tells nothing of now."""
 
     def __init__(self, write: Tell) -> None:
         self.jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
@@ -43,11 +45,12 @@ class Orders:
         """Ends the process group when the pipe is closed, or says what nobody can read."""
         try:
             while line := sys.stdin.readline():
-                self._heard = time.monotonic()
                 if line.startswith("{"):
                     job = json.loads(line)
-                    self._patience = float(job["patience"])
+                    self._heard, self._patience = float(job["sent"]), float(job["patience"])
                     self.jobs.put(job)
+                elif line.startswith("heartbeat"):
+                    self._heard = float(line.split()[1])
                 elif line.startswith("stop"):
                     self.stop.set()
         finally:
@@ -66,6 +69,17 @@ class Orders:
                 time.sleep(min(self._patience / 20, 0.5))
         finally:
             end_own_group()
+
+    def next_job(self) -> dict[str, Any]:
+        """Waits for the next job. One that has lain in the pipe for longer than its patience may be another worker's by
+        now: it ends the process group."""
+        job = self.jobs.get()
+        if self._is_unheard():
+            time.sleep(min(self._patience / 20, 0.5))  # see _watch
+            if self._is_unheard():
+                self._say_unheard()
+                end_own_group()
+        return job
 
     def _is_unheard(self) -> bool:
         return time.monotonic() - self._heard > self._patience
@@ -99,7 +113,7 @@ def main() -> None:
         orders = Orders(write)
         _preload(sys.argv[2:])
         while True:
-            job = orders.jobs.get()
+            job = orders.next_job()
             write(_outcome(job, _teller(write, orders.stop)))
             if not job["keep"]:
                 os._exit(0)

@@ -402,8 +402,8 @@ class Worker:
         await recovery.heartbeat(self._store, self.name, lanes)
         self._last_heartbeat = time.monotonic()
         for running in self._running.values():
-            running.child.write("heartbeat")
-        self._spare.write("heartbeat")
+            running.child.heartbeat()
+        self._spare.heartbeat()
 
     async def _wind_up(self) -> None:
         """Asks children to come to a safe place and end, kills what is left, and hands it all back."""
