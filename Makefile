@@ -21,7 +21,7 @@ DEMO_ARGS    ?=
 PYTEST_ARGS  ?=
 GPU_ARGS     ?=
 # How many processes test, of one torch thread each: a second thread beside a busy process is slower, not faster. By default
-# four, of which two compute on two cores while others wait (tests/turns.py), and for `quick`, whose tests only compute, two.
+# three, of which two compute on two cores while others wait (tests/turns.py), and for `quick`, whose tests only compute, two.
 TEST_WORKERS ?=
 
 VENV    := .venv
@@ -46,7 +46,7 @@ demo: $(RUNTIME)
 # A Chromium for the tests of the dashboard: an installed one, else Debian's, else Playwright's; without any they skip.
 test: $(DEV)
 	$(BIN)/python -m tests.browser.chromium
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(or $(TEST_WORKERS),4) --dist worksteal $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(or $(TEST_WORKERS),3) --dist worksteal $(PYTEST_ARGS)
 
 # What is left out is marked `slow` or stands in another folder than tests/unit; `make test` runs it all.
 quick: $(DEV)
