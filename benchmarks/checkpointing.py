@@ -43,20 +43,24 @@ BASES = {"sd15": ("sd", "sd", 768), "sdxl": ("sdxl", "sdxl", 1024)}
 STEPS = 12
 
 
-def sums(
-    family: str, configuration: str, size: int, batch: int, checkpointing: bool, settings: TrainSection
-) -> float:
-    """TFLOP of forward and backward pass, of `PICTURES` in batches of `batch`."""
-    network, given = unet(family, configuration, size, batch)
-    if checkpointing:
-        network.enable_gradient_checkpointing()  # type: ignore[operator]
+def network_of(recipe: str, batch: int, checkpointing: bool) -> tuple[Any, dict[str, Any]]:
+    """The recipe's network in training, and what it is called with."""
+    network: Any
+    network, given = unet(*BASES[recipe], batch)
     network.train()
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    return network, given
+
+
+def sums(network: Any, given: dict[str, Any], settings: TrainSection) -> int:
+    """FLOP of forward and backward pass of one batch."""
     with META:
         adapter = Adapter({DENOISER: network}, targets(network, settings), settings, 0)
     fuse(network, NAME, adapter.keep_half_copies(torch.bfloat16))
     with FlopCounterMode(display=False) as counter:
         network(**given)[0].float().square().mean().backward()
-    return counter.get_total_flops() * PICTURES / batch / 1e12
+    return counter.get_total_flops()
 
 
 def counted(recipe: str) -> Iterator[dict[str, Any]]:
@@ -67,15 +71,12 @@ def counted(recipe: str) -> Iterator[dict[str, Any]]:
     base = full_size(family, configuration)
     for way, (batch, checkpointing) in WAYS.items():
         settings = asked.model_copy(update={"batch_size": batch, "gradient_checkpointing": checkpointing})
-        network, given = unet(family, configuration, size, batch)
-        if checkpointing:
-            network.enable_gradient_checkpointing()  # type: ignore[operator]
-        network.train()
+        times = PICTURES // batch
         yield {
             "base": f"{recipe} {size}",
             "way": way,
-            "tflop": round(sums(family, configuration, size, batch, checkpointing, settings), 1),
-            "launches": count_step(network, given).count * PICTURES // batch,
+            "tflop": round(sums(*network_of(recipe, batch, checkpointing), settings) * times / 1e12, 1),
+            "launches": count_step(*network_of(recipe, batch, checkpointing)).count * times,
             "gib": round(training_memory(base, settings) / (1 << 30), 1),
         }
 

@@ -108,8 +108,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers <= CORES or item.nodeid.partition("::")[0] in WAITING:
         return (yield)
-    own: Path = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # what `shared_folder` is
-    with a_turn(own.parent, CORES):
+    assert item.config.cache is not None
+    with a_turn(item.config.cache.mkdir("turns"), CORES):  # the same folder for all workers
         return (yield)
 
 

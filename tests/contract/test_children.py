@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 from asyncio.base_subprocess import BaseSubprocessTransport
@@ -116,12 +117,15 @@ def test_a_child_that_hears_nothing_ends_itself_and_says_so(tmp_path: Path) -> N
     )
 
 
-def test_a_job_that_lay_in_the_pipe_for_too_long_is_not_begun(tmp_path: Path) -> None:
-    """Its worker froze when it had sent it, and the process was slow to start: by now another worker may have done it."""
+def said_unheard(log: Path, fault: str, patience: float, age: float = 0.0, room: bool = True) -> bytes:
+    """What a child says until it ends whose worker froze `age` seconds ago, having sent it a job; nobody reads it meanwhile.
+    room: whether it can write files."""
     command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
-    order = {"entry": ENTRY, "work": {"fault": ""}, "patience": 2, "keep": False, "sent": monotonic() - 5}
-    order |= {"log": str(tmp_path / "log"), "json_log": False, "context": {}}
+    order = {"entry": ENTRY, "work": {"fault": fault}, "patience": patience, "keep": False, "log": str(log)}
+    order |= {"json_log": False, "context": {}, "sent": monotonic() - age}
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
+        if not room:
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (0, 0))
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write(json.dumps(order).encode() + b"\n")
@@ -130,38 +134,25 @@ def test_a_job_that_lay_in_the_pipe_for_too_long_is_not_begun(tmp_path: Path) ->
             child.wait(60)
         finally:
             child.kill()
-        said = child.stdout.read()
+        return child.stdout.read()
+
+
+def test_a_job_that_lay_in_the_pipe_for_too_long_is_not_begun(tmp_path: Path) -> None:
+    """The process was slow to start: by now another worker may have done it."""
+    said = said_unheard(tmp_path / "log", "", patience=2, age=5)
     assert b'{"unheard": true}' in said
     assert b"progress" not in said
 
 
 def test_a_child_whose_full_pipe_nobody_reads_ends_itself(tmp_path: Path) -> None:
-    """Its worker is frozen, and the child has more to tell than a pipe holds."""
-    command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
-    order = {"entry": ENTRY, "work": {"fault": "floods"}, "patience": 3, "keep": False, "sent": monotonic()}
-    order |= {"log": str(tmp_path / "log"), "json_log": False, "context": {}}
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(order).encode() + b"\n")
-        child.stdin.flush()
-        try:
-            child.wait(60)
-        finally:
-            child.kill()
+    said_unheard(tmp_path / "log", "floods", patience=3)
     assert "The worker said nothing for 3 s" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
-def test_a_child_that_hears_nothing_says_so_though_its_log_s_disk_is_full() -> None:
-    command = [sys.executable, "-m", "lora_foundry.tasks.runner", str(os.getpid())]
-    order = {"entry": ENTRY, "work": {"fault": "hangs"}, "patience": 1, "keep": False, "sent": monotonic()}
-    order |= {"log": "/dev/full", "json_log": False, "context": {}}
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, **own_group()) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(json.dumps(order).encode() + b"\n")
-        child.stdin.flush()
-        assert json.loads(child.stdout.readlines()[-1]) == {"unheard": True}
+def test_a_child_that_hears_nothing_says_so_though_its_log_has_no_room(tmp_path: Path) -> None:
+    said = said_unheard(tmp_path / "log", "hangs", patience=1, room=False)
+    assert json.loads(said.splitlines()[-1]) == {"unheard": True}
+    assert (tmp_path / "log").read_bytes() == b""
 
 
 @pytest.mark.usefixtures("forked_children")
